@@ -1,0 +1,27 @@
+"""``golden datasets``: the formats that are read, our own, and what is in a file."""
+
+from __future__ import annotations
+
+from goldenlayers.config import DatasetsConfig
+
+
+def run(config: DatasetsConfig) -> int:
+    """List the formats, print the schema, or read a file and say what is in it."""
+    from goldenlayers import datasets
+
+    if config.schema:
+        print(datasets.schema_text())
+        return 0
+    if config.data is not None:
+        facts = datasets.load_facts(
+            config.data, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
+        )
+        print(facts.summary())
+        for fact in list(facts)[: 3 if config.limit is None else None]:
+            print(f"  {fact.id}: {fact.prompt} … {fact.target_old} → {fact.target_new}")
+        return 0
+    from goldenlayers.report.terminal import show, table
+
+    rows = [(info.name, info.description) for info in datasets.list_datasets()]
+    show(table("Fact formats", ("name", "what it is"), rows))
+    return 0

@@ -1,0 +1,39 @@
+"""``golden run``: repeat a finished run from the settings it left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from goldenlayers.config import RunConfig, from_record
+from goldenlayers.errors import UserError
+
+
+def run(config: RunConfig) -> int:
+    """Read config.yaml, and run its command again into another folder."""
+    from goldenlayers.cli import COMMANDS, dispatch
+    from goldenlayers.store import RunFolder
+
+    folder = config.config.parent if config.config.is_file() else config.config
+    record: dict[str, Any] = RunFolder.open(folder).config
+    command = record.get("command")
+    if command not in COMMANDS or "settings" not in record:
+        raise UserError(
+            f"{folder} records the command '{command}'",
+            expected="the config.yaml that a golden command wrote",
+        )
+    settings = from_record(COMMANDS[command][0], record["settings"])
+    out = config.out or _again(folder)
+    return dispatch(dataclasses.replace(settings, out=out))
+
+
+def _again(folder: Path) -> Path:
+    """The first free name behind the folder's: run-again, run-again-2, ..."""
+    resolved = folder.resolve()
+    for number in range(1, 1000):
+        suffix = "-again" if number == 1 else f"-again-{number}"
+        path = resolved.with_name(resolved.name + suffix)
+        if not path.exists():
+            return path
+    raise UserError(f"{folder} has been repeated 999 times", fix="Give --out")

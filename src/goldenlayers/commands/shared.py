@@ -1,0 +1,118 @@
+"""What the commands share: loading with a word on what happens, progress bars, run folders."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.config import DataOptions, ModelOptions, to_record
+from goldenlayers.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.models.model import Model
+    from goldenlayers.store import RunFolder
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results go to standard output, this does not."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_model(options: ModelOptions) -> Model:
+    """The model a command was asked for."""
+    from goldenlayers.models import load
+
+    return load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        cache_dir=options.cache_dir,
+        trust_remote_code=options.trust_remote_code,
+        layer_paths=options.layer_paths or None,
+        progress=say,
+    )
+
+
+def load_facts(options: DataOptions) -> FactSet:
+    """The facts a command was asked for; says what was left out."""
+    from goldenlayers.datasets import load_facts as load
+
+    facts = load(
+        options.data, limit=options.limit, seed=options.seed, skip_invalid=options.skip_invalid
+    )
+    if facts.skipped:
+        say(facts.summary())
+    return facts
+
+
+def tell_dropped(dropped: Sequence[DataError]) -> None:
+    """Say that some facts turned out to be no edits, and why."""
+    shown = [f"  {error}" for error in dropped[:3]]
+    more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
+    say("\n".join([f"Left out {len(dropped)} facts that are no edits:", *shown, *more]))
+
+
+@contextlib.contextmanager
+def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with an estimate, on standard error; silent when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def run_folder(
+    config: Any, command: str, *, model: Model | None = None, facts: FactSet | None = None
+) -> Iterator[RunFolder | None]:
+    """The run folder of ``config.out`` with its resolved config, or None when none is asked for."""
+    from goldenlayers.store import RunFolder
+
+    if config.out is None:
+        yield None
+        return
+    record: dict[str, Any] = {"command": command, "settings": to_record(config)}
+    record["settings"] = {k: v for k, v in record["settings"].items() if k != "overwrite"}
+    if model is not None:
+        record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
+    if facts is not None:
+        record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
+    with RunFolder.create(config.out, record, overwrite=config.overwrite) as folder:
+        yield folder
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse an existing output.
+
+    Raises:
+        UserError: something stands at ``path``.
+    """
+    if path.exists():
+        raise UserError(
+            f"{path} is there already", fix="Choose another --out, or add --overwrite"
+        )

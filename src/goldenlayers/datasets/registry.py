@@ -1,0 +1,207 @@
+"""The known formats: name, the keys they are recognised by, their reader."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
+from goldenlayers.datasets.fields import Record, Row
+from goldenlayers.errors import UserError, near_matches
+from goldenlayers.facts import Fact
+
+Reader = Callable[[Record, Row], Iterable[Fact]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data set's form.
+
+    ``keys`` are what every record of it has and ``objects`` fields of which one at least is an
+    object: with the order of FORMATS, enough to tell the formats apart. ``families`` are names
+    that stand for several formats (recognition then picks among these). ``reader_for`` makes the
+    reader from all records; it needs them where a fact depends on others. ``spelled`` gives the
+    file's names for Fact's fields where they differ, for messages. ``note`` is said of every set
+    read so.
+    """
+
+    name: str
+    title: str
+    keys: frozenset[str]
+    reader_for: Callable[[Sequence[object]], Reader]
+    objects: frozenset[str] = frozenset()
+    families: tuple[str, ...] = ()
+    spelled: Mapping[str, str] = MappingProxyType({})
+    note: str = ""
+
+    def fits(self, record: object) -> bool:
+        """Whether a record has the form's keys."""
+        if not isinstance(record, dict) or not self.keys <= record.keys():
+            return False
+        return not self.objects or any(isinstance(record.get(name), dict) for name in self.objects)
+
+    @property
+    def shape(self) -> str:
+        """The keys in words."""
+        keys = ", ".join(sorted(self.keys))
+        return f"{keys}, {' or '.join(sorted(self.objects))} as an object" if self.objects else keys
+
+
+def _simple(read: Reader) -> Callable[[Sequence[object]], Reader]:
+    return lambda records: read
+
+
+_FACT = frozenset({"subject", "prompt", "target_new"})
+_PROBES = frozenset({"locality", "portability"})
+
+# The order decides where a record fits several: the more particular one comes first.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "mquake",
+        "MQuAKE: edits with multi-hop questions",
+        frozenset({"requested_rewrite", "questions"}),
+        _simple(mquake.read),
+    ),
+    Format(
+        "counterfact-nested",
+        "CounterFact, the original form",
+        frozenset({"requested_rewrite"}),
+        _simple(counterfact.read_nested),
+        families=("counterfact",),
+        spelled={
+            name: f"requested_rewrite.{key}"
+            for name, key in {
+                "subject": "subject",
+                "prompt": "prompt",
+                "target_new": "target_new",
+                "target_old": "target_true",
+            }.items()
+        },
+    ),
+    Format(
+        "zsre-mend",
+        "ZsRE, the form of MEND",
+        frozenset({"subject", "src", "alt"}),
+        _simple(zsre.read_mend),
+        families=("zsre",),
+        spelled={"prompt": "src", "target_new": "alt", "target_old": "answers"},
+    ),
+    Format(
+        "zsre-knowedit",
+        "ZsRE of KnowEdit",
+        _FACT | {"ground_truth", "rephrase_prompt"},
+        _simple(knowedit.reader("zsre")),
+        objects=_PROBES,
+        families=("zsre", "knowedit"),
+        spelled={"target_old": "ground_truth"},
+    ),
+    Format(
+        "wiki-counterfact",
+        "wiki_counterfact of KnowEdit",
+        _FACT | {"ground_truth"},
+        _simple(knowedit.reader("wiki-counterfact")),
+        objects=_PROBES,
+        families=("knowedit",),
+        spelled={"target_old": "ground_truth"},
+    ),
+    Format(
+        "wiki-recent",
+        "wiki_recent of KnowEdit (no old answers)",
+        _FACT,
+        _simple(knowedit.reader("wiki-recent")),
+        objects=_PROBES,
+        families=("knowedit",),
+    ),
+    Format(
+        "wikibio",
+        "WikiBio of KnowEdit: a sentence after a passage",
+        frozenset({"text", "labels", "concept"}),
+        _simple(knowedit.read_wikibio),
+        families=("knowedit",),
+        spelled={"subject": "concept", "prompt": "text", "target_new": "labels"},
+    ),
+    Format(
+        "counterfact-flat",
+        "CounterFact, the flat form of EasyEdit",
+        _FACT | {"ground_truth"},
+        _simple(counterfact.read_flat),
+        families=("counterfact",),
+        spelled={"target_old": "ground_truth"},
+    ),
+    Format(
+        "known",
+        "known facts of ROME (known_1000), each given a false answer of its relation",
+        frozenset({"subject", "attribute", "prompt", "relation_id"}),
+        known.reader_for,
+        families=("known-1000",),
+        spelled={"target_old": "attribute"},
+        note=known.NOTE,
+    ),
+    Format(
+        "jsonl",
+        "our own JSON lines (see --schema)",
+        _FACT,
+        _simple(jsonl.read),
+    ),
+)
+_LOOKED_AT = 50
+
+
+def names() -> tuple[str, ...]:
+    """All names a format may be called by."""
+    found = {form.name for form in FORMATS}
+    found.update(family for form in FORMATS for family in form.families)
+    return tuple(sorted(found))
+
+
+def plain_name(name: str) -> str:
+    """The one spelling of a format's name: wiki_recent, Wiki-Recent → wiki-recent."""
+    return name.strip().lower().replace("_", "-")
+
+
+def is_name(name: str) -> bool:
+    """Whether a format goes by this name."""
+    return plain_name(name) in names()
+
+
+def choose(records: Sequence[object], wanted: str | None, source: str) -> Format:
+    """The format of ``records`` by their keys; among those called ``wanted`` if it is given.
+
+    Raises:
+        UserError: unknown name, or no format fits.
+    """
+    among = FORMATS
+    if wanted is not None:
+        plain = plain_name(wanted)
+        among = tuple(f for f in FORMATS if plain == f.name or plain in f.families)
+        if not among:
+            raise UserError(f"'{wanted}' is not a known format", fix=near_matches(plain, names()))
+    votes: Counter[str] = Counter()
+    looked_at = [record for record in records if isinstance(record, dict)][:_LOOKED_AT]
+    for record in looked_at:
+        form = next((form for form in FORMATS if form.fits(record)), None)
+        if form is not None:
+            votes[form.name] += 1
+    fitting = [form for form in among if votes[form.name]]
+    if fitting:
+        return max(fitting, key=lambda form: votes[form.name])
+    # A format asked for by name may fit without being the first that does.
+    for form in among if wanted is not None else ():
+        if any(form.fits(record) for record in looked_at):
+            return form
+    if wanted is not None and votes:
+        seen = votes.most_common(1)[0][0]
+        raise UserError(
+            f"{source} is not in the format '{wanted}': it looks like '{seen}'",
+            fix=f"Leave the format out, or give {seen}:PATH",
+        )
+    found = ", ".join(str(name) for name in looked_at[0]) if looked_at else "no objects"
+    raise UserError(
+        f"{source} is in no format known here (fields of its first record: {found or 'none'})"
+        if wanted is None
+        else f"{source} is not in the format '{wanted}' (fields of its first record: {found})",
+        expected="; ".join(f"{form.name} ({form.shape})" for form in among),
+        fix="Rewrite it as our own JSON lines: golden datasets --schema",
+    )

@@ -1,0 +1,195 @@
+"""Files that a kill, a full disk or a second process cannot leave half-written unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from goldenlayers.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+def plain(value: Any) -> Any:
+    """``value`` in the types that strict JSON and YAML know; a number that is not finite is None.
+
+    Takes dataclasses, mappings, lists, tuples, paths, numpy scalars and arrays, and tensors.
+
+    Raises:
+        TypeError: any other type.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if callable(listed := getattr(value, "tolist", None)):
+        return plain(listed())
+    raise TypeError(f"{type(value).__name__} cannot be written to a run folder")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """``plain(value)`` as JSON that any reader accepts (no NaN)."""
+    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Within it, what the system refuses (disk full, no permission) becomes a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"the disk is full: {path} could not be written ({error.strerror})",
+                fix="Make room and run the same command again; what was finished before is kept",
+            ) from error
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error})",
+            expected="a place that can be written to",
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by ``text``: at any moment the old content or the new one is there, whole.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; the old content stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON lines; when this returns they are on the disk.
+
+    A failure or Ctrl-C takes the whole batch back; a kill can leave its first rows and a torn
+    last line, which ``mend_tail`` must remove before the next append.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; the file is as it was.
+    """
+    data = memoryview("".join(json_text(row) + "\n" for row in rows).encode())
+    with disk_errors(path):
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+        finally:
+            os.close(descriptor)
+        if new:
+            sync(path.parent)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file without a last line that a kill has torn.
+
+    Raises:
+        UserError: no such file, or a broken line before the last one; with its number.
+    """
+    return _parse(path)[0]
+
+
+def mend_tail(path: Path) -> None:
+    """Cut a torn last line off; give a whole one without its line break the line break."""
+    if not path.exists():
+        return
+    end, size = _parse(path)[1], path.stat().st_size
+    with disk_errors(path), path.open("r+b") as file:
+        file.truncate(end)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        if end != size:
+            os.fsync(file.fileno())
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows, and how many bytes of the file they take up."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror})") from error
+    # Bytes split at other breaks than "\n" too, but JSON has none of those unescaped in a line.
+    rows: list[dict[str, Any]] = []
+    end = place = 0
+    for number, line in enumerate(lines, start=1):
+        place += len(line)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            if any(later.strip() for later in lines[number:]):
+                raise UserError(
+                    f"{path}, line {number}: a broken row ({error})",
+                    expected="one JSON object per line",
+                    fix="Remove that line; what it stood for is then done again",
+                ) from error
+            break
+        rows.append(row)
+        end = place
+    return rows, end
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file for this process; the system lets go of it however the process ends.
+
+    Does nothing where the system or the file system knows no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise

@@ -1,0 +1,103 @@
+"""The editors' settings: one set of defaults for every model family.
+
+Step sizes and bounds are relative to the model's own norms, so they need no file per model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from goldenlayers.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """What the editors can be told. Each field names the editors that read it."""
+
+    steps: int = 25
+    """Most optimisation steps per fact (all but in-context)."""
+
+    lr: float = 0.25
+    """Step size. rome, r-rome, memit, emmet, alphaedit, pmet: length of a step as a share of the
+    clean value's length. ft-l, ft-m: per weight, as a share of the matrix's root mean square."""
+
+    lr_absolute: bool = False
+    """Take lr as it stands, per coordinate, as published settings do."""
+
+    clamp: float = 4.0
+    """Longest change of a value, in lengths of the clean value (the locate-then-edit editors)."""
+
+    kl_factor: float = 0.0625
+    """Weight of keeping what the model says of the subject, the KL term at "{subject} is a"."""
+
+    weight_decay: float = 1e-3
+    """Weight of the change's length against the clean value's length, squared."""
+
+    stop_loss: float = 0.05
+    """A fact is done when its loss is below this."""
+
+    prefixes: int = 5
+    """Texts sampled from the model that are put before the prompt, beside the bare prompt."""
+
+    prefix_tokens: int = 8
+    """Tokens of each sampled text."""
+
+    layers_before: int = 0
+    """memit, pmet, emmet, alphaedit: spread the edit over this many more layers, ending with the
+    chosen one."""
+
+    memit_lambda: float = 15000.0
+    """memit, pmet: weight of what is kept, in tokens of the statistics' text."""
+
+    emmet_lambda: float = 0.0
+    """emmet: how far the equality may give way; 0 holds it exactly."""
+
+    null_space: float = 0.02
+    """alphaedit: directions with less than this share of the mean eigenvalue may be edited."""
+
+    null_space_absolute: bool = False
+    """alphaedit: take null_space as an absolute eigenvalue, as published."""
+
+    l2: float = 10.0
+    """alphaedit: weight of the update's size."""
+
+    epsilon: float = 0.0
+    """ft-l: most any weight may change, as a share of the matrix's root mean square (0: the
+    default of 0.05)."""
+
+    demonstrations: int = 8
+    """in-context: worked examples put before the prompt."""
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("steps", 1),
+            ("prefixes", 0),
+            ("prefix_tokens", 1),
+            ("layers_before", 0),
+            ("kl_factor", 0),
+            ("weight_decay", 0),
+            ("stop_loss", 0),
+            ("emmet_lambda", 0),
+            ("epsilon", 0),
+            ("demonstrations", 0),
+        ):
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}", expected=f"{low} or more")
+        for name in ("lr", "clamp", "memit_lambda", "null_space", "l2"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}", expected="a number above 0")
+
+    def replace(self, **changes: float | int | bool) -> EditSettings:
+        """A copy with some fields changed.
+
+        Raises:
+            UserError: an unknown field, with near matches.
+        """
+        from goldenlayers.errors import near_matches
+
+        names = {f.name for f in dataclasses.fields(self)}
+        for name in changes:
+            if name not in names:
+                raise UserError(f"unknown setting '{name}'", fix=near_matches(name, names))
+        return dataclasses.replace(self, **changes)

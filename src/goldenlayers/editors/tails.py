@@ -1,0 +1,179 @@
+"""Recomputing only what an edit can change: from the edited block on, from the lookup token on.
+
+An edit at block L acts at the lookup token. Blocks above L, and every token before the lookup
+token, stay as they were; their keys and values in attention are remembered from one clean pass.
+
+Shapes: N rows (prompts), T tokens of a row, P tokens before the latest lookup, S tokens of a tail
+(lookup token to the end), D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from goldenlayers.hooks import capture, final_hidden, override, override_input, resume_from
+from goldenlayers.tokens import Encoding, pad_ids
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+# How far a tail's result may lie from the whole pass's, relative to its size: rounding only.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+_TOLERANCE_HALF = 0.1
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Tails:
+    """Rows of prompts that can be run again and again from block ``layer`` and their lookup token.
+
+    Making one runs the rows once, whole and clean. ``inputs[name]`` and ``outputs[name]`` then
+    hold what the watched modules were given and gave at each row's lookup token (N, ·), and
+    ``clean`` the head's input at the tail positions (N, S, D).
+
+    Where a family's attention cannot run from remembered keys (its positions follow the mask in
+    another way), that shows in a first trial against the clean pass, and rows run whole instead.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encodings: Sequence[Encoding],
+        layer: int,
+        watch: Mapping[str, nn.Module],
+        *,
+        reuse: bool = True,
+    ) -> None:
+        self.model, self.layer = model, layer
+        lookups = [e.lookup for e in encodings]
+        assert None not in lookups  # encoder.fact and the prompts' builder hold this
+        lookup = torch.tensor([at for at in lookups if at is not None])
+        batch = pad_ids([e.ids for e in encodings], model.device)
+        rows = torch.arange(len(encodings))
+        self._full_ids = batch.ids
+        cache = _empty_cache()
+        block = {"block": model.layers[layer].module}
+        with torch.no_grad(), capture(watch, inputs=True) as given, capture(watch) as gave:
+            entering, undo = _entering(block["block"])
+            with undo:
+                hidden = final_hidden(model, batch.ids, past_key_values=cache)
+        self.inputs = {name: by_row(x, batch.ids)[rows, lookup] for name, x in given.items()}
+        self.outputs = {name: by_row(y, batch.ids)[rows, lookup] for name, y in gave.items()}
+        self._entering, self._hidden, self._lengths = entering[0], hidden, batch.lengths
+        self._keys_values = [(k, v) for k, v, *_ in cache] if reuse else []
+        self.lookup = lookup
+        self._cut(lookup if reuse and int(lookup.max()) > 0 else torch.zeros_like(lookup))
+        if reuse and int(self.start.max()) > 0 and not self._agrees():
+            self._keys_values = []
+            self._cut(torch.zeros_like(lookup))
+        del self._entering, self._hidden
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the tokens before the lookup token are remembered and not run again."""
+        return bool(self._keys_values)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def _cut(self, start: Tensor) -> None:
+        """Let each row's tail begin at its ``start`` (N,)."""
+        self.start = start
+        past = int(start.max())
+        width = int((self._lengths.cpu() - start).max())
+        columns = (start[:, None] + torch.arange(width)).clamp_max(self._full_ids.shape[1] - 1)
+        rows = torch.arange(len(start))[:, None]
+        self.ids = self._full_ids[rows, columns]  # (N, S)
+        self.entering = self._entering[rows, columns]  # (N, S, D)
+        self.clean = self._hidden[rows, columns]  # (N, S, D)
+        self.positions = (start[:, None] + torch.arange(width)).to(self.ids.device)
+        self.column = self.lookup - start  # of the lookup token within the tail
+        self._past = [(k[:, :, :past], v[:, :, :past]) for k, v in self._keys_values]
+        before = torch.arange(past)[None] < start[:, None]  # (N, P)
+        here = torch.ones(len(start), width, dtype=torch.bool)
+        self.mask = torch.cat([before, here], dim=1).to(self.ids.device)
+
+    def _agrees(self) -> bool:
+        try:
+            with torch.no_grad():
+                again = self.run({})
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return False  # a family whose attention does not take such a cache at all
+        tolerance = _TOLERANCE.get(again.dtype, _TOLERANCE_HALF)
+        real = self.positions < self._lengths[:, None]
+        gap = (again - self.clean)[real].float().norm()
+        return bool(gap <= tolerance * self.clean[real].float().norm())
+
+    def select(self, keep: Tensor) -> Tails:
+        """The same for the rows ``keep`` (indices) only, in that order."""
+        other = object.__new__(Tails)
+        other.model, other.layer = self.model, self.layer
+        for name in ("ids", "entering", "clean", "positions", "mask"):
+            setattr(other, name, getattr(self, name)[keep.to(self.ids.device)])
+        other.start, other.column, other.lookup = (
+            self.start[keep],
+            self.column[keep],
+            self.lookup[keep],
+        )
+        other._past = [(k[keep], v[keep]) for k, v in self._past]
+        other._keys_values = other._past
+        other.inputs = {name: x[keep] for name, x in self.inputs.items()}
+        other.outputs = {name: x[keep] for name, x in self.outputs.items()}
+        return other
+
+    def run(self, changes: Mapping[nn.Module, Tensor]) -> Tensor:
+        """The head's input at the tail positions (N, S, D), with ``changes[module]`` (N, ·) added
+        to that module's output at each row's lookup token. Differentiable in the changes.
+        """
+        rows = torch.arange(len(self), device=self.ids.device)
+        column = self.column.to(self.ids.device)
+
+        def adding(change: Tensor) -> Change:
+            def add(y: Tensor) -> Tensor:
+                shaped = y.reshape(len(self), -1, y.shape[-1])
+                added = shaped.index_put((rows, column), change.to(y.dtype), accumulate=True)
+                return added.reshape(y.shape)
+
+            return add
+
+        kwargs: dict[str, Any] = {}
+        if self._past:
+            kwargs["past_key_values"] = _empty_cache(self._past)
+            kwargs["attention_mask"] = self.mask.long()
+            if "position_ids" in inspect.signature(self.model.hf.forward).parameters:
+                kwargs["position_ids"] = self.positions
+        with ExitStack() as stack:
+            stack.enter_context(resume_from(self.model, self.layer, self.entering))
+            for module, change in changes.items():
+                stack.enter_context(override(module, adding(change)))
+            return final_hidden(self.model, self.ids, **kwargs)
+
+
+def by_row(x: Tensor, ids: Tensor) -> Tensor:
+    """Activations as (N, T, ·): OPT runs its MLP on all tokens in one row."""
+    return x.reshape(*ids.shape, x.shape[-1])
+
+
+def _empty_cache(keys_values: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
+    # Without a config every layer's cache is a plain growing one, also in models with windows:
+    # prompts are far shorter than any window, and the trial run would show if they were not.
+    from transformers import DynamicCache
+
+    return DynamicCache(list(keys_values)) if keys_values else DynamicCache()
+
+
+def _entering(module: nn.Module) -> tuple[list[Tensor], Any]:
+    """A list that will hold the module's first argument, and the context that fills it."""
+    found: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden
+
+    return found, override_input(module, keep)

@@ -1,0 +1,91 @@
+"""The errors a user can cause, each said in one message that tells how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the command line shows it without a traceback and exits 2.
+
+    Args:
+        found: what was found, and where (file, row, field).
+        expected: what was expected instead, if that adds anything.
+        fix: what the user can do about it.
+    """
+
+    def __init__(self, found: str, *, expected: str = "", fix: str = "") -> None:
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        parts = [found.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected {expected.rstrip('.')}.")
+        if fix:
+            parts.append(f"{fix.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+
+class DataError(UserError):
+    """A row of a data file is wrong.
+
+    Args:
+        problem: what is wrong with this row.
+        source: the file (or hub data set) it stands in.
+        row: line number for JSON lines, record number for a JSON array; both count from 1.
+        field: the field at fault, e.g. ``target_new`` or ``locality[2].prompt``.
+        expected, fix: as for UserError.
+        reason: the kind of problem in words that are the same for every row that has it
+            (reports group by it); the problem itself when not given.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        source: str = "",
+        row: int | None = None,
+        field: str = "",
+        expected: str = "",
+        fix: str = "",
+        reason: str = "",
+    ) -> None:
+        self.problem = problem
+        self.reason = reason or problem
+        self.source = source
+        self.row = row
+        self.field = field
+        place = ", ".join(
+            part
+            for part in (
+                source,
+                f"row {row}" if row is not None else "",
+                f"field '{field}'" if field else "",
+            )
+            if part
+        )
+        super().__init__(f"{place}: {problem}" if place else problem, expected=expected, fix=fix)
+
+    def at(
+        self, *, source: str = "", row: int | None = None, field: str = "", fix: str = ""
+    ) -> DataError:
+        """The same error, now with the place where it was found; what is not given stays."""
+        return DataError(
+            self.problem,
+            source=source or self.source,
+            row=self.row if row is None else row,
+            field=field or self.field,
+            expected=self.expected,
+            fix=fix or self.fix,
+            reason=self.reason,
+        )
+
+
+def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """A sentence that names the known words closest to ``name``, or lists them all if few."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    if close:
+        return "Did you mean " + " or ".join(f"'{word}'" for word in close) + "?"
+    return "Known: " + ", ".join(known) if known else ""

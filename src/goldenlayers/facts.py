@@ -1,0 +1,249 @@
+"""A fact edit and its probes: immutable, and checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from goldenlayers.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt whose continuation is looked at after an edit.
+
+    ``answer`` is the expected answer; None where only "the prediction must not move" is asked.
+    ``kind`` groups probes that are averaged together (for portability: Subject_Aliasing, Reasoning,
+    Logical_Generalization; for locality: neighborhood, Relation_Specificity, Forgetfulness, ...).
+    ``aliases`` are other ways of writing the answer. Space around answer and aliases is dropped
+    (the joint of prompt and answer adds its own); the prompt is kept letter for letter.
+
+    Raises:
+        DataError: empty prompt, empty answer or alias, or something that is not text.
+    """
+
+    prompt: str
+    answer: str | None = None
+    kind: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_text(self.prompt, "prompt")
+        _strip(self, "answer", optional=True)
+        _texts(self, "aliases", strip=True)
+        if not isinstance(self.kind, str):
+            raise _not_text(self.kind, "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One fact edit: after it, the model should answer ``prompt`` with ``target_new``.
+
+    Terms as in ROME and MEMIT: ``subject`` stands in ``prompt``; ``target_old`` is the answer now
+    (None when the data has none: it is then filled with the model's own greedy continuation and
+    ``target_old_is_generated`` is set). ``rephrasings`` ask the same in other words; ``locality``
+    probes must not move; ``portability`` probes must follow from the edit.
+
+    Space around the subject and the answers is dropped (the joint of prompt and answer adds its
+    own); prompts are kept letter for letter.
+
+    Raises:
+        DataError: an empty field, something that is not text, a subject that does not stand in
+            the prompt letter for letter, or a new answer equal to the old one or an alias of it.
+    """
+
+    id: str
+    subject: str
+    prompt: str
+    target_new: str
+    target_old: str | None = None
+    target_old_is_generated: bool = False
+    relation: str | None = None
+    rephrasings: tuple[str, ...] = ()
+    locality: tuple[Probe, ...] = ()
+    portability: tuple[Probe, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    old_aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_text(self.id, "id")
+        _check_text(self.prompt, "prompt")
+        for name in ("subject", "target_new"):
+            _strip(self, name)
+        for name in ("target_old", "relation"):
+            _strip(self, name, optional=True)
+        for name in ("rephrasings", "generation_prompts"):
+            _texts(self, name)
+        _texts(self, "old_aliases", strip=True)
+        for name in ("locality", "portability"):
+            _probes(self, name)
+        if find_subject(self.subject, self.prompt) is None:
+            raise _subject_missing(self.subject, self.prompt)
+        if self.target_new == self.target_old:
+            raise DataError(
+                f"the new answer equals the old answer ('{_short(self.target_new)}')",
+                field="target_new",
+                reason="the new answer equals the old answer",
+            )
+        if self.target_new in self.old_aliases:
+            raise DataError(
+                f"the new answer '{_short(self.target_new)}' is right already: the data has it "
+                f"beside the old answer '{_short(self.target_old or '')}'",
+                field="target_new",
+                reason="the new answer is among the old answer's aliases",
+            )
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character span of the subject in the prompt."""
+        span = find_subject(self.subject, self.prompt)
+        assert span is not None  # held by __post_init__
+        return span
+
+    def with_old(self, answer: str) -> Fact:
+        """The fact with its missing old answer filled by the model's own continuation.
+
+        Raises:
+            DataError: the continuation is empty, or is already the new answer.
+        """
+        return dataclasses.replace(self, target_old=answer, target_old_is_generated=True)
+
+
+def find_subject(subject: str, text: str) -> tuple[int, int] | None:
+    """Character span of ``subject`` in ``text``: its last mention, whole words preferred.
+
+    The last mention is the one next to the question's end; a mention inside another word
+    ("Iran" in "Iranian") counts only when there is no other.
+    """
+    subject = subject.strip()
+    if not subject:
+        return None
+    whole = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
+    matches = whole or list(re.finditer(re.escape(subject), text))
+    return matches[-1].span() if matches else None
+
+
+def near_subject(subject: str, prompt: str) -> str | None:
+    """What stands in the prompt in place of the subject when only its form differs.
+
+    Form: letter case, accents and other Unicode forms, number of spaces. None if nothing does.
+    """
+    wanted, _ = _plain(subject.strip())
+    text, origin = _plain(prompt)
+    at = text.rfind(wanted) if wanted else -1
+    if at < 0:
+        return None
+    start, end = origin[at], origin[at + len(wanted) - 1] + 1
+    while end < len(prompt) and unicodedata.combining(prompt[end]):
+        end += 1
+    return prompt[start:end]
+
+
+def _plain(text: str) -> tuple[str, list[int]]:
+    """Text without case, accents and repeated spaces, and each character's place in ``text``."""
+    letters: list[str] = []
+    origin: list[int] = []
+    for place, character in enumerate(text):
+        for letter in unicodedata.normalize("NFKD", character).casefold():
+            if unicodedata.combining(letter):
+                continue
+            letter = " " if letter.isspace() else letter
+            if letter == " " and letters and letters[-1] == " ":
+                continue
+            letters.append(letter)
+            origin.append(place)
+    return "".join(letters), origin
+
+
+def _subject_missing(subject: str, prompt: str) -> DataError:
+    problem = f"the subject '{_short(subject)}' is not in the prompt '{_short(prompt)}'"
+    near = near_subject(subject, prompt)
+    if near is None:
+        return DataError(
+            problem,
+            field="subject",
+            expected="the subject letter for letter in the prompt",
+            reason="the subject is not in the prompt",
+        )
+    return DataError(
+        problem,
+        field="subject",
+        expected="the subject letter for letter in the prompt "
+        "(it is there but for case, accents or spaces)",
+        fix=f"Write the subject as the prompt has it: '{near}'",
+        reason="the subject is not in the prompt letter for letter (case, accents or spaces)",
+    )
+
+
+def _check_text(value: object, field: str) -> str:
+    """``value`` as text that is not empty and can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise _not_text(value, field)
+    if not value.strip():
+        fix = "Leave the answer out if only the prediction matters" if field == "answer" else ""
+        raise DataError(f"{field} is empty", field=field, fix=fix)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{field} holds half a character (a lone surrogate)",
+            field=field,
+            fix="Write the text as UTF-8",
+        ) from None
+    return value
+
+
+def _not_text(value: object, field: str) -> DataError:
+    return DataError(
+        f"{field} is {type(value).__name__} {_short(repr(value), 40)}, not text",
+        field=field,
+        expected="text",
+        reason=f"{field} is not text",
+    )
+
+
+def _strip(made: Fact | Probe, name: str, *, optional: bool = False) -> None:
+    value = getattr(made, name)
+    if value is None and optional:
+        return
+    # The dataclass is frozen for everyone else; this is still its construction.
+    object.__setattr__(made, name, _check_text(value, name).strip())
+
+
+def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:
+    """Holds the field to a tuple of texts: a bare string would be taken apart letter by letter."""
+    values = getattr(made, name)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise DataError(
+            f"{name} is {type(values).__name__}, not a list",
+            field=name,
+            expected="a list of texts",
+        )
+    kept = []
+    for place, value in enumerate(values, 1):
+        try:
+            text = _check_text(value, name)
+        except DataError as error:
+            raise error.at(field=f"{name}[{place}]") from None
+        kept.append(text.strip() if strip else text)
+    object.__setattr__(made, name, tuple(kept))
+
+
+def _probes(made: Fact, name: str) -> None:
+    values = getattr(made, name)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise DataError(f"{name} is not a list of probes", field=name)
+    values = tuple(values)
+    for place, value in enumerate(values, 1):
+        if not isinstance(value, Probe):
+            raise DataError(
+                f"{name} holds {type(value).__name__}, not a Probe", field=f"{name}[{place}]"
+            )
+    object.__setattr__(made, name, values)
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

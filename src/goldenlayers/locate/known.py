@@ -1,0 +1,88 @@
+"""Old answers: which ones the model knows, and the model's own answer where the data has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from goldenlayers.decoding import end_ids, forced_predictions, greedy
+from goldenlayers.errors import DataError
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+# How tokenizers write white space inside their vocabulary: byte-level BPE, SentencePiece.
+_BLANK = "ĠĊĉčÂ▁ \t\r\n"
+
+
+def known_facts(model: Model, facts: Sequence[Fact], *, batch_size: int = 32) -> list[Fact]:
+    """The facts whose old answer is the model's greedy continuation of the prompt."""
+    asked = [fact for fact in facts if fact.target_old is not None]
+    encodings = [model.encoder.fact(fact, fact.target_old or "") for fact in asked]
+    found = forced_predictions(model, encodings, batch_size=batch_size)
+    return [
+        fact
+        for fact, encoding, tokens in zip(asked, encodings, found, strict=True)
+        if tuple(tokens) == encoding.answer_ids
+    ]
+
+
+def blank_ids(model: Model) -> list[int]:
+    """Tokens that show nothing: white space, special and end-of-text tokens."""
+    blank = {i for token, i in model.tokenizer.get_vocab().items() if not token.strip(_BLANK)}
+    blank |= {i for token, i in model.tokenizer.get_vocab().items() if token in ("<0x0A>", "<0x0D>")}
+    blank |= set(model.tokenizer.all_special_ids) | end_ids(model)
+    limit = model.layers.vocab_size
+    return sorted(i for i in blank if 0 <= i < limit)
+
+
+def fill_old_answers(
+    model: Model, facts: Sequence[Fact], *, batch_size: int = 32
+) -> tuple[list[Fact], list[DataError]]:
+    """Fill each missing old answer with the model's own greedy continuation, marked as such.
+
+    The continuation has at most as many tokens as the new answer and ends at a line break. It may
+    not begin with white space or the end of the text: instruction-tuned models put a line break
+    after a question, and a blank answer would say nothing about the old knowledge. Facts whose
+    continuation already is the new answer are no edits: they are returned apart, with the reason.
+    """
+    missing = [i for i, fact in enumerate(facts) if fact.target_old is None]
+    if not missing:
+        return list(facts), []
+    encoder = model.encoder
+    prompts = [encoder.fact(facts[i]) for i in missing]
+    wanted = [len(encoder.fact(facts[i], facts[i].target_new).answer_ids) for i in missing]
+
+    def stop(row: int, new: list[int]) -> bool:
+        return len(new) >= wanted[row] or "\n" in model.tokenizer.decode(new)
+
+    continuations = greedy(
+        model,
+        [p.ids for p in prompts],
+        max(wanted),
+        batch_size=batch_size,
+        stop=stop,
+        forbid_first=blank_ids(model),
+    )
+    filled: dict[int, Fact] = {}
+    dropped: list[DataError] = []
+    for i, tokens in zip(missing, continuations, strict=True):
+        text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+        answer = text.split("\n")[0].strip()
+        try:
+            filled[i] = facts[i].with_old(answer)
+        except DataError as error:
+            dropped.append(
+                DataError(
+                    f"fact '{facts[i].id}' is no edit: the model's own answer '{answer}' gives "
+                    f"this: {error.problem}",
+                    field="target_new",
+                )
+            )
+    kept = [
+        filled.get(i, fact)
+        for i, fact in enumerate(facts)
+        if fact.target_old is not None or i in filled
+    ]
+    return kept, dropped

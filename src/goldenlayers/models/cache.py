@@ -1,0 +1,182 @@
+"""The cache of converted models: one folder per model, whole or not there at all.
+
+A folder is written under a temporary name ending in ``.part`` and renamed when it is complete. Its
+manifest records where the weights came from and the size and SHA-256 of every file, so that a
+folder that was cut short, edited or made by an older converter is recognised and built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from goldenlayers.errors import UserError
+
+MANIFEST = "golden-manifest.json"
+CACHE_VARIABLE = "GOLDENLAYERS_CACHE"
+CONVERTER_VERSION = 1  # raise it when a conversion would now give other files
+
+Progress = Callable[[str], None]
+
+
+def say(message: str) -> None:
+    """The default progress function: one line on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def models_root(cache_dir: str | Path | None = None) -> Path:
+    """Folder of the converted models: ``cache_dir``, else $GOLDENLAYERS_CACHE, else the user's."""
+    chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
+    if not chosen:
+        import platformdirs
+
+        chosen = platformdirs.user_cache_dir("goldenlayers", appauthor=False)
+    return Path(chosen).expanduser() / "models"
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest; None when there is none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def fault(folder: Path, source: dict[str, Any] | None = None, *, full: bool = False) -> str | None:
+    """What is wrong with a cached folder, or None if it can be used.
+
+    Args:
+        source: what the weights must have been made from; None accepts any source.
+        full: also hash every file (seconds per gigabyte); otherwise only sizes are compared.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return "its manifest is missing or unreadable"
+    if manifest.get("converter") != CONVERTER_VERSION:
+        return "it was made by another version of the converter"
+    if source is not None and manifest.get("source") != source:
+        return "it was made from other weights"
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        return "its manifest lists no files"
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != record["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {record['size']}"
+        if full and sha256_file(path) != record["sha256"]:
+            return f"{name} has changed (SHA-256 differs)"
+    return None
+
+
+def _seal(folder: Path, source: dict[str, Any], about: dict[str, Any]) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "schema": 1,
+        "converter": CONVERTER_VERSION,
+        "source": source,
+        "about": about,
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def _locked(root: Path, key: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of one cache entry, so that two processes do not convert the same model."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(root / f".{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"Another process is preparing {key}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def obtain(
+    root: Path,
+    key: str,
+    source: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    progress: Progress = say,
+) -> Path:
+    """The folder of cache entry ``key``, built by ``build(empty folder)`` if it is not there whole.
+
+    ``build`` returns what the manifest shall say about the model. When it fails, nothing is left.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    folder = root / key
+    if fault(folder, source) is None:
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root, key, progress):
+            found = fault(folder, source)
+            if found is None:  # another process finished it meanwhile
+                return folder
+            if folder.exists():
+                progress(f"The cached copy of {key} cannot be used: {found}. Building it anew.")
+            # Whoever holds the lock is the only one at work on this key, so these are left-overs
+            # of processes that were killed.
+            for left_over in root.glob(f"{key}~*.part"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            part = root / f"{key}~{uuid.uuid4().hex[:8]}.part"
+            part.mkdir()
+            try:
+                about = build(part)
+                _seal(part, source, about)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"The model cache {root} cannot be written: {error.strerror or error}",
+            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+        ) from error
+    return folder
+
+
+def require_space(root: Path, needed: int, what: str) -> None:
+    """Refuse early when the disk cannot hold ``needed`` bytes more."""
+    place = root
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs {needed / 1e9:.1f} GB of disk under {root}, and {free / 1e9:.1f} are free",
+            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+        )

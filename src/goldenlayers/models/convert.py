@@ -1,0 +1,185 @@
+"""From a GGUF file to a folder of safetensors, configuration and tokenizer.
+
+The weights are unpacked to float32: of the packaged models' values only 2-60 % per matrix are exact
+in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.errors import UserError
+from goldenlayers.models import cache
+from goldenlayers.models.gguf_header import read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Texts whose tokens must survive saving and loading: spaces, digits, accents, CJK, an emoji.
+_SAMPLES = (
+    "The capital of France is Paris.",
+    " Jules Verne's café – naïve  1905\n\tend",
+    "東京 Привет שלום \U0001f389",
+)
+
+
+def convert_gguf(
+    gguf: Path, folder: Path, *, progress: cache.Progress = cache.say
+) -> dict[str, Any]:
+    """Convert ``gguf`` into ``folder`` (save_pretrained layout, float32); returns the manifest's notes.
+
+    Raises:
+        UserError: not a whole GGUF file, a kind of model or tokenizer that cannot be converted.
+    """
+    header = read_header(gguf)
+    _refuse_unsupported(gguf, header)
+    cache.require_space(folder, 2 * 4 * header.elements, f"Converting {gguf.name}")
+    progress(f"Converting {gguf.name} to safetensors, once; this takes a minute or two.")
+
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": gguf.name}
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                **where,
+                **_dequantize_options(),
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (ValueError, KeyError, NotImplementedError, TypeError, OSError) as error:
+        raise UserError(
+            f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
+            f"{transformers.__version__}: {_first_line(error)}",
+            fix="Use the model's safetensors checkpoint (a directory or a hub id) instead",
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"Reading {gguf.name} needs a package that is not installed: {_first_line(error)}",
+            fix="python -m pip install gguf accelerate",
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{gguf} lacks {len(missing)} of the model's weights, among them {missing[0]}",
+            fix="Use the model's safetensors checkpoint instead",
+        )
+    clear_quantization(model)
+    _follow_bos_flag(tokenizer, header.values)
+    model.config.name_or_path = ""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(str(folder))
+    for text in _SAMPLES:
+        if again(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            raise UserError(
+                f"The tokenizer of {gguf} does not survive saving: '{text}' is split differently",
+                fix="Use the model's safetensors checkpoint instead",
+            )
+    return {
+        "file": gguf.name,
+        "family": model.config.model_type,
+        "layers": int(model.config.num_hidden_layers),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": "float32",
+        "transformers": transformers.__version__,
+    }
+
+
+def _refuse_unsupported(gguf: Path, header: Any) -> None:
+    arch = header.architecture
+    experts = header.values.get(f"{arch}.expert_count", 0)
+    if isinstance(experts, int) and experts > 1:
+        raise UserError(
+            f"{gguf} is a mixture-of-experts model ({experts} experts), not supported yet",
+            fix="Choose a dense model",
+        )
+    if header.values.get("split.count", 0) > 1:
+        raise UserError(
+            f"{gguf} is one of {header.values['split.count']} parts of a split GGUF file",
+            fix="Join the parts first (llama-gguf-split --merge)",
+        )
+    if arch in ("t5", "t5encoder", "bert", "nomic-bert", "clip"):
+        raise UserError(
+            f"{gguf} holds a model of the kind '{arch}'", expected="a decoder-only language model"
+        )
+
+
+def _dequantize_options() -> dict[str, Any]:
+    """Ask for plain tensors where this transformers could keep the GGUF blocks packed."""
+    import transformers
+
+    kind = getattr(transformers, "GgufConfig", None)
+    if kind is None:
+        return {}
+    return {"quantization_config": kind(dequantize=True), "device_map": "cpu"}
+
+
+def clear_quantization(model: PreTrainedModel) -> None:
+    """Forget that the weights were once quantised.
+
+    Transformers keeps flags that make ``.float()`` and ``save_pretrained`` refuse a model although
+    its tensors are plain ones.
+    """
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.__dict__.pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized", "hf_device_map"):
+        model.__dict__.pop(name, None)
+
+
+def _follow_bos_flag(tokenizer: PreTrainedTokenizerBase, header: dict[str, Any]) -> None:
+    """Make the tokenizer begin texts with BOS exactly when the file says so."""
+    wanted = header.get("tokenizer.ggml.add_bos_token")
+    if wanted is None or tokenizer.bos_token_id is None or begins_with_bos(tokenizer) == wanted:
+        return
+    tokenizer.add_bos_token = bool(wanted)  # type: ignore[attr-defined]
+    if begins_with_bos(tokenizer) != wanted:
+        raise UserError(
+            f"The GGUF file says that texts {'begin' if wanted else 'do not begin'} with BOS, "
+            "and the converted tokenizer cannot be made to do so",
+            fix="Use the model's safetensors checkpoint instead",
+        )
+
+
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its BOS token before a text by itself."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hush the progress bars and advice of transformers; errors still come as exceptions."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder that may not be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Models of the hub, fetched into the hub's own cache: configuration first, then safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from goldenlayers.errors import UserError
+from goldenlayers.models import cache
+from goldenlayers.models.checks import check_config
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_UNWANTED = ["*/*", "*.fp16.*", "*.bf16.*", "*.8bit.*"]
+_OFFLINE = "Without a network, give a local model directory or a .gguf file"
+
+
+def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = cache.say) -> Path:
+    """The folder of hub model ``name``, downloaded if it is not in the hub's cache yet.
+
+    Its configuration is looked at first, so a model that cannot be handled costs no download.
+    Weights come as safetensors only.
+
+    Raises:
+        UserError: no such model, not allowed, hub out of reach, or a kind that cannot be handled.
+    """
+    import httpx2 as httpx  # the hub client's own transport
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    wanted = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
+    try:
+        config = json.loads(Path(hf_hub_download(name, "config.json")).read_text("utf-8"))
+        check_config(config, name, trust_remote_code=trust_remote_code)
+        progress(f"Looking up {name} on the hub; files not in its cache yet are downloaded.")
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"The hub model {name} is gated: its licence must be accepted first",
+            fix=f"Accept it at the page of {name}, then log in with: hf auth login",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"The hub has no public model {name}",
+            fix="Check the spelling; for a private model log in with: hf auth login",
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise unreachable(name, error) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(
+            f"The hub model {name} has no config.json",
+            expected="a transformers model with safetensors weights",
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(f"'{name}' is not a valid hub id: {error}") from error
+    except (OSError, httpx.HTTPError) as error:
+        raise unreachable(name, error) from error
+    except ValueError as error:
+        raise UserError(f"config.json of the hub model {name} is not JSON: {error}") from error
+
+
+def unreachable(name: str, error: BaseException) -> UserError:
+    """The error for a hub that does not answer: what was tried, and the way without it."""
+    lines = str(error).strip().splitlines()
+    return UserError(
+        f"The hub could not be reached for {name}, and the model is not in its cache "
+        f"({type(error).__name__}: {lines[0] if lines else ''})",
+        fix=f"Check the network and HF_ENDPOINT, HF_HUB_OFFLINE. {_OFFLINE}",
+    )

@@ -1,0 +1,170 @@
+"""Models that come as Python packages: a short name each, fetched by the user's own pip.
+
+The registry (``packaged.json``) pins every wheel and the GGUF file inside by SHA-256.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from goldenlayers.errors import UserError
+from goldenlayers.models import cache
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """One wheel: ``parts`` are its pieces of the GGUF file in order, ``keep`` its licence texts."""
+
+    package: str
+    version: str
+    size: int
+    sha256: str
+    parts: tuple[str, ...]
+    keep: tuple[str, ...]
+
+    @property
+    def requirement(self) -> str:
+        """How pip is asked for it."""
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A packaged model. Sizes in bytes; ``gguf_sha256`` is that of the parts joined in order."""
+
+    name: str
+    title: str
+    family: str
+    layers: int
+    parameters: int
+    licence: str
+    notice: str
+    wheels: tuple[Wheel, ...]
+    gguf_size: int
+    gguf_sha256: str
+
+    @property
+    def package(self) -> str:
+        """The package the user would look up."""
+        return self.wheels[0].package
+
+    @property
+    def download_size(self) -> int:
+        """Bytes that pip fetches."""
+        return sum(wheel.size for wheel in self.wheels)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the cache's manifest must say about the origin of the weights."""
+        return {
+            "kind": "packaged",
+            "name": self.name,
+            "wheels": {wheel.requirement: wheel.sha256 for wheel in self.wheels},
+            "gguf_sha256": self.gguf_sha256,
+        }
+
+
+@functools.cache
+def registry() -> dict[str, PackagedModel]:
+    """The packaged models by short name."""
+    text = resources.files("goldenlayers.models").joinpath("packaged.json").read_text("utf-8")
+    return {row["name"]: _model(row) for row in json.loads(text)["models"]}
+
+
+def _model(row: dict[str, Any]) -> PackagedModel:
+    wheels = tuple(
+        Wheel(**{**wheel, "parts": tuple(wheel["parts"]), "keep": tuple(wheel["keep"])})
+        for wheel in row["wheels"]
+    )
+    plain = {key: value for key, value in row.items() if key not in ("wheels", "gguf")}
+    return PackagedModel(
+        **plain, wheels=wheels, gguf_size=row["gguf"]["size"], gguf_sha256=row["gguf"]["sha256"]
+    )
+
+
+def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = cache.say) -> Path:
+    """Download the model's wheels one by one into ``folder`` and join their GGUF file there.
+
+    Each wheel is deleted as soon as it is unpacked; licence texts are put beside the GGUF file.
+
+    Raises:
+        UserError: pip failed, or a file is not the one that the registry pins.
+    """
+    gguf = folder / "model.gguf"
+    megabytes = model.download_size / 1e6
+    progress(f"Fetching {model.name} with pip ({megabytes:.0f} MB, licence: {model.licence}).")
+    if model.notice:
+        progress(model.notice)
+    with gguf.open("wb") as joined:
+        for wheel in model.wheels:
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                path = pip_download(wheel.requirement, Path(temporary))
+                _check(path, wheel.sha256, f"The wheel of {wheel.requirement}")
+                _unpack(path, wheel, joined, folder)
+    _check(gguf, model.gguf_sha256, f"The GGUF file of {model.name}")
+    return gguf
+
+
+def _unpack(path: Path, wheel: Wheel, joined: Any, folder: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for member in wheel.parts:
+            with archive.open(member) as stream:
+                shutil.copyfileobj(stream, joined, 1 << 20)
+        for member in wheel.keep:
+            (folder / Path(member).name).write_bytes(archive.read(member))
+
+
+def _check(path: Path, expected: str, what: str) -> None:
+    actual = cache.sha256_file(path)
+    if actual != expected:
+        raise UserError(
+            f"{what} has SHA-256 {actual}",
+            expected=expected,
+            fix="The download is damaged or was tampered with, so nothing of it was used. "
+            "Clear pip's cache (python -m pip cache purge) and try again; if it stays so, "
+            "the package index serves another file",
+        )
+
+
+def pip_download(requirement: str, folder: Path) -> Path:
+    """Download one wheel with the user's pip set-up (index, proxy, links) and return its path.
+
+    Raises:
+        UserError: pip is missing or could not get the wheel; says what was tried.
+    """
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        *("--no-input", "--disable-pip-version-check", "--progress-bar=off", "--quiet"),
+        *(requirement, "-d", str(folder)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    offline = (
+        "Without a network, give a local model directory (as save_pretrained writes it) or a "
+        ".gguf file instead of the short name"
+    )
+    if "No module named pip" in done.stderr:
+        raise UserError(
+            f"{requirement} could not be fetched: this Python ({sys.executable}) has no pip",
+            fix=f"Install it with: {sys.executable} -m ensurepip. {offline}",
+        )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        reason = " ".join(errors[-2:]) or f"it ended with status {done.returncode}"
+        raise UserError(
+            f"pip could not fetch {requirement} (tried: python -m pip download --no-deps "
+            f"{requirement}): {reason}",
+            fix=f"Check the network and pip's index settings (python -m pip config list). {offline}",
+        )
+    return wheels[0]

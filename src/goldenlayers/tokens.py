@@ -1,0 +1,260 @@
+"""The only place that indexes tokens: rendering, subject and answer spans, padding, batching.
+
+Everything goes by character offsets, so a doubled or lost space, a BOS counted as answer, or a
+subject that is tokenised differently in mid-sentence cannot happen silently.
+
+Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import os.path
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact, find_subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Scripts written without spaces between words: an answer follows its prompt directly.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "IDEOGRAPHIC")
+_CLOSING = frozenset(",.;:!?)]}%»”’")
+_OPENING = frozenset("([{«“‘")
+
+
+class TooLongError(UserError):
+    """A text does not fit the model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A tokenised text, with where its prompt ends and where its subject's last token stands.
+
+    ``ids`` are all T token ids (BOS included if the tokenizer adds one); ``spans`` the character
+    span of each in ``text``; tokens ``ids[n_prompt:]`` are the answer; ``lookup`` is the index of
+    the subject's last token (the lookup token), None where the text does not hold the subject.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    n_prompt: int
+    lookup: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        return self.ids[self.n_prompt :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Right-padded sequences. ``ids`` (B, T) long, ``lengths`` (B,) long.
+
+    No attention mask is needed: with causal attention a real token never sees the padding on its
+    right, and positions count from 0 in every row. A test holds this for every family.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T) bool, True at real tokens."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+
+def join(prompt: str, answer: str) -> tuple[str, int]:
+    """Prompt and answer as one running text, and the character where the prompt ends.
+
+    One space stands between them unless the script or the punctuation wants none; a space that is
+    already there is never doubled. Whatever separates the two counts with the answer, as it does
+    in the tokens of models whose words carry their leading space.
+    """
+    if not answer:
+        return prompt, len(prompt)
+    if prompt[-1:].isspace() and prompt[-1:] == "\n":
+        return prompt + answer.lstrip(), len(prompt)
+    body, rest = prompt.rstrip(), answer.lstrip()
+    spaced = len(body) < len(prompt) or len(rest) < len(answer) or _wants_space(body, rest)
+    return body + (" " if spaced and body else "") + rest, len(body)
+
+
+def _wants_space(left: str, right: str) -> bool:
+    if not left or not right:
+        return False
+    if left[-1] in _OPENING or right[0] in _CLOSING or right.startswith(("'s ", "’s ")):
+        return False
+    return not (_unspaced(left[-1]) or _unspaced(right[0]))
+
+
+def _unspaced(char: str) -> bool:
+    return unicodedata.name(char, "").startswith(_UNSPACED)
+
+
+class TextEncoder:
+    """Turns texts into :class:`Encoding` with one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer, fast or slow (without offsets).
+        max_length: the model's context in tokens, None if unlimited.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character spans of ``text`` as the model sees a text's beginning.
+
+        Special tokens in front (BOS) are kept with an empty span; those behind (EOS) are dropped.
+        A text that already begins with the BOS token's own text gets no second one.
+        """
+        bos = getattr(self.tokenizer, "bos_token", None)
+        special = not (isinstance(bos, str) and bos and text.startswith(bos))
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        encoded: Any = self.tokenizer(
+            text,
+            add_special_tokens=special,
+            return_offsets_mapping=fast,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        ids: list[int] = list(encoded["input_ids"])
+        marks: list[int] = list(encoded["special_tokens_mask"])
+        if special:
+            while ids and marks[-1]:
+                ids.pop()
+                marks.pop()
+        else:
+            marks = [0] * len(ids)
+        n_front = next((i for i, mark in enumerate(marks) if not mark), len(ids))
+        if fast:
+            spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"][: len(ids)]]
+        else:
+            spans = self._spans_by_decoding(ids, n_front, text)
+        for i in range(n_front):
+            spans[i] = (0, 0)
+        return ids, spans
+
+    def _spans_by_decoding(self, ids: list[int], n_front: int, text: str) -> list[tuple[int, int]]:
+        # For tokenizers without offsets: token i ends where the decoded beginning stops agreeing
+        # with the text. A half-written character decodes to U+FFFD and so adds nothing yet; such
+        # a token gets the whole character once it is complete.
+        ends: list[int] = []
+        for i in range(n_front, len(ids)):
+            decoded = self.tokenizer.decode(
+                ids[n_front : i + 1], clean_up_tokenization_spaces=False
+            )
+            decoded = decoded if isinstance(decoded, str) else "".join(decoded)
+            ends.append(len(os.path.commonprefix([decoded, text])))
+        if ends and ends[-1] != len(text):
+            raise UserError(
+                f"this tokenizer gives no character offsets and does not decode its own tokens "
+                f"back to the text ('{text[:60]}')",
+                fix="Use the fast version of the tokenizer",
+            )
+        spans, start = [(0, 0)] * n_front, 0
+        for end in ends:
+            spans.append((start, end if end > start else start + 1))
+            start = max(start, end)
+        return spans
+
+    def encode(self, prompt: str, answer: str = "", subject: str | None = None) -> Encoding:
+        """Tokenise ``prompt`` followed by ``answer``; find the subject's last mention in the prompt.
+
+        Raises:
+            TooLongError: more tokens than the model's context.
+            UserError: the text has no tokens, or the answer none.
+        """
+        text, boundary = join(prompt, answer)
+        ids, spans = self.tokens(text)
+        n_prompt = len(ids)
+        if answer:
+            n_prompt = next((i for i, (_, end) in enumerate(spans) if end > boundary), len(ids))
+            if n_prompt == len(ids):
+                raise UserError(f"the answer '{answer}' has no tokens after '{prompt[-60:]}'")
+        if not ids:
+            raise UserError(f"the text '{text[:60]}' has no tokens")
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise TooLongError(
+                f"the text '{text[:60]}…' has {len(ids)} tokens",
+                expected=f"at most {self.max_length}, the model's context",
+            )
+        lookup = None
+        if subject is not None and (span := find_subject(subject, text[:boundary])) is not None:
+            lookup = last_token_in(spans, span)
+        return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup)
+
+    def fact(self, fact: Fact, answer: str = "") -> Encoding:
+        """The fact's own prompt with ``answer``, its lookup token found.
+
+        Raises:
+            UserError: no token overlaps the subject (a tokenizer that drops it).
+        """
+        encoding = self.encode(fact.prompt, answer, fact.subject)
+        if encoding.lookup is None:
+            raise UserError(f"fact '{fact.id}': the tokenizer has no token for '{fact.subject}'")
+        return encoding
+
+    def pad(self, encodings: Sequence[Encoding], device: torch.device | str = "cpu") -> Batch:
+        """Right-pad to the longest. Returns a :class:`Batch` of len(encodings) rows."""
+        return pad_ids([e.ids for e in encodings], device)
+
+
+def pad_ids(rows: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
+    """Right-pad rows of token ids to the longest.
+
+    A row is padded with its own last token: any valid id serves, since padding is never seen, and
+    models warn (or build masks) when they meet their padding token.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in rows])
+    return Batch(ids.to(device), lengths.to(device))
+
+
+def last_token_in(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> int | None:
+    """Index of the last token whose characters overlap ``span``."""
+    start, end = span
+    overlapping = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
+    return overlapping[-1] if overlapping else None
+
+
+def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, so that little is spent on padding.
+
+    Longest first: if memory does not suffice, that shows at once and not after an hour.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def equal_length_groups(rows: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows of exactly equal length, at most ``batch_size`` together (no padding)."""
+    groups: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(len(row), []).append(i)
+    for _, members in sorted(groups.items(), reverse=True):
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size]
+
+
+def context_length(config: Any) -> int | None:
+    """The model's context in tokens as its configuration tells, None when it does not."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

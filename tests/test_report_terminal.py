@@ -1,0 +1,81 @@
+"""Tables as they appear in a terminal of a given width, without colour."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from goldenlayers.locate.ranking import LayerRanking, RankingBuilder
+from goldenlayers.report.terminal import show, show_ranking, table
+
+
+def printed(what, width=80, encoding="utf-8") -> list[str]:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    console = Console(file=file, width=width)
+    show_ranking(what, console) if isinstance(what, LayerRanking) else show(what, console)
+    file.flush()
+    return raw.getvalue().decode(encoding).splitlines()
+
+
+def ranking_of(scores, n=20) -> LayerRanking:
+    builder = RankingBuilder("lga", len(scores), bootstrap=100)
+    phi = np.tile(np.asarray(scores, dtype=np.float64) / n, (n, 1))
+    builder.update(
+        {"fact": str(i), "phi": list(row), "cosine": [0.25] * len(row)} for i, row in enumerate(phi)
+    )
+    return builder.result(seconds=2.0, model="tiny", data="starter")
+
+
+def line_of(lines: list[str], layer: int) -> str:
+    return next(line for line in lines if line.strip(" |").startswith(f"{layer} "))
+
+
+@pytest.mark.parametrize("width", [48, 60, 80, 120])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_every_layer_has_one_line_that_fits(width, encoding):
+    scores = [6500.0, *(np.cos(np.arange(46) / 15) * 50), -2500.0]
+    lines = printed(ranking_of(scores), width, encoding)
+    assert max(len(line) for line in lines) <= width
+    assert not any("…" in line for line in lines)
+    for layer in range(48):
+        line_of(lines, layer)
+    golden = line_of(lines, 1)
+    assert "golden" in golden and ("*" if encoding == "ascii" else "★") in golden
+    assert "100 %" in golden
+    assert sum("golden" in line for line in lines) == 1
+    for layer, arrow in ((0, ">▶"), (47, "<◀")):
+        assert "left out" in line_of(lines, layer)
+        assert any(mark in line_of(lines, layer) for mark in arrow)
+    assert "#2" in line_of(lines, 2)
+    assert "Golden layer 1 of 48 in tiny, lga" in lines[0]
+    assert any(line.startswith("Warning: Only 20 facts") for line in lines)
+
+
+def test_bars_grow_with_the_score_and_start_at_one_zero():
+    lines = printed(ranking_of([4.0, 2.0, 0.0, -2.0, -4.0]))
+    bars = [line_of(lines, layer) for layer in range(5)]
+    full = [bar.count("█") for bar in bars]
+    assert full[0] > full[1] > full[2] == 0 < full[3] < full[4]
+    assert abs(full[0] - 2 * full[1]) <= 1
+    zero = bars[0].index("█")
+    assert bars[1].index("█") == zero
+    assert bars[3].rindex("█") == bars[4].rindex("█") == zero - 1
+
+
+def test_small_rankings_and_fixed_choices():
+    assert "★ golden" in line_of(printed(ranking_of([3.0])), 0)
+    assert "★ golden" in line_of(printed(ranking_of([0.0, 0.0])), 0)
+    lines = printed(LayerRanking.fixed("middle", 12, 6))
+    assert "★ golden" in line_of(lines, 6) and "wins" not in "".join(lines[:4])
+    assert any("looks at no fact" in line for line in lines)
+
+
+def test_table_shows_text_as_it_is():
+    rows = [["[red]x[/red]", 0.123456, 3], ["b", None, 100000], ["c", float("nan"), 1]]
+    text = "\n".join(printed(table("Scores [bold]", ["name", "value", "n"], rows)))
+    assert "[red]x[/red]" in text and "0.1235" in text and "100000" in text
+    assert "nan" not in text and "Scores [bold]" in text
