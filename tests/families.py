@@ -1,8 +1,9 @@
 """Tiny random models of every family the project promises, built from configs: no download.
 
 ``build(name)`` gives a private copy, ``shared(name)`` the one cached model (read only, faster),
-``FAMILIES[name]()`` is ``build(name)``, ``tiny(name)`` a Goldenlayers model with a tokenizer. Every weight is drawn from a seeded generator, norms and
-biases included, large enough that layers differ and a wrong path shows in the logits.
+``FAMILIES[name]()`` is ``build(name)``, ``tiny(name)`` a Goldenlayers model with a tokenizer.
+Every weight is drawn from a seeded generator, norms and biases included, large enough that layers
+differ and a wrong path shows in the logits.
 """
 
 from __future__ import annotations

@@ -43,3 +43,97 @@ def full_logits(model: Model, ids: Any) -> Tensor:
     """Logits (T, V) of one unpadded text."""
     with torch.no_grad():
         return model.hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+
+
+def slow_greedy(
+    model: Model, ids: Any, max_new_tokens: int, ends: frozenset[int] = frozenset()
+) -> list[int]:
+    """Arg-max continuation without a cache: the whole text anew for every token."""
+    text, new = list(ids), []
+    for _ in range(max_new_tokens):
+        token = int(full_logits(model, text)[-1].argmax())
+        if token in ends:
+            break
+        new.append(token)
+        text.append(token)
+    return new
+
+
+def slow_value(
+    model: Model,
+    rows: list[tuple[tuple[int, ...], int, int]],
+    kl_row: tuple[tuple[int, ...], int],
+    layer: int,
+    *,
+    steps: int,
+    lr: float,
+    kl_factor: float,
+    weight_decay: float,
+    clamp: float,
+    stop_loss: float = 0.0,
+    modules: tuple[str, ...] = ("mlp",),
+) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """ROME's value optimisation of one fact by whole-model passes, one text at a time.
+
+    ``rows`` are (ids, first answer token, lookup token) of the prompt behind each prefix, the bare
+    one first; ``kl_row`` (ids, lookup). Returns δ (D,) per module, and loss and NLL at every step.
+    """
+    block = model.layers[layer]
+    sites = {"mlp": block.down.module, "attention": block.attention}
+    sites = {name: sites[name] for name in modules}
+
+    def run(ids: tuple[int, ...], lookup: int, delta: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        seen: dict[str, Tensor] = {}
+
+        def hook(name: str) -> Any:
+            def change(_module: Any, _args: Any, output: Any) -> Any:
+                y = output[0] if isinstance(output, tuple) else output
+                flat = y.reshape(-1, y.shape[-1])
+                seen[name] = flat[lookup].detach()
+                added = torch.zeros_like(flat)
+                added[lookup] = 1.0
+                y = (flat + added * delta[name]).reshape(y.shape) if delta else y
+                return (y, *output[1:]) if isinstance(output, tuple) else y
+
+            return change
+
+        handles = [site.register_forward_hook(hook(name)) for name, site in sites.items()]
+        try:
+            logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, seen
+
+    with torch.no_grad():
+        clean = run(rows[0][0], rows[0][2], {})[1]
+        kl_clean = run(*kl_row, {})[0][kl_row[1]].log_softmax(-1)
+    norms = {name: float(v.norm()) for name, v in clean.items()}
+    delta = {name: torch.zeros_like(v, requires_grad=True) for name, v in clean.items()}
+    groups = [
+        {"params": [d], "lr": lr * norms[name] / d.shape[0] ** 0.5} for name, d in delta.items()
+    ]
+    adam = torch.optim.Adam(groups)
+    losses: list[float] = []
+    nlls: list[float] = []
+    for step in range(steps):
+        parts = []
+        for ids, first, lookup in rows:
+            logits = run(ids, lookup, delta)[0]
+            parts.append(F.cross_entropy(logits[first - 1 : -1], torch.tensor(ids[first:])))
+        nll = torch.stack(parts).mean()
+        now = run(*kl_row, delta)[0][kl_row[1]].log_softmax(-1)
+        loss = nll + kl_factor * F.kl_div(now, kl_clean, log_target=True, reduction="sum")
+        for name, d in delta.items():
+            loss = loss + weight_decay * d.norm() / norms[name] ** 2
+        losses.append(float(loss.detach()))
+        nlls.append(float(nll.detach()))
+        if losses[-1] < stop_loss or step == steps - 1:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            for name, d in delta.items():
+                d *= min(1.0, clamp * norms[name] / max(float(d.norm()), 1e-30))
+    return {name: d.detach() for name, d in delta.items()}, losses, nlls

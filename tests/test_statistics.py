@@ -18,6 +18,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import MissingLayerError, key_statistics
+from goldenlayers.statistics.collect import open_source
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import (
     Observer,
@@ -26,7 +27,6 @@ from goldenlayers.statistics.sources import (
     drawable,
     special_ids,
 )
-from goldenlayers.statistics.collect import open_source
 
 # Conv1D, no MLP module, MLP that adds the residual itself, normed MLP output, parallel, image model.
 FAMILIES = ["gpt2", "gpt2_square", "opt", "bloom", "gemma3", "falcon_new", "gemma3_multimodal"]

@@ -1,2 +1,132 @@
-"""Goldenlayers: find the golden layer, edit knowledge there, measure what changed."""
-__version__="0.1.0"
+"""Goldenlayers: find the golden layer of a language model, edit its knowledge there, and measure.
+
+    import goldenlayers as gl
+
+    model = gl.load("smollm2-135m")
+    ranking = gl.locate(model, gl.load_facts("starter", limit=200))
+    print(ranking.golden_layer)
+
+Names are imported when they are first used: ``import goldenlayers`` itself loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from goldenlayers.datasets import FactSet, load_facts
+    from goldenlayers.delta import WeightDelta
+    from goldenlayers.editors.settings import EditSettings
+    from goldenlayers.errors import DataError, UserError
+    from goldenlayers.export import export_merged, export_peft
+    from goldenlayers.facts import Fact, Probe
+    from goldenlayers.locate import LayerRanking, locate
+    from goldenlayers.models import LayerMap, Model, load
+    from goldenlayers.statistics import KeyStatistics, key_statistics
+
+    __version__: str
+
+# Public name → the module it lives in.
+_HOMES = {
+    "DataError": "errors",
+    "EditSettings": "editors.settings",
+    "Fact": "facts",
+    "FactSet": "datasets",
+    "KeyStatistics": "statistics",
+    "LayerMap": "models",
+    "LayerRanking": "locate",
+    "Model": "models",
+    "Probe": "facts",
+    "UserError": "errors",
+    "WeightDelta": "delta",
+    "export_merged": "export",
+    "export_peft": "export",
+    "key_statistics": "statistics",
+    "load": "models",
+    "load_facts": "datasets",
+    "locate": "locate",
+}
+
+__all__ = [
+    "DataError",
+    "EditSettings",
+    "Fact",
+    "FactSet",
+    "KeyStatistics",
+    "LayerMap",
+    "LayerRanking",
+    "Model",
+    "Probe",
+    "UserError",
+    "WeightDelta",
+    "__version__",
+    "export_merged",
+    "export_peft",
+    "key_statistics",
+    "load",
+    "load_facts",
+    "locate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use; the version is the installed package's."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("goldenlayers")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+class _CallableModule(ModuleType):
+    """A subpackage that is called as the function of its own name (``gl.locate(...)``)."""
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return getattr(self, self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        return inspect.signature(self._function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """The package itself. ``locate`` names a function and a subpackage, and has to serve as both.
+
+    The import system binds a subpackage in its parent once it is loaded, whoever asked for it, so
+    a function put there would come and go with the order of imports.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value.__class__ = _CallableModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -16,6 +16,10 @@ from goldenlayers.errors import UserError
 # name → (config class, module of goldenlayers.commands whose run(config) does it)
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "locate": (config.LocateConfig, "locate"),
+    "edit": (config.EditConfig, "edit"),
+    "ask": (config.AskConfig, "ask"),
+    "export": (config.ExportConfig, "export"),
+    "editors": (config.EditorsConfig, "editors"),
     "models": (config.ModelsConfig, "models"),
     "datasets": (config.DatasetsConfig, "datasets"),
     "run": (config.RunConfig, "rerun"),

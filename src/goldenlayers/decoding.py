@@ -45,8 +45,9 @@ def greedy(
 ) -> list[list[int]]:
     """The arg-max continuation of each row of token ids, up to ``max_new_tokens``.
 
-    Rows of equal length decode together with a cache, so no row is ever padded. A row ends at an end-of-text token (not included) or when ``stop(row index, new ids)`` says
-    so; the token that made it stop is kept. ``on_batch`` is told the row indices of each batch
+    Rows of equal length decode together with a cache, so no row is ever padded. A row ends at an
+    end-of-text token (not included) or when ``stop(row index, new ids)`` says so; the token that
+    made it stop is kept. ``on_batch`` is told the row indices of each batch
     before it is run. ``forbid_first`` are tokens not allowed as the first one.
     """
     ends = end_ids(model)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from goldenlayers.models.layers import Block
     from goldenlayers.models.model import Model
 
 Key = TypeVar("Key", bound=Hashable)
@@ -62,11 +63,15 @@ def observe(
 def capture(
     modules: Mapping[Key, nn.Module], *, inputs: bool = False
 ) -> Iterator[dict[Key, Tensor]]:
-    """Collect each module's output (or input) of the last forward pass, detached."""
+    """Collect each module's output (or input) of the last forward pass, as detached copies.
+
+    Copies, since some families go on to change a module's output in place: Falcon adds the
+    attention's output to the very tensor that its down projection returned.
+    """
     found: dict[Key, Tensor] = {}
 
     def keep(key: Key, x: Tensor, y: Tensor) -> None:
-        found[key] = (x if inputs else y).detach()
+        found[key] = (x if inputs else y).detach().clone()
 
     with observe(modules, keep):
         yield found
@@ -110,32 +115,31 @@ def resume_from(model: Model, layer: int, hidden: Tensor) -> Iterator[None]:
     The blocks above it are passed over; the ids given to the forward pass only have to have the
     right shape (they still set positions and masks).
     """
-    skipped = [model.layers[i].module for i in range(layer)]
     with ExitStack() as stack:
-        for module in skipped:
-            stack.enter_context(_passed_over(module))
+        for i in range(layer):
+            stack.enter_context(_passed_over(model.layers[i]))
         stack.enter_context(override_input(model.layers[layer].module, lambda _x: hidden))
         yield
 
 
 @contextmanager
-def _passed_over(module: nn.Module) -> Iterator[None]:
+def _passed_over(block: Block) -> Iterator[None]:
     """Replace a block's forward by the identity on its hidden state."""
-    returns_tuple = getattr(module, "_goldenlayers_returns_tuple", None)
+    module = block.module
 
     def identity(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, None, None) if returns_tuple else hidden
+        return (hidden, None) if block.returns_tuple else hidden
 
     previous = module.__dict__.get("forward")
-    module.forward = identity  # type: ignore[method-assign]
+    module.forward = identity
     try:
         yield
     finally:
         if previous is None:
             del module.forward
         else:
-            module.forward = previous  # type: ignore[method-assign]
+            module.forward = previous
 
 
 def final_hidden(model: Model, ids: Tensor, **kwargs: Any) -> Tensor:

@@ -31,7 +31,12 @@ class _TokenNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, layers: LayerMap, distinct: Tensor, expand: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        layers: LayerMap,
+        distinct: Tensor,
+        expand: Tensor,
     ) -> Tensor:
         rows, wanted = hidden[distinct], targets[distinct]  # (M, D), (M,)
         needs_grad = ctx.needs_input_grad[0]

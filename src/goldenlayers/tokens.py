@@ -8,7 +8,6 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
-import os.path
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,14 +76,16 @@ def join(prompt: str, answer: str) -> tuple[str, int]:
     """Prompt and answer as one running text, and the character where the prompt ends.
 
     One space stands between them unless the script or the punctuation wants none; a space that is
-    already there is never doubled. Whatever separates the two counts with the answer, as it does
-    in the tokens of models whose words carry their leading space.
+    already there is never doubled, and a line break is kept. Whatever separates the two counts
+    with the answer, as it does in the tokens of models whose words carry their leading space;
+    without an answer the prompt ends where it would end with one.
     """
-    if not answer:
-        return prompt, len(prompt)
-    if prompt[-1:].isspace() and prompt[-1:] == "\n":
-        return prompt + answer.lstrip(), len(prompt)
     body, rest = prompt.rstrip(), answer.lstrip()
+    if "\n" in prompt[len(body) :]:
+        body = prompt[: prompt.rindex("\n") + 1]
+        return body + rest, len(body)
+    if not rest:
+        return body, len(body)
     spaced = len(body) < len(prompt) or len(rest) < len(answer) or _wants_space(body, rest)
     return body + (" " if spaced and body else "") + rest, len(body)
 
@@ -131,6 +132,8 @@ class TextEncoder:
         )
         ids: list[int] = list(encoded["input_ids"])
         marks: list[int] = list(encoded["special_tokens_mask"])
+        if special and not fast:
+            marks = self._marks_of_slow(ids, marks, text)
         if special:
             while ids and marks[-1]:
                 ids.pop()
@@ -146,6 +149,16 @@ class TextEncoder:
             spans[i] = (0, 0)
         return ids, spans
 
+    def _marks_of_slow(self, ids: list[int], marks: list[int], text: str) -> list[int]:
+        # Tokenizers written in Python often call nothing special: the ids that are there only
+        # with special tokens asked for are those.
+        plain = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        for front in range(len(ids) - len(plain) + 1):
+            if ids[front : front + len(plain)] == plain:
+                behind = len(ids) - front - len(plain)
+                return [1] * front + [0] * len(plain) + [1] * behind
+        return marks
+
     def _spans_by_decoding(self, ids: list[int], n_front: int, text: str) -> list[tuple[int, int]]:
         # For tokenizers without offsets: token i ends where the decoded beginning stops agreeing
         # with the text. A half-written character decodes to U+FFFD and so adds nothing yet; such
@@ -156,7 +169,7 @@ class TextEncoder:
                 ids[n_front : i + 1], clean_up_tokenization_spaces=False
             )
             decoded = decoded if isinstance(decoded, str) else "".join(decoded)
-            ends.append(len(os.path.commonprefix([decoded, text])))
+            ends.append(_agreement(decoded, text))
         if ends and ends[-1] != len(text):
             raise UserError(
                 f"this tokenizer gives no character offsets and does not decode its own tokens "
@@ -170,19 +183,23 @@ class TextEncoder:
         return spans
 
     def encode(self, prompt: str, answer: str = "", subject: str | None = None) -> Encoding:
-        """Tokenise ``prompt`` followed by ``answer``; find the subject's last mention in the prompt.
+        """Tokenise ``prompt`` with ``answer`` behind it; find the subject's last mention.
 
         Raises:
             TooLongError: more tokens than the model's context.
-            UserError: the text has no tokens, or the answer none.
+            UserError: the text has no tokens, or the answer none, or nothing stands before it.
         """
         text, boundary = join(prompt, answer)
         ids, spans = self.tokens(text)
         n_prompt = len(ids)
         if answer:
+            if any(start < boundary < end for start, end in spans):
+                ids, spans = self._tokens_apart(text, boundary)
             n_prompt = next((i for i, (_, end) in enumerate(spans) if end > boundary), len(ids))
             if n_prompt == len(ids):
                 raise UserError(f"the answer '{answer}' has no tokens after '{prompt[-60:]}'")
+            if n_prompt == 0:
+                raise UserError(f"nothing stands before the answer '{answer[:60]}'")
         if not ids:
             raise UserError(f"the text '{text[:60]}' has no tokens")
         if self.max_length is not None and len(ids) > self.max_length:
@@ -194,6 +211,20 @@ class TextEncoder:
         if subject is not None and (span := find_subject(subject, text[:boundary])) is not None:
             lookup = last_token_in(spans, span)
         return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup)
+
+    def _tokens_apart(self, text: str, boundary: int) -> tuple[list[int], list[tuple[int, int]]]:
+        # One token holds the prompt's end and the answer's beginning (scripts without spaces,
+        # brackets). A model that is asked the prompt gets it whole and answers in tokens of its
+        # own, so the two are tokenised apart; the answer behind a line break, as in mid-text.
+        ids, spans = self.tokens(text[:boundary])
+        more, places = self.tokens("\n" + text[boundary:])
+        for token, (start, end) in zip(more, places, strict=True):
+            if start < 1 < end:
+                raise UserError(f"the tokens of '{text[:60]}' do not tell prompt and answer apart")
+            if end > 1:
+                ids.append(token)
+                spans.append((start + boundary - 1, end + boundary - 1))
+        return ids, spans
 
     def fact(self, fact: Fact, answer: str = "") -> Encoding:
         """The fact's own prompt with ``answer``, its lookup token found.
@@ -211,6 +242,12 @@ class TextEncoder:
         return pad_ids([e.ids for e in encodings], device)
 
 
+def _agreement(left: str, right: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
 def pad_ids(rows: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
     """Right-pad rows of token ids to the longest.
 
@@ -219,7 +256,7 @@ def pad_ids(rows: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
     """
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
-    ids = torch.tensor([[*row, *(row[-1:] * (width - len(row)))] for row in rows])
+    ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     return Batch(ids.to(device), lengths.to(device))
 
 

@@ -22,6 +22,6 @@ def run(config: DatasetsConfig) -> int:
         return 0
     from goldenlayers.report.terminal import show, table
 
-    rows = [(info.name, info.description) for info in datasets.list_datasets()]
+    rows = [(info.name, info.title) for info in datasets.list_datasets()]
     show(table("Fact formats", ("name", "what it is"), rows))
     return 0

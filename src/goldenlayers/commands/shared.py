@@ -113,6 +113,4 @@ def refuse_taken(path: Path) -> None:
         UserError: something stands at ``path``.
     """
     if path.exists():
-        raise UserError(
-            f"{path} is there already", fix="Choose another --out, or add --overwrite"
-        )
+        raise UserError(f"{path} is there already", fix="Choose another --out, or add --overwrite")

@@ -114,13 +114,13 @@ def probes(
     if value is None:
         return ()
     if isinstance(value, Mapping) and "prompt" not in value:
-        groups = value.items()
+        groups = [(str(group), items, f"{name}.{group}") for group, items in value.items()]
     else:
-        groups = [(kind, value)]
+        groups = [(kind, value, name)]
     made = []
-    for group, items in groups:
-        for item in _items(items, f"{name}.{group}" if group else name):
-            probe = _probe(item, str(group), name, row, needs_answer)
+    for group, items, place in groups:
+        for item in _items(items, place):
+            probe = _probe(item, group, name, row, needs_answer)
             if probe is not None:
                 made.append(probe)
     return tuple(made)
@@ -167,7 +167,11 @@ def _probe(item: object, kind: str, name: str, row: Row, needs_answer: bool) -> 
         return None
     if not found:
         row.note(f"{name} probes without an answer, kept: only the prediction counts")
-    return Probe(prompt.strip(), found[0] if found else None, kind, found[1:])
+    try:
+        return Probe(prompt.strip(), found[0] if found else None, kind, found[1:])
+    except DataError as error:
+        row.note(f"{name} probes left out: {error.problem}")
+        return None
 
 
 def _flat(value: object, name: str) -> Iterable[str]:

@@ -51,7 +51,8 @@ def reader_for(records: Sequence[object]) -> Callable[[Record, Row], Iterable[Fa
                 field="relation_id",
                 reason="no other answer in the same relation",
             )
-        digest = hashlib.sha256("\n".join((relation, subject, answer)).encode()).digest()
+        itself = "\n".join((relation, subject, answer))
+        digest = hashlib.sha256(itself.encode("utf-8", "surrogatepass")).digest()
         identity = record.get("known_id")
         yield Fact(
             id=f"known-{identity if isinstance(identity, int | str) else row.number}",

@@ -97,10 +97,6 @@ def _find(
     name = os.fspath(data)
     if path is not None:
         wanted = None if registry.plain_name(name) in {"auto", "starter"} else name
-        if wanted is not None and not registry.is_name(wanted):
-            raise UserError(
-                f"'{wanted}' is not a known format", fix=near_matches(wanted, registry.names())
-            )
         return source.from_file(path), wanted
     if not name.strip():
         raise UserError("the data has no name", expected="'starter', a file, or FORMAT:PATH")

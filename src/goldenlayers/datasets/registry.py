@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
 from goldenlayers.datasets.fields import Record, Row
@@ -33,7 +32,7 @@ class Format:
     reader_for: Callable[[Sequence[object]], Reader]
     objects: frozenset[str] = frozenset()
     families: tuple[str, ...] = ()
-    spelled: Mapping[str, str] = MappingProxyType({})
+    spelled: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     def fits(self, record: object) -> bool:
@@ -184,9 +183,10 @@ def choose(records: Sequence[object], wanted: str | None, source: str) -> Format
         form = next((form for form in FORMATS if form.fits(record)), None)
         if form is not None:
             votes[form.name] += 1
-    fitting = [form for form in among if votes[form.name]]
-    if fitting:
-        return max(fitting, key=lambda form: votes[form.name])
+    by_name = {form.name: form for form in among}
+    for name, _ in votes.most_common():  # equal votes: the one seen first
+        if name in by_name:
+            return by_name[name]
     # A format asked for by name may fit without being the first that does.
     for form in among if wanted is not None else ():
         if any(form.fits(record) for record in looked_at):

@@ -1,0 +1,192 @@
+"""Editors: facts in, a :class:`WeightDelta` out, the model bit-identical afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Literal
+
+from goldenlayers.covariance import Covariance
+from goldenlayers.delta import WeightDelta
+from goldenlayers.editors.base import Editor, Workbench, edited_layers
+from goldenlayers.editors.finetune import FT_L, FT_M
+from goldenlayers.editors.incontext import in_context_prefix
+from goldenlayers.editors.memit import ALPHAEDIT, EMMET, MEMIT, PMET
+from goldenlayers.editors.presets import PRESETS, preset
+from goldenlayers.editors.rome import Rome
+from goldenlayers.editors.settings import EditSettings
+from goldenlayers.errors import UserError, near_matches
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+__all__ = [
+    "EDITORS",
+    "PRESETS",
+    "EditSettings",
+    "Editor",
+    "Workbench",
+    "edit",
+    "edit_each",
+    "edited_layers",
+    "editor",
+    "in_context_prefix",
+    "preset",
+    "sequence",
+]
+
+Mode = Literal["batch", "sequential"]
+
+EDITORS: dict[str, Editor] = {
+    e.name: e
+    for e in (
+        Rome(),
+        Rome("r-rome", averaged=True),
+        MEMIT,
+        EMMET,
+        ALPHAEDIT,
+        PMET,
+        FT_M,
+        FT_L,
+    )
+}
+
+
+def editor(name: str) -> Editor:
+    """The editor called ``name``.
+
+    Raises:
+        UserError: unknown, with near matches.
+    """
+    if name not in EDITORS:
+        extra = " (in-context changes no weights)" if name == "in-context" else ""
+        raise UserError(f"unknown editor '{name}'{extra}", fix=near_matches(name, EDITORS))
+    return EDITORS[name]
+
+
+def workbench(
+    model: Model,
+    method: str,
+    layer: int,
+    *,
+    settings: EditSettings | None = None,
+    statistics: Mapping[int, Covariance] | None = None,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+) -> Workbench:
+    """What ``method`` needs to edit at ``layer``, key statistics included (collected if missing).
+
+    Raises:
+        UserError: unknown editor, layer out of range.
+    """
+    settings = settings or EditSettings()
+    chosen = editor(method)
+    layers = edited_layers(model.layers[layer].index, settings)
+    if chosen.needs_statistics and statistics is None:
+        from goldenlayers.statistics import key_statistics
+
+        statistics = key_statistics(model, layers, seed=seed)
+    return Workbench(model, settings, statistics, seed, on_done)
+
+
+def edit(
+    model: Model,
+    facts: Sequence[Fact],
+    method: str = "rome",
+    *,
+    layer: int,
+    mode: Mode | None = None,
+    settings: EditSettings | None = None,
+    statistics: Mapping[int, Covariance] | None = None,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+) -> WeightDelta:
+    """Write ``facts`` at ``layer`` and hand back the change; ``model`` is left as it is.
+
+    Args:
+        model: a loaded model.
+        facts: what it should answer from now on.
+        method: a name in ``EDITORS``.
+        layer: the block to edit; for editors over several layers the last one.
+        mode: "batch" writes all facts in one solve, "sequential" one after another, each on the
+            model with the earlier ones. Default: batch where the editor can, else sequential.
+        settings: see :class:`EditSettings`; the defaults scale with the model.
+        statistics: key statistics per layer; collected from text sampled from the model (and
+            cached) when left out.
+        seed: of the sampled prefixes and statistics.
+        on_done: told how many facts have been optimised.
+
+    Raises:
+        UserError: unknown editor, layer out of range, no facts, a target the model already
+            answers with nothing to change, or numbers that are not finite.
+    """
+    if not facts:
+        raise UserError("there are no facts to edit", expected="at least one fact")
+    bench = workbench(
+        model,
+        method,
+        layer,
+        settings=settings,
+        statistics=statistics,
+        seed=seed,
+        on_done=on_done,
+    )
+    chosen = editor(method)
+    if mode == "batch" or (mode is None and (chosen.edits_together or len(facts) == 1)):
+        return chosen.together(bench, facts, layer)
+    return sequence(bench, chosen, facts, layer)
+
+
+def edit_each(
+    model: Model,
+    facts: Sequence[Fact],
+    method: str = "rome",
+    *,
+    layer: int,
+    settings: EditSettings | None = None,
+    statistics: Mapping[int, Covariance] | None = None,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+) -> list[WeightDelta]:
+    """One delta per fact, each made on the untouched model; arguments as for :func:`edit`."""
+    bench = workbench(
+        model,
+        method,
+        layer,
+        settings=settings,
+        statistics=statistics,
+        seed=seed,
+        on_done=on_done,
+    )
+    return editor(method).each(bench, facts, layer) if facts else []
+
+
+def sequence(
+    bench: Workbench,
+    chosen: Editor,
+    facts: Sequence[Fact],
+    layer: int,
+    *,
+    after_each: Callable[[int, WeightDelta], None] | None = None,
+) -> WeightDelta:
+    """Edit one fact after another, each on the model with all earlier edits in place.
+
+    ``after_each`` is called with the fact's number and the total so far, while that is applied.
+    """
+    _ = bench.base_fingerprint  # named before anything is applied
+    _ = bench.prefixes  # and so are the prefixes: the same throughout
+    total: WeightDelta | None = None
+    done, bench.on_done = bench.on_done, None
+    for i, fact in enumerate(facts):
+        with nullcontext() if total is None else total.applied(bench.model):
+            step = chosen.together(bench, [fact], layer)
+        total = step if total is None else total + step
+        if after_each is not None:
+            with total.applied(bench.model):
+                after_each(i, total)
+        if done is not None:
+            done(i + 1)
+    bench.on_done = done
+    assert total is not None  # facts is not empty
+    return total

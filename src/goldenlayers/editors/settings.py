@@ -19,11 +19,14 @@ class EditSettings:
     """Most optimisation steps per fact (all but in-context)."""
 
     lr: float = 0.25
-    """Step size. rome, r-rome, memit, emmet, alphaedit, pmet: length of a step as a share of the
-    clean value's length. ft-l, ft-m: per weight, as a share of the matrix's root mean square."""
+    """Length of a step as a share of the clean value's length (rome, r-rome, memit, emmet,
+    alphaedit, pmet)."""
+
+    ft_lr: float = 0.02
+    """ft-l, ft-m: size of a step per weight, as a share of the matrix's root mean square."""
 
     lr_absolute: bool = False
-    """Take lr as it stands, per coordinate, as published settings do."""
+    """Take lr and ft_lr as they stand, per coordinate, as published settings do."""
 
     clamp: float = 4.0
     """Longest change of a value, in lengths of the clean value (the locate-then-edit editors)."""
@@ -59,12 +62,14 @@ class EditSettings:
     null_space_absolute: bool = False
     """alphaedit: take null_space as an absolute eigenvalue, as published."""
 
-    l2: float = 10.0
-    """alphaedit: weight of the update's size."""
+    l2: float = 0.01
+    """alphaedit: weight of the update's size, as a share of the text's mean squared key."""
 
-    epsilon: float = 0.0
-    """ft-l: most any weight may change, as a share of the matrix's root mean square (0: the
-    default of 0.05)."""
+    l2_absolute: bool = False
+    """alphaedit: take l2 in squared key units, as published (10)."""
+
+    epsilon: float = 0.1
+    """ft-l: most any weight may change, as a share of the matrix's root mean square."""
 
     demonstrations: int = 8
     """in-context: worked examples put before the prompt."""
@@ -79,12 +84,11 @@ class EditSettings:
             ("weight_decay", 0),
             ("stop_loss", 0),
             ("emmet_lambda", 0),
-            ("epsilon", 0),
             ("demonstrations", 0),
         ):
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}", expected=f"{low} or more")
-        for name in ("lr", "clamp", "memit_lambda", "null_space", "l2"):
+        for name in ("lr", "ft_lr", "clamp", "memit_lambda", "null_space", "l2", "epsilon"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}", expected="a number above 0")
 

@@ -72,9 +72,7 @@ class _Rows:
     is_kl: list[bool]
 
 
-def fact_prompts(
-    model: Model, fact: Fact, prefixes: Sequence[str], answer: str
-) -> list[Encoding]:
+def fact_prompts(model: Model, fact: Fact, prefixes: Sequence[str], answer: str) -> list[Encoding]:
     """The fact's prompt with ``answer`` behind each prefix; their lookup tokens found."""
     encoder = model.encoder
     found = []
@@ -108,9 +106,7 @@ def optimise_values(
         UserError: a prompt is too long, or a loss is not finite.
     """
     prompts = [fact_prompts(model, fact, prefixes, fact.target_new) for fact in facts]
-    kl = [
-        model.encoder.encode(f"{fact.subject} is a", "", fact.subject) for fact in facts
-    ]
+    kl = [model.encoder.encode(f"{fact.subject} is a", "", fact.subject) for fact in facts]
     results: list[Value | None] = [None] * len(facts)
     done = 0
     for members in _groups(prompts, group_tokens):
@@ -168,9 +164,7 @@ class _Group:
         device = self.tails.ids.device
         self.fact = torch.tensor(rows.fact, device=device)  # (N,)
         self.is_kl = torch.tensor(rows.is_kl, device=device)
-        self.n_answer = torch.tensor(
-            [len(e) - e.n_prompt for e in rows.encodings], device=device
-        )
+        self.n_answer = torch.tensor([len(e) - e.n_prompt for e in rows.encodings], device=device)
         self.first_answer = torch.tensor(
             [e.n_prompt for e in rows.encodings], device=device
         ) - self.tails.start.to(device)
@@ -219,18 +213,15 @@ class _Group:
     def optimise(self, facts: Sequence[Fact]) -> Iterator[tuple[int, Value]]:
         """Yield (place in the group, value) as facts are done."""
         s = self.settings
-        bare = [
-            int(torch.nonzero((self.fact == b) & ~self.is_kl)[0]) for b in range(len(facts))
-        ]
+        bare = [int(torch.nonzero((self.fact == b) & ~self.is_kl)[0]) for b in range(len(facts))]
         keys, values = self.tails.inputs["mlp"], self.tails.outputs["mlp"]
-        rows_of = [torch.nonzero((self.fact == b) & ~self.is_kl).flatten() for b in range(len(facts))]
+        rows_of = [
+            torch.nonzero((self.fact == b) & ~self.is_kl).flatten() for b in range(len(facts))
+        ]
         keys_of = [keys[rows].cpu() for rows in rows_of]
         values_of = [values[rows].cpu() for rows in rows_of]
         clean = {name: _wide(out[bare]) for name, out in self.tails.outputs.items()}
-        base = {
-            name: out.norm(dim=1).clamp_min(1e-30)
-            for name, out in clean.items()
-        }
+        base = {name: out.norm(dim=1).clamp_min(1e-30) for name, out in clean.items()}
         width = next(iter(clean.values())).shape[1]
         rate = {
             name: torch.full_like(norm, s.lr) if s.lr_absolute else s.lr * norm / width**0.5
@@ -257,15 +248,18 @@ class _Group:
             finished = (loss.detach() < s.stop_loss) | last
             for b in torch.nonzero(finished).flatten().tolist():
                 i = place[b]
-                yield i, Value(
-                    facts[i],
-                    delta["mlp"][b].detach().cpu(),
-                    keys_of[i],
-                    values_of[i],
-                    nll_before[i],
-                    float(nll[b]),
-                    float(loss[b].detach()),
-                    step,
+                yield (
+                    i,
+                    Value(
+                        facts[i],
+                        delta["mlp"][b].detach().cpu(),
+                        keys_of[i],
+                        values_of[i],
+                        nll_before[i],
+                        float(nll[b]),
+                        float(loss[b].detach()),
+                        step,
+                    ),
                 )
             if last or bool(finished.all()):
                 return

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 Scope = Literal["mlp", "down", "attention", "block"]
 Loss = Literal["sequence", "answer"]
 
-# float16 gradients of a mean loss underflow below 6e-8; a power of two shifts them without rounding.
+# float16 gradients of a mean loss underflow below 6e-8; a power of two shifts them exactly.
 _HALF_LOSS_SCALE = 2.0**12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairProducts:
-    """Per fact and layer: ⟨∇old, ∇new⟩, ‖∇old‖², ‖∇new‖², each (B, L) float64, and both NLLs (B,)."""
+    """Per fact: ⟨∇old, ∇new⟩, ‖∇old‖², ‖∇new‖², each (B, L) float64, and both NLLs (B,)."""
 
     inner: Tensor
     old_squared: Tensor
@@ -73,9 +73,7 @@ def observe_factors(
     cells = [(b, t) for b, e in enumerate(encodings) for t in range(starts[b], len(e) - 1)]
     number = {cell: i for i, cell in enumerate(cells)}
     twins = [number.get(same_as(*cell), i) if same_as else i for i, cell in enumerate(cells)]
-    rows, columns = (
-        torch.tensor(part, device=model.device) for part in zip(*cells, strict=True)
-    )
+    rows, columns = (torch.tensor(part, device=model.device) for part in zip(*cells, strict=True))
     counts = torch.tensor(
         [len(e) - 1 - start for e, start in zip(encodings, starts, strict=True)],
         device=model.device,

@@ -30,8 +30,9 @@ def known_facts(model: Model, facts: Sequence[Fact], *, batch_size: int = 32) ->
 
 def blank_ids(model: Model) -> list[int]:
     """Tokens that show nothing: white space, special and end-of-text tokens."""
-    blank = {i for token, i in model.tokenizer.get_vocab().items() if not token.strip(_BLANK)}
-    blank |= {i for token, i in model.tokenizer.get_vocab().items() if token in ("<0x0A>", "<0x0D>")}
+    vocabulary = model.tokenizer.get_vocab().items()
+    blank = {i for token, i in vocabulary if not token.strip(_BLANK)}
+    blank |= {i for token, i in vocabulary if token in ("<0x09>", "<0x0A>", "<0x0D>", "<0x20>")}
     blank |= set(model.tokenizer.all_special_ids) | end_ids(model)
     limit = model.layers.vocab_size
     return sorted(i for i in blank if 0 <= i < limit)

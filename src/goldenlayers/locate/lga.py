@@ -112,6 +112,7 @@ def backing_off(
     todo = [i for members in length_batches(lengths, batch_size) for i in members]
     while todo:
         members = todo[:batch_size]
+        rows: list[Row] | None = None
         try:
             rows = run(members)
         except (MemoryError, RuntimeError) as error:
@@ -122,6 +123,7 @@ def backing_off(
                     f"memory ran out on a single fact of {lengths[members[0]]} tokens",
                     fix="Use a smaller --dtype such as bfloat16, or drop the longest facts",
                 ) from error
+        if rows is None:  # only here, with the exception gone, are its tensors free
             batch_size = max(1, len(members) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -135,7 +137,7 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
-        and ("out of memory" in text or "can't allocate memory" in text)
+        and any(words in text for words in ("out of memory", "can't allocate", "not enough memory"))
     )
 
 

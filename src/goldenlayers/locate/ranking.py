@@ -24,8 +24,7 @@ SCHEMA = 1
 # With 13 proxy facts LGA chose a layer 32 points worse than with 160; others settle on far fewer.
 _ENOUGH_FACTS = {"lga": 100}
 _ENOUGH_FACTS_OTHERWISE = 10
-# The resampled scores are built in pieces of about this many numbers (64 MiB).
-_CHUNK = 8 * 1024 * 1024
+_CHUNK = 8 * 1024 * 1024  # resampled scores are built in pieces of so many numbers (64 MiB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,7 @@ class LayerRanking:
         model: str = "",
         data: str = "",
     ) -> LayerRanking:
-        """A choice made without looking at any fact (middle layer, published default).
-
-        The score is minus the distance from the chosen layer, so that the neighbours come next.
+        """A choice made without looking at any fact; the layer's neighbours come next.
 
         Raises:
             UserError: ``layer`` is not one of the model's layers.
@@ -98,11 +95,10 @@ class LayerRanking:
         if not 0 <= layer < n_layers:
             raise UserError(f"layer {layer} is out of range", expected=f"0 to {n_layers - 1}")
         scores = 0.0 - np.abs(np.arange(n_layers) - layer).astype(np.float64)
-        order = np.argsort(-scores, kind="stable")[:top_k]
         return cls(
             method=method,
             golden_layer=layer,
-            candidates=tuple(int(i) for i in order),
+            candidates=tuple(int(i) for i in np.argsort(-scores, kind="stable")[:top_k]),
             layers=tuple(LayerScore(i, float(s)) for i, s in enumerate(scores)),
             n_facts=n_facts,
             seconds=seconds,
@@ -110,6 +106,10 @@ class LayerRanking:
             data=data,
             warnings=(f"The method '{method}' looks at no fact: it names the same layer for any.",),
         )
+
+    def warned(self, text: str) -> LayerRanking:
+        """The same ranking with one more warning, a whole sentence, behind the others."""
+        return dataclasses.replace(self, warnings=(*self.warnings, text))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``ranking.json``: ``json.dumps(..., allow_nan=False)`` accepts them."""

@@ -61,8 +61,10 @@ def fault(folder: Path, source: dict[str, Any] | None = None, *, full: bool = Fa
     """What is wrong with a cached folder, or None if it can be used.
 
     Args:
+        folder: the cache entry.
         source: what the weights must have been made from; None accepts any source.
         full: also hash every file (seconds per gigabyte); otherwise only sizes are compared.
+
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -76,6 +78,8 @@ def fault(folder: Path, source: dict[str, Any] | None = None, *, full: bool = Fa
         return "its manifest lists no files"
     for name, record in files.items():
         path = folder / name
+        if not isinstance(record, dict) or not {"size", "sha256"} <= record.keys():
+            return "its manifest is damaged"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != record["size"]:
@@ -135,6 +139,7 @@ def obtain(
 
     Raises:
         UserError: the cache folder cannot be written.
+
     """
     folder = root / key
     if fault(folder, source) is None:
@@ -177,6 +182,7 @@ def require_space(root: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{what} needs {needed / 1e9:.1f} GB of disk under {root}, and {free / 1e9:.1f} are free",
+            f"{what} needs {needed / 1e9:.1f} GB of disk under {root}, "
+            f"and {free / 1e9:.1f} GB are free",
             fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
         )

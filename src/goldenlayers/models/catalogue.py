@@ -54,7 +54,7 @@ def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
             )
         )
     for folder in sorted(root.glob("gguf-*")):
-        if folder.name.endswith(".part") or cache.fault(folder) is not None:
+        if folder.name.endswith(".part"):
             continue
         about = (cache.read_manifest(folder) or {}).get("about", {})
         rows.append(
@@ -67,7 +67,7 @@ def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
                 parameters=int(about.get("parameters", 0)),
                 size=0,
                 licence="",
-                cached=True,
+                cached=cache.fault(folder) is None,
                 cached_size=_size(folder),
                 path=folder,
             )
@@ -80,6 +80,7 @@ def verify_cache(name: str, cache_dir: str | Path | None = None) -> None:
 
     Raises:
         UserError: not cached, or changed since it was converted.
+
     """
     row = _row(name, cache_dir)
     source = packaged.registry()[name].source if name in packaged.registry() else None
@@ -96,6 +97,7 @@ def clear_cache(name: str, cache_dir: str | Path | None = None) -> int:
 
     Raises:
         UserError: no model of that name.
+
     """
     row = _row(name, cache_dir)
     shutil.rmtree(row.path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What must be true of a checkpoint folder before its weights are read, said in the user's words."""
+"""What must be true of a checkpoint folder before its weights are read."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is none, or it is not a JSON object.
+
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -60,13 +61,14 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
     Raises:
         UserError: encoder-decoder, encoder-only, mixture of experts, quantised, custom code without
             permission, or a kind that this transformers does not know.
+
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = str(config.get("model_type", ""))
     if kind not in CONFIG_MAPPING:
         _check_custom(config, kind, name, trust_remote_code)
-    if config.get("is_encoder_decoder") or _is_default_encoder_decoder(kind):
+    if config.get("is_encoder_decoder", _is_default_encoder_decoder(kind)):
         raise UserError(
             f"{name} is an encoder-decoder model ({kind})",
             expected="a decoder-only language model, such as Llama, GPT-2, Qwen or Gemma",
@@ -161,6 +163,7 @@ def check_weights(folder: Path) -> None:
 
     Raises:
         UserError: says which file is missing, or how to convert.
+
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -219,6 +222,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
     Raises:
         UserError: none of the known tokenizer files is there.
+
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(

@@ -6,11 +6,12 @@ in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import cache
@@ -18,6 +19,12 @@ from goldenlayers.models.gguf_header import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What transformers raises for a checkpoint that it cannot make sense of.
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError),
+    *(ImportError, StrictDataclassError),
+)
 
 # Texts whose tokens must survive saving and loading: spaces, digits, accents, CJK, an emoji.
 _SAMPLES = (
@@ -28,17 +35,21 @@ _SAMPLES = (
 
 
 def convert_gguf(
-    gguf: Path, folder: Path, *, progress: cache.Progress = cache.say
+    gguf: Path, folder: Path, *, label: str = "", progress: cache.Progress = cache.say
 ) -> dict[str, Any]:
-    """Convert ``gguf`` into ``folder`` (save_pretrained layout, float32); returns the manifest's notes.
+    """Convert ``gguf`` into ``folder``: save_pretrained layout, float32.
+
+    Returns what the cache's manifest shall say about the model. ``label`` names it in messages.
 
     Raises:
         UserError: not a whole GGUF file, a kind of model or tokenizer that cannot be converted.
+
     """
+    label = label or gguf.name
     header = read_header(gguf)
     _refuse_unsupported(gguf, header)
-    cache.require_space(folder, 2 * 4 * header.elements, f"Converting {gguf.name}")
-    progress(f"Converting {gguf.name} to safetensors, once; this takes a minute or two.")
+    cache.require_space(folder, 2 * 4 * header.elements, f"Converting {label}")
+    progress(f"Converting {label} to safetensors, once; this takes a minute or two.")
 
     import torch
     import transformers
@@ -48,24 +59,25 @@ def convert_gguf(
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
                 **where,
                 **_dequantize_options(),
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (ValueError, KeyError, NotImplementedError, TypeError, OSError) as error:
-        raise UserError(
-            f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
-            f"{transformers.__version__}: {_first_line(error)}",
-            fix="Use the model's safetensors checkpoint (a directory or a hub id) instead",
-        ) from error
     except ImportError as error:
         raise UserError(
-            f"Reading {gguf.name} needs a package that is not installed: {_first_line(error)}",
+            f"Reading {gguf.name} needs a package that is not installed: {headline(error)}",
             fix="python -m pip install gguf accelerate",
         ) from error
+    except LOADING_ERRORS as error:
+        raise UserError(
+            f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
+            f"{transformers.__version__}: {headline(error)}",
+            fix="Use the model's safetensors checkpoint (a directory or a hub id) instead",
+        ) from error
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -86,7 +98,7 @@ def convert_gguf(
                 fix="Use the model's safetensors checkpoint instead",
             )
     return {
-        "file": gguf.name,
+        "file": label,
         "family": model.config.model_type,
         "layers": int(model.config.num_hidden_layers),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -172,14 +184,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def headline(error: BaseException) -> str:
+    """The first two lines of an error's text, as one line."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def discard(path: Path) -> None:
-    """Delete a file or folder that may not be there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    return " ".join(line.strip() for line in lines[:2]) or type(error).__name__

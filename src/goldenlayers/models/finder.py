@@ -68,6 +68,7 @@ class _Finder:
         blocks_path, modules = self._blocks(self.paths[id(embedding)])
         for index, module in enumerate(modules):
             self._refuse_experts(f"{blocks_path}.{index}", module)
+            self._attention_path(index, f"{blocks_path}.{index}", module)
         trial = run_trial(self.model, modules, head)
         blocks = tuple(
             self._block(index, f"{blocks_path}.{index}", module, trial)
@@ -174,6 +175,18 @@ class _Finder:
         depth = min((name.count(".") for name in names), default=0)
         return [name for name in names if name.count(".") == depth]
 
+    def _attention_path(self, index: int, path: str, block: nn.Module) -> str:
+        names = self._attention_names(block)
+        if len(names) != 1:
+            what = f"{len(names)} attentions ({', '.join(names)})" if names else "no attention"
+            raise UserError(
+                f"layer {index} ('{path}') has {what}",
+                expected="one attention in each layer",
+                fix="If it has one, give its path in the layer as the layer path 'attention'",
+            )
+        self._at(names[0], "attention", below=path)
+        return f"{path}.{names[0]}"
+
     def _refuse_experts(self, path: str, block: nn.Module) -> None:
         for name, module in block.named_modules():
             several = (
@@ -192,16 +205,8 @@ class _Finder:
 
     def _block(self, index: int, path: str, module: nn.Module, trial: Trial) -> Block:
         matrices = self._matrices(path, module)
-        names = self._attention_names(module)
-        if len(names) != 1:
-            what = f"{len(names)} attentions ({', '.join(names)})" if names else "no attention"
-            raise UserError(
-                f"layer {index} ('{path}') has {what}",
-                expected="one attention in each layer",
-                fix="If it has one, give its path in the layer as the layer path 'attention'",
-            )
-        attention = self._at(names[0], "attention", below=path)
-        attention_path = f"{path}.{names[0]}"
+        attention_path = self._attention_path(index, path, module)
+        attention = self.modules[attention_path]
         ours = {id(m) for m in attention.modules()}
         attention_matrices = tuple(m for m in matrices if id(m.module) in ours)
         rest = [m for m in matrices if id(m.module) not in ours]
@@ -241,6 +246,7 @@ class _Finder:
             mlp_output_norm=norm,
             mlp_output_norm_path=None if norm is None else self.paths[id(norm)],
             other_matrices=tuple(m for m in rest if m not in within),
+            returns_tuple=trial.returns_tuple(module),
         )
 
     def _mlp_path(self, path: str, matrices: list[Matrix]) -> str:

@@ -48,6 +48,7 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises:
         UserError: not a GGUF file, or one that was cut off.
+
     """
     try:
         with path.open("rb") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -24,8 +25,8 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
 
     Raises:
         UserError: no such model, not allowed, hub out of reach, or a kind that cannot be handled.
+
     """
-    import httpx2 as httpx  # the hub client's own transport
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     wanted = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
@@ -41,7 +42,7 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"The hub has no public model {name}",
+            f"There is no directory {name} here, and the hub has no public model of that name",
             fix="Check the spelling; for a private model log in with: hf auth login",
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -53,17 +54,29 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
         ) from error
     except errors.HFValidationError as error:
         raise UserError(f"'{name}' is not a valid hub id: {error}") from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, *_transport_errors()) as error:
         raise unreachable(name, error) from error
     except ValueError as error:
         raise UserError(f"config.json of the hub model {name} is not JSON: {error}") from error
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library under the hub client, whose name differs between versions."""
+    found = []
+    for name in ("httpx", "httpx2"):
+        try:
+            found.append(importlib.import_module(name).HTTPError)
+        except ImportError:
+            continue
+    return tuple(found)
 
 
 def unreachable(name: str, error: BaseException) -> UserError:
     """The error for a hub that does not answer: what was tried, and the way without it."""
     lines = str(error).strip().splitlines()
     return UserError(
-        f"The hub could not be reached for {name}, and the model is not in its cache "
+        f"There is no directory {name} here, the hub's cache does not hold that model, and the "
+        f"hub could not be reached "
         f"({type(error).__name__}: {lines[0] if lines else ''})",
         fix=f"Check the network and HF_ENDPOINT, HF_HUB_OFFLINE. {_OFFLINE}",
     )

@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, D model width, F MLP width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Block:
     ``mlp`` is None where the MLP's matrices sit in the block itself (OPT). ``mlp_output_norm`` is
     the norm that the MLP's output passes before it joins the residual stream (Gemma 2 and 3,
     OLMo 2, GLM-4), else None. ``other_matrices`` belong to neither attention nor MLP.
+    ``returns_tuple`` tells what the block's forward hands on: a tuple that begins with the hidden
+    state (GPT-J, BLOOM, Falcon, MPT), or the hidden state alone.
     """
 
     index: int
@@ -74,6 +76,7 @@ class Block:
     mlp_output_norm: nn.Module | None
     mlp_output_norm_path: str | None = None
     other_matrices: tuple[Matrix, ...] = ()
+    returns_tuple: bool = False
 
     def matrices(self, scope: str) -> tuple[Matrix, ...]:
         """The matrices of a scope: ``mlp``, ``down``, ``attention``, or ``block`` for all."""
@@ -102,9 +105,9 @@ class LayerMap:
     d_model: int
     d_mlp: int
     vocab_size: int
+    transform: LogitTransform
     model_class: str = ""
     tied: bool = False
-    transform: LogitTransform | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, hf_model: PreTrainedModel, overrides: Mapping[str, str] | None = None) -> LayerMap:
@@ -141,18 +144,7 @@ class LayerMap:
         return self.blocks[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap.
-
-        Raises:
-            UserError: the model was mapped without weights (meta device), so that what happens
-                after the head could not be observed.
-
-        """
-        if self.transform is None:
-            raise UserError(
-                f"{self.model_class} was mapped without weights, so its logits are unknown",
-                fix="Map the model after loading its weights",
-            )
+        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap."""
         return self.transform(self.head(hidden))
 
     def describe(self) -> str:
@@ -167,7 +159,7 @@ class LayerMap:
             f"  final norm  {norm}",
             f"  head        {self.head_path} ({tied})",
         ]
-        if self.transform is not None and self.transform.says:
+        if self.transform.says:
             lines.append(f"  logits      {self.transform.says}")
         lines.append(f"layer 0  {first.path}")
         lines.append(f"  attention   {first.attention_path}")

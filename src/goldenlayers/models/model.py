@@ -30,6 +30,7 @@ class Model:
         hf: the transformers model; no parameter requires a gradient.
         tokenizer: its tokenizer.
         layers: where its blocks and their matrices are.
+
     """
 
     name: str
@@ -49,10 +50,14 @@ class Model:
         """Take over a transformers model: sets evaluation mode and freezes every parameter.
 
         Args:
+            hf_model: a decoder-only language model with its head.
+            tokenizer: its tokenizer.
+            name: what reports call the model.
             layer_paths: module paths that override what the layer map would find.
 
         Raises:
             UserError: the model has no decoder blocks that the layer map can find.
+
         """
         from goldenlayers.models.layers import LayerMap
 
@@ -113,5 +118,5 @@ def _hash_weights(hf_model: PreTrainedModel) -> str:
         values = parameter.detach().reshape(-1)
         for start in range(0, values.numel(), _CHUNK):
             piece = values[start : start + _CHUNK].to(torch.bfloat16).cpu().contiguous()
-            digest.update(piece.view(torch.int16).numpy())  # the bits: numpy has no bfloat16
+            digest.update(piece.view(torch.int16).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()

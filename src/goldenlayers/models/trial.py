@@ -43,6 +43,7 @@ class _Call:
     module: nn.Module
     given: Tensor | None
     returned: Tensor | None
+    in_tuple: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,15 @@ class Trial:
     calls: tuple[_Call, ...]
     final_norm: nn.Module | None
     vocab_size: int
-    transform: LogitTransform | None
+    transform: LogitTransform
 
     def order(self, module: nn.Module) -> int | None:
         """When ``module`` returned, counted from 0; None when it did not run."""
         return next((i for i, call in enumerate(self.calls) if call.module is module), None)
+
+    def returns_tuple(self, module: nn.Module) -> bool:
+        """Whether ``module`` handed on a tuple rather than a tensor."""
+        return any(call.in_tuple for call in self.calls if call.module is module)
 
     def output_norm(self, block: nn.Module, down: nn.Module) -> nn.Module | None:
         """The module of ``block`` that is given the very tensor that ``down`` returned.
@@ -87,6 +92,8 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
 
     """
     name = type(model).__name__
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(f"the weights of {name} are not loaded", fix="Load the weights first")
     ids = _token_ids(model)
     calls: list[_Call] = []
 
@@ -94,7 +101,8 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         returned = _first(output)
         if module is head and returned is not None:
             returned = returned.clone()  # what scales the logits in place must not reach it
-        calls.append(_Call(module, _first((*args, *kwargs.values())), returned))
+        given = _first((*args, *kwargs.values()))
+        calls.append(_Call(module, given, returned, isinstance(output, tuple)))
 
     handles = [m.register_forward_hook(record, with_kwargs=True) for m in model.modules()]
     try:
@@ -132,8 +140,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         and not isinstance(call.module, _PASSES_ON)
         and all(parameter.dim() == 1 for parameter in call.module.parameters())
     ]
-    known = not logits.is_meta
-    if known and not _close(logits[0, :2], logits[1, :2]):
+    if not _close(logits[0, :2], logits[1, :2]):
         raise UserError(
             f"{name} is not causal: its prediction at a token depends on later tokens",
             expected="a decoder-only language model",
@@ -142,7 +149,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         calls=tuple(calls),
         final_norm=norms[-1] if norms else None,
         vocab_size=logits.shape[-1],
-        transform=_transform(model, scores, logits) if known else None,
+        transform=_transform(model, scores, logits),
     )
 
 

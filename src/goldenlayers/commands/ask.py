@@ -1,0 +1,46 @@
+"""``golden ask``: talk to the model, with and without edits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from goldenlayers.commands import shared
+from goldenlayers.commands.edit import saved_delta
+from goldenlayers.config import AskConfig
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+
+def run(config: AskConfig) -> int:
+    """Print the greedy continuation and the likeliest next tokens."""
+    deltas = [saved_delta(path) for path in config.delta]
+    model = shared.load_model(config)
+    _answer(model, config, "as it is" if deltas else "")
+    if deltas:
+        total = sum(deltas[1:], deltas[0])
+        with total.applied(model, force=config.force):
+            _answer(model, config, "edited")
+    return 0
+
+
+def _answer(model: Model, config: AskConfig, title: str) -> None:
+    import torch
+
+    from goldenlayers.decoding import greedy
+    from goldenlayers.hooks import last_logits
+
+    prompt = model.encoder.encode(config.prompt.rstrip() or config.prompt)
+    (tokens,) = greedy(model, [prompt.ids], config.tokens)
+    if title:
+        print(f"{title}:")
+    print(f"  {prompt.text}{model.tokenizer.decode(tokens, skip_special_tokens=True)}")
+    if config.top:
+        with torch.no_grad():
+            logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
+        best = logits[0].float().softmax(-1).topk(config.top)
+        shown = (
+            f"{model.tokenizer.decode([i])!r} {p:.3f}"
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        print("  next: " + "  ".join(shown))

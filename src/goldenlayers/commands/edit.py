@@ -1,0 +1,225 @@
+"""``golden edit``: facts in, a small reversible change out, with the answers before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.commands import answers, shared
+from goldenlayers.config import EditConfig
+from goldenlayers.errors import DataError, UserError
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.delta import WeightDelta
+    from goldenlayers.editors import EditSettings
+    from goldenlayers.models.model import Model
+
+# A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
+# healthy facts lie around 0.02-0.2.
+_LARGE = 0.5
+
+
+def run(config: EditConfig) -> int:
+    """Edit, show what changed, save."""
+    from goldenlayers.editors import edit, edited_layers, editor
+
+    if config.out is not None and not config.overwrite:
+        shared.refuse_taken(config.out)
+    editor(config.method)
+    facts, source = _facts(config)
+    model = shared.load_model(config)
+    facts = _worth_editing(model, facts, strict=config.facts is None)
+    settings, layer = _settings(config, model)
+    layers = edited_layers(model.layers[layer].index, settings)
+    statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
+    before = answers.greedy_answers(model, facts)
+    with shared.run_folder(config, "edit", model=model, facts=source) as folder:
+        with shared.progress(f"editing with {config.method}", "facts") as bar:
+            delta = edit(
+                model,
+                facts,
+                config.method,
+                layer=layer,
+                mode=None if config.mode == "auto" else config.mode,
+                settings=settings,
+                statistics=statistics,
+                seed=config.seed,
+                on_done=lambda done: bar(done, len(facts)),
+            )
+        with delta.applied(model):
+            after = answers.greedy_answers(model, facts)
+        answers.show(model, facts, before, after)
+        _show_change(model, delta)
+        _warn(model, facts, after, delta)
+        if folder is not None:
+            delta.save(folder.path)
+            folder.finish()
+            size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
+            shared.say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
+    return 0
+
+
+def key_statistics_for(
+    method: str, model: Model, layers: Sequence[int], text: str, seed: int
+) -> Mapping[int, Covariance] | None:
+    """The key statistics ``method`` needs, from the cache or collected now with a progress bar."""
+    from goldenlayers.editors import editor
+    from goldenlayers.statistics import key_statistics
+
+    if not editor(method).needs_statistics:
+        return None
+    with shared.progress("key statistics", "tokens") as bar:
+        return key_statistics(model, layers, text=text, seed=seed, progress=bar)
+
+
+def pick_layer(config: Any, model: Model) -> int:
+    """The layer ``--layer`` names; for auto the golden layer by LGA, found once and kept.
+
+    Raises:
+        UserError: not a number, or no layer of the model.
+    """
+    if config.layer != "auto":
+        try:
+            layer = int(config.layer)
+        except ValueError:
+            raise UserError(
+                f"--layer is '{config.layer}'", expected="a layer number, or auto"
+            ) from None
+        return model.layers[layer].index
+    from goldenlayers.commands.golden import golden_layer
+
+    return golden_layer(model, cache_dir=config.cache_dir)
+
+
+def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
+    if config.facts is None:
+        assert config.subject and config.prompt and config.target  # held by the config
+        return [
+            Fact(
+                id="edit", subject=config.subject, prompt=config.prompt, target_new=config.target
+            )
+        ], None
+    from goldenlayers.datasets import load_facts
+
+    found = load_facts(
+        config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
+    )
+    if found.skipped:
+        shared.say(found.summary())
+    return list(found), found
+
+
+def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fact]:
+    """Leave out facts whose new answer the model gives already; one by flags is an error."""
+    from goldenlayers.decoding import forced_predictions
+
+    encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+    given = [
+        tuple(tokens) == encoding.answer_ids
+        for tokens, encoding in zip(
+            forced_predictions(model, encodings), encodings, strict=True
+        )
+    ]
+    errors = [
+        DataError(
+            f"the model answers '{fact.prompt}' with '{fact.target_new}' already",
+            field="target",
+            fix="There is nothing to edit",
+        )
+        for fact, already in zip(facts, given, strict=True)
+        if already
+    ]
+    if errors and (strict or len(errors) == len(facts)):
+        raise errors[0]
+    if errors:
+        shared.tell_dropped(errors)
+    return [fact for fact, already in zip(facts, given, strict=True) if not already]
+
+
+def _settings(config: EditConfig, model: Model) -> tuple[EditSettings, int]:
+    from goldenlayers.editors import EditSettings, preset
+
+    settings = EditSettings()
+    layer: int | None = None
+    if config.preset is not None:
+        found, settings = preset(config.preset, model)
+        if found.method != config.method:
+            raise UserError(
+                f"preset '{config.preset}' is for {found.method}, not {config.method}",
+                fix=f"Add --method {found.method}",
+            )
+        layer = found.layer if config.layer == "auto" else None
+    changes = {name: _value(settings, name, text) for name, text in config.set.items()}
+    settings = settings.replace(**changes)
+    return settings, pick_layer(config, model) if layer is None else layer
+
+
+def _value(settings: EditSettings, name: str, text: str) -> float | int | bool:
+    """The setting's text as a value of the setting's own type."""
+    current = getattr(settings, name, 0.0)
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(current)(text)
+    except (ValueError, KeyError):
+        kind = {bool: "true or false", int: "a whole number"}.get(type(current), "a number")
+        raise UserError(f"--set {name} is '{text}'", expected=kind) from None
+
+
+def _show_change(model: Model, delta: WeightDelta) -> None:
+    from goldenlayers.report.terminal import show, table
+
+    norms = delta.norms(model)
+    rows = [
+        (name.removesuffix(".weight"), delta.rank(name), f"{norm.relative:.4f}")
+        for name, norm in norms.items()
+    ]
+    show(table("What changed", ("matrix", "rank", "length relative to the matrix"), rows))
+
+
+def _warn(
+    model: Model, facts: Sequence[Fact], after: Sequence[answers.Answer], delta: WeightDelta
+) -> None:
+    """Say what a careful user would want to know before using this edit."""
+    failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
+    if failed:
+        some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
+        shared.say(
+            f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). Try another "
+            "--layer, or --set steps 50, or --set clamp 8."
+        )
+    for name, norm in delta.norms(model).items():
+        if norm.relative > _LARGE:
+            shared.say(
+                f"Warning: the change of {name} is {norm.relative:.2f} times as long as the matrix "
+                "itself; other answers are likely to suffer. Try another --layer or r-rome."
+            )
+    for fact in facts:
+        problem = _odd_subject(model, fact)
+        if problem:
+            shared.say(f"Warning: {problem}")
+
+
+def _odd_subject(model: Model, fact: Fact) -> str:
+    """A sentence if the subject's last token holds more than the subject."""
+    encoding = model.encoder.fact(fact)
+    assert encoding.lookup is not None  # held by encoder.fact
+    start, end = encoding.spans[encoding.lookup]
+    if end > fact.subject_span[1]:
+        token = encoding.text[start:end]
+        return (
+            f"the tokenizer joins the end of the subject '{fact.subject}' with what follows "
+            f"('{token}'), so the edit is tied to that spelling"
+        )
+    return ""
+
+
+def saved_delta(path: Path) -> WeightDelta:
+    """The delta of a run folder of ``golden edit``."""
+    from goldenlayers.delta import WeightDelta
+
+    return WeightDelta.load(path)

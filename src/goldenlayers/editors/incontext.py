@@ -1,0 +1,40 @@
+"""The no-weights baseline: the fact is told in the prompt, behind a few worked examples.
+
+Source: IKE, Zheng et al. 2023 (arXiv 2305.12740), section 3: demonstrations that copy the new fact,
+that use it for a rephrasing, and that leave an unrelated question alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from goldenlayers.facts import Fact
+from goldenlayers.tokens import join
+
+NAME = "in-context"
+
+
+def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int = 0) -> str:
+    """What to put before a probe's prompt so that the model knows ``fact``.
+
+    Args:
+        fact: the edit.
+        demonstrations: other facts, whose new answers, rephrasings and locality probes make the
+            worked examples; the fact itself is passed over.
+        seed: of the order of the examples.
+    """
+    examples: list[str] = []
+    for i, other in enumerate(d for d in demonstrations if d.id != fact.id):
+        told = join(other.prompt, other.target_new)[0]
+        keeps = [p for p in other.locality if p.answer]
+        if i % 3 == 1 and other.rephrasings:
+            asked, answer = other.rephrasings[0], other.target_new
+        elif i % 3 == 2 and keeps:
+            asked, answer = keeps[0].prompt, keeps[0].answer or ""
+        else:
+            asked, answer = other.prompt, other.target_new
+        examples.append(f"New fact: {told}.\n{join(asked, answer)[0]}.\n\n")
+    random.Random(f"{seed}/{fact.id}").shuffle(examples)
+    told = join(fact.prompt, fact.target_new)[0]
+    return "".join(examples) + f"New fact: {told}.\n"

@@ -1,0 +1,175 @@
+"""MEMIT, PMET, EMMET and AlphaEdit: many facts in one solve, spread over one layer or several.
+
+All of them find each fact's value at the last layer, then write, layer by layer, a share of what
+is still missing, on the keys of the model as edited so far. They differ in the solve.
+
+Sources: MEMIT, Meng et al. 2023 (arXiv 2210.07229), algorithm 1; PMET, Li et al. 2024 (arXiv
+2308.08742); EMMET, Gupta et al. 2024 (arXiv 2403.14236); AlphaEdit, Fang et al. 2025 (arXiv
+2410.02355).
+
+Shapes: B facts, D model width, F MLP width. Keys and values in the solves are columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
+from goldenlayers.editors.base import Workbench, edited_layers
+from goldenlayers.editors.residual import Contribution
+from goldenlayers.editors.states import LookupStates, lookup_states
+from goldenlayers.editors.updates import (
+    LowRankUpdate,
+    alphaedit_update,
+    append_keys,
+    emmet_update,
+    memit_update,
+    null_space_projector,
+    spread_residual,
+)
+from goldenlayers.editors.values import Value, optimise_values
+from goldenlayers.facts import Fact
+
+# (workbench, layer, keys (F, B), wanted changes (D, B)) → the layer's update
+Solve = Callable[[Workbench, int, Tensor, Tensor], LowRankUpdate]
+
+
+def _memit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
+    return memit_update(bench.covariance(layer), K, R, bench.settings.memit_lambda)
+
+
+def _emmet(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
+    return emmet_update(bench.covariance(layer), K, R, bench.settings.emmet_lambda)
+
+
+def _alphaedit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
+    s = bench.settings
+    covariance = bench.covariance(layer)
+    projector = null_space_projector(
+        covariance, s.null_space, absolute=s.null_space_absolute
+    )
+    # l2 is published in squared key units (10, beside keys of Llama-3); as a share of the mean
+    # squared key of the text it means the same on every model.
+    energy = float(covariance.matrix(with_ridge=False).trace())
+    l2 = s.l2 if s.l2_absolute else s.l2 * energy
+    return alphaedit_update(projector, K, R, bench.previous_keys.get(layer), l2)
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The editors ``memit``, ``pmet``, ``emmet`` and ``alphaedit``."""
+
+    name: str
+    solve: Solve
+    spread: str = "memit"
+    with_attention: bool = False
+    remembers_keys: bool = False
+    needs_statistics: bool = True
+    edits_together: bool = True
+
+    def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
+        """One delta per fact, each made on the model as it is."""
+        return self._edit(bench, facts, layer, [[i] for i in range(len(facts))])
+
+    def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
+        """One delta that holds all facts."""
+        (delta,) = self._edit(bench, facts, layer, [list(range(len(facts)))])
+        return delta
+
+    def _edit(
+        self, bench: Workbench, facts: Sequence[Fact], layer: int, groups: list[list[int]]
+    ) -> list[WeightDelta]:
+        """One delta per group of facts; groups do not see one another's edits."""
+        values = optimise_values(
+            bench.model,
+            facts,
+            layer,
+            bench.prefixes,
+            bench.settings,
+            with_attention=self.with_attention,
+            on_done=bench.on_done,
+        )
+        layers = edited_layers(layer, bench.settings)
+        changes: list[dict[str, LowRank]] = [{} for _ in groups]
+        wanted = self._wanted(bench, values, layer)  # (B, D)
+        clean: LookupStates | None = None
+        for i, at in enumerate(layers):
+            down = bench.model.layers[at].down
+            first = i == 0 and at == layer
+            if first:
+                # One layer: the wanted change is δ itself, on keys that were seen already.
+                keys = torch.stack([v.keys.mean(0) for v in values])  # (B, F)
+                residual = torch.stack([v.delta for v in values])  # (B, D)
+            else:
+                with self._so_far(bench, facts, groups, changes) as select:
+                    states = lookup_states(bench.model, facts, bench.prefixes, at, layer, select)
+                clean = clean or states
+                missing = wanted - (states.top - clean.top)
+                share = spread_residual(missing, i, len(layers), self.spread)  # type: ignore[arg-type]
+                contribution = Contribution.of(bench.model, at)
+                residual = contribution.raw_change(states.values, share)
+                keys = states.keys
+            for members, change in zip(groups, changes, strict=True):
+                update = self.solve(bench, at, keys[members].T, residual[members].T)
+                change[down.parameter_name] = LowRank(update.left.float(), update.right.float())
+                if self.remembers_keys and len(groups) == 1:
+                    bench.previous_keys[at] = append_keys(
+                        bench.previous_keys.get(at), keys[members].T
+                    )
+        return [
+            bench.delta(
+                change, self.name, layers, [facts[i] for i in members], [values[i] for i in members]
+            )
+            for members, change in zip(groups, changes, strict=True)
+        ]
+
+    def _wanted(self, bench: Workbench, values: Sequence[Value], layer: int) -> Tensor:
+        """What each fact's edit should add to the residual stream at ``layer``, (B, D)."""
+        contribution = Contribution.of(bench.model, layer)
+        before = torch.stack([v.values[0] for v in values])
+        after = torch.stack([v.target for v in values])
+        return contribution(after) - contribution(before)
+
+    def _so_far(
+        self,
+        bench: Workbench,
+        facts: Sequence[Fact],
+        groups: list[list[int]],
+        changes: list[dict[str, LowRank]],
+    ) -> AbstractContextManager[Callable[[list[int]], None] | None]:
+        """The model as edited so far: every group's facts see their own group's change."""
+        if not changes[0]:
+            return nullcontext(None)
+        deltas = [bench.delta(change, self.name, [], []) for change in changes]
+        group_of = {i: g for g, members in enumerate(groups) for i in members}
+        return _Selecting(bench, deltas, [group_of[i] for i in range(len(facts))])
+
+
+class _Selecting(AbstractContextManager["Callable[[list[int]], None]"]):
+    """``applied_per_example`` whose choice is told as fact numbers."""
+
+    def __init__(self, bench: Workbench, deltas: list[WeightDelta], group_of: list[int]) -> None:
+        self.context = applied_per_example(bench.model, deltas, force=True)
+        self.group_of = group_of
+
+    def __enter__(self) -> Callable[[list[int]], None]:
+        selection = self.context.__enter__()
+
+        def select(facts: list[int]) -> None:
+            selection.select([self.group_of[i] for i in facts])
+
+        return select
+
+    def __exit__(self, *error: object) -> None:
+        self.context.__exit__(*error)  # type: ignore[arg-type]
+
+
+MEMIT = LeastSquares("memit", _memit)
+EMMET = LeastSquares("emmet", _emmet)
+ALPHAEDIT = LeastSquares("alphaedit", _alphaedit, remembers_keys=True)
+PMET = LeastSquares("pmet", _memit, spread="pmet", with_attention=True)

@@ -1,0 +1,324 @@
+"""Many short texts through the model at once, logits only at the positions that are read.
+
+Texts that are the same, or the beginning of another, share one row; rows of similar length share a
+batch, each with its own edit; and an edit of block L runs from block L on, from kept states of the
+untouched model.
+
+Shapes: B rows, T tokens, D model width, L layers, V vocabulary, N positions read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from goldenlayers.delta import apply as _apply
+from goldenlayers.hooks import capture, final_hidden, resume_from
+from goldenlayers.tokens import pad_ids
+
+if TYPE_CHECKING:
+    from goldenlayers.delta import Selection
+    from goldenlayers.models.layers import LayerMap
+    from goldenlayers.models.model import Model
+
+Ids = tuple[int, ...]
+
+_CHUNK_NUMBERS = 1 << 23  # numbers in one chunk of logits
+_STATE_BYTES = 1 << 29  # for the kept states of the untouched model
+_AUTO_TOKENS = {"cpu": 512, "cuda": 32768}
+_AUTO_TOKENS_ELSEWHERE = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What to read of one text: arg-max, with ``nll`` that of ``targets``, KL to ``reference``.
+
+    ``positions`` index ``ids``; at position t the prediction of token t+1 is read. ``targets`` is
+    empty or one token per position; ``reference`` (D,) the head's input of the untouched model at
+    the last position. ``carrier`` is the place of the edit in the selection, -1 for none.
+    """
+
+    ids: Ids
+    positions: Ids
+    targets: Ids = ()
+    nll: bool = False
+    carrier: int = -1
+    reference: Tensor | None = None
+    keep_hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """What was read: arg-max tokens, mean NLL in nats, KL in nats, the head's input (D,)."""
+
+    tokens: Ids
+    targets: Ids = ()
+    nll: float | None = None
+    kl: float | None = None
+    hidden: Tensor | None = None
+
+
+class States:
+    """Inputs of some blocks of the untouched model, for every text of a pass.
+
+    As many evenly spaced blocks are kept as the budget allows.
+    """
+
+    def __init__(self, model: Model, n_tokens: int, budget: int = _STATE_BYTES) -> None:
+        size = n_tokens * model.layers.d_model * model.dtype.itemsize
+        stride = max(1, -(-len(model.layers) * size // max(budget, 1)))
+        self.layers = tuple(range(stride, len(model.layers), stride))
+        self._rows: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}  # (T, D) each
+        self._place: dict[Ids, int] = {}
+
+    def add(self, rows: Sequence[Ids], found: dict[int, Tensor]) -> None:
+        """Keep the states of a batch: ``found`` maps a layer to its input (B, T, D)."""
+        start = len(next(iter(self._rows.values()))) if self._rows else 0
+        for b, ids in enumerate(rows):
+            self._place[ids] = start + b
+            for layer in self.layers:
+                self._rows[layer].append(found[layer][b, : len(ids)].clone())
+
+    def alias(self, ids: Ids, row: Ids) -> None:
+        """Say that ``ids`` is the beginning of ``row``."""
+        self._place[ids] = self._place[row]
+
+    def start(self, layer: int, rows: Iterable[Ids]) -> int:
+        """The deepest kept block from which a pass with block ``layer`` changed may begin."""
+        usable = [kept for kept in self.layers if kept <= layer]
+        return usable[-1] if usable and all(ids in self._place for ids in rows) else 0
+
+    def inputs(self, layer: int, rows: Sequence[Ids]) -> Tensor:
+        """The block's input (B, T, D), zero behind each row's end."""
+        parts = [self._rows[layer][self._place[ids]] for ids in rows]
+        width = max(len(ids) for ids in rows)
+        hidden = parts[0].new_zeros(len(rows), width, parts[0].shape[-1])
+        for b, (part, ids) in enumerate(zip(parts, rows, strict=True)):
+            hidden[b, : len(ids)] = part[: len(ids)]
+        return hidden
+
+
+@torch.no_grad()
+def read(
+    model: Model,
+    readings: Sequence[Reading],
+    *,
+    batch_size: int | None = None,
+    selection: Selection | None = None,
+    states: States | None = None,
+    first_layer: int = 0,
+    keep: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Read]:
+    """Read every text once, batched.
+
+    Args:
+        model: the model, with whatever is applied to it.
+        readings: what to read.
+        batch_size: rows per batch; None fits the batch to the device. Halved if memory runs out.
+        selection: told which edit each row of a batch carries.
+        states: states of the untouched model: to begin from, or with ``keep`` to be filled.
+        first_layer: the first block that any edit changes; with ``states`` the pass begins there.
+        keep: fill ``states`` in this pass (of the untouched model).
+        on_progress: told (rows done, rows in all).
+
+    Returns:
+        One result per reading, in their order. It does not depend on the batches.
+    """
+    rows, home = merge(readings)
+    of_row: list[list[int]] = [[] for _ in rows]
+    for i, r in enumerate(readings):
+        of_row[home[r.carrier, r.ids]].append(i)
+    results: list[Read | None] = [None] * len(readings)
+    queue = list(batches([len(ids) for _, ids in rows], batch_size, model.device.type))
+    done = 0
+    while queue:
+        members = queue.pop(0)
+        mine = [(b, readings[i], i) for b, m in enumerate(members) for i in of_row[m]]
+        try:
+            found = _read_batch(
+                model, [rows[m] for m in members], mine, selection, states, first_layer, keep
+            )
+        except torch.OutOfMemoryError:
+            if len(members) == 1:
+                raise
+            half = len(members) // 2
+            queue[:0] = [members[:half], members[half:]]
+            continue
+        for (_, _, i), one in zip(mine, found, strict=True):
+            results[i] = one
+        done += len(members)
+        if on_progress is not None:
+            on_progress(done, len(rows))
+    if keep and states is not None:
+        for r in readings:
+            states.alias(r.ids, rows[home[r.carrier, r.ids]][1])
+    return [one for one in results if one is not None]
+
+
+def merge(
+    readings: Iterable[Reading],
+) -> tuple[list[tuple[int, Ids]], dict[tuple[int, Ids], int]]:
+    """Distinct (carrier, text) rows, and the row each reading is read from.
+
+    With causal attention the beginning of a text is computed alike whatever follows it.
+    """
+    rows: list[tuple[int, Ids]] = []
+    home: dict[tuple[int, Ids], int] = {}
+    # In descending order the longer of two texts stands right before its own beginning.
+    for carrier, ids in sorted({(r.carrier, r.ids) for r in readings}, reverse=True):
+        same = rows and rows[-1][0] == carrier and rows[-1][1][: len(ids)] == ids
+        if not same:
+            rows.append((carrier, ids))
+        home[carrier, ids] = len(rows) - 1
+    return rows, home
+
+
+def batches(lengths: Sequence[int], batch_size: int | None, device: str) -> Iterator[list[int]]:
+    """Rows in batches of similar length, longest first; None: as many as the device takes well."""
+    budget = _AUTO_TOKENS.get(device, _AUTO_TOKENS_ELSEWHERE)
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while order:
+        size = batch_size or max(1, budget // lengths[order[0]])
+        yield order[:size]
+        del order[:size]
+
+
+def _read_batch(
+    model: Model,
+    rows: list[tuple[int, Ids]],
+    readings: list[tuple[int, Reading, int]],
+    selection: Selection | None,
+    states: States | None,
+    first_layer: int,
+    keep: bool,
+) -> list[Read]:
+    texts = [ids for _, ids in rows]
+    batch = pad_ids(texts, model.device)  # (B, T)
+    if selection is not None:
+        selection.select([carrier for carrier, _ in rows])
+    with contextlib.ExitStack() as stack:
+        found: dict[int, Tensor] = {}
+        if keep and states is not None:
+            blocks = {layer: model.layers[layer].module for layer in states.layers}
+            found = stack.enter_context(capture(blocks, inputs=True))
+        elif states is not None and (start := states.start(first_layer, texts)):
+            stack.enter_context(resume_from(model, start, states.inputs(start, texts)))
+        hidden = final_hidden(model, batch.ids)  # (B, T, D)
+    cells: dict[tuple[int, int], int] = {}
+    for b, reading, _ in readings:
+        for t in reading.positions:
+            cells.setdefault((b, t), len(cells))
+    where = torch.tensor(list(cells), device=hidden.device)  # (N, 2)
+    at = hidden[where[:, 0], where[:, 1]]  # (N, D)
+    asked = sorted(
+        {
+            (cells[b, t], target)
+            for b, reading, _ in readings
+            if reading.nll
+            for t, target in zip(reading.positions, reading.targets, strict=True)
+        }
+    )
+    tokens, nll = head(model.layers, at, asked)
+    results = []
+    for b, reading, _ in readings:
+        mine = [cells[b, t] for t in reading.positions]
+        mean = kl = None
+        if reading.nll:
+            parts = [nll[c, target] for c, target in zip(mine, reading.targets, strict=True)]
+            mean = sum(parts) / len(parts)
+        last = at[mine[-1]]
+        if reading.reference is not None:
+            kl = divergence(model.layers, reading.reference, last)
+        results.append(
+            Read(
+                tuple(tokens[c] for c in mine),
+                reading.targets,
+                mean,
+                kl,
+                last.clone() if reading.keep_hidden else None,
+            )
+        )
+    if keep and states is not None:
+        # Last, so that a batch that ran out of memory leaves nothing behind.
+        states.add(texts, found)
+    return results
+
+
+def head(
+    layers: LayerMap, hidden: Tensor, asked: Sequence[tuple[int, int]]
+) -> tuple[list[int], dict[tuple[int, int], float]]:
+    """Arg-max token of every row of ``hidden`` (N, D), and −log p for each (row, token) asked.
+
+    A row that holds NaN or infinities has the token -1.
+    """
+    size = max(1, _CHUNK_NUMBERS // max(1, layers.vocab_size))
+    tokens: list[int] = []
+    nll: dict[tuple[int, int], float] = {}
+    place = 0
+    for start in range(0, len(hidden), size):
+        logits = layers.logits(hidden[start : start + size])  # (n, V)
+        finite = torch.isfinite(hidden[start : start + size]).all(-1)
+        tokens += torch.where(finite, logits.argmax(-1), -1).tolist()
+        stop = place
+        while stop < len(asked) and asked[stop][0] < start + size:
+            stop += 1
+        mine, place = asked[place:stop], stop
+        if not mine:
+            continue
+        distinct = sorted({row for row, _ in mine})
+        index = {row: i for i, row in enumerate(distinct)}
+        some = wide(logits[[row - start for row in distinct]])
+        norm = some.logsumexp(-1)
+        at = torch.tensor([index[row] for row, _ in mine], device=some.device)
+        target = torch.tensor([token for _, token in mine], device=some.device)
+        values = norm[at] - some[at, target]
+        nll.update(zip(mine, values.tolist(), strict=True))
+    return tokens, nll
+
+
+def divergence(layers: LayerMap, before: Tensor, after: Tensor) -> float:
+    """KL(p_before ‖ p_after) in nats of the next-token distributions behind two (D,) states."""
+    log_p, log_q = wide(layers.logits(torch.stack([before, after]))).double().log_softmax(-1)
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum()))
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half-precision numbers as float32; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@contextlib.contextmanager
+def untouched(model: Model) -> Iterator[None]:
+    """The model without the deltas in force on it, for a moment."""
+    state = _apply._IN_FORCE.get(model.hf)
+    with contextlib.nullcontext() if state is None else state.suspended():
+        yield
+
+
+def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:
+    """Whether passes that begin at a kept state end where whole passes end, for these rows.
+
+    Some families carry more than the hidden state from block to block; they run whole passes.
+    """
+    if not states.layers or not rows:
+        return False
+    batch = pad_ids(rows, model.device)
+    whole = final_hidden(model, batch.ids)
+    try:
+        for layer in {states.layers[0], states.layers[-1]}:
+            with resume_from(model, layer, states.inputs(layer, rows)):
+                resumed = final_hidden(model, batch.ids)
+            for b, ids in enumerate(rows):
+                a, c = whole[b, : len(ids)].float(), resumed[b, : len(ids)].float()
+                bound = (1e-3 if model.dtype.itemsize >= 4 else 3e-2) * float(a.abs().max())
+                if not float((a - c).abs().max()) <= bound:
+                    return False
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+        return False
+    return True

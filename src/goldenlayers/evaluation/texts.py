@@ -1,0 +1,194 @@
+"""The units of an evaluation as token ids: each prompt and answer tokenised once, limits checked.
+
+Shapes: D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from goldenlayers.decoding import greedy
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
+from goldenlayers.evaluation.passes import Ids, Reading
+from goldenlayers.evaluation.units import Unit
+from goldenlayers.tokens import Encoding, TooLongError
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+CONTINUATION = 3
+"""Tokens of its own greedy continuation along which a locality probe without answer is compared."""
+TOO_LONG = "the text is longer than the model's context"
+_WINDOW = 256  # tokens of one window of the held-out text
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One forced text of a unit: its answer, the answer's tokens, how many positions are read."""
+
+    answer: str
+    targets: Ids
+    count: int
+
+
+class Texts:
+    """Token ids for the units.
+
+    Args:
+        model: whose tokenizer and context.
+        units: what is asked.
+        text: the held-out text, if a unit asks for its perplexity.
+        text_tokens: how many tokens of it.
+
+    ``reasons`` says which units (by place) have no text that can be run, and why.
+    """
+
+    def __init__(
+        self, model: Model, units: Sequence[Unit], text: str | None, text_tokens: int
+    ) -> None:
+        self.model, self.units = model, units
+        self.reasons: dict[int, str] = {}
+        self._prompts: dict[tuple[str, str], Ids | str] = {}
+        self._windows: list[Ids] = []
+        self.specs: dict[int, list[Spec]] = {}
+        if any(unit.rule == "perplexity" for unit in units):
+            self._windows = windows(model, text, text_tokens)
+        for u, unit in enumerate(units):
+            try:
+                if unit.reason:
+                    raise UserError(unit.reason)
+                self.specs[u] = self._specify(unit)
+            except UserError as error:
+                self.reasons[u] = reason_of(error)
+
+    def _specify(self, unit: Unit) -> list[Spec]:
+        if unit.rule == "perplexity":
+            return []
+        specs = []
+        for answer in [a for a in (unit.answer, unit.other) if a] or [""]:
+            encoding = self._encode(unit.prompt, answer)
+            if encoding.n_prompt == 0:
+                raise UserError("no token stands before the answer")
+            self._prompts[unit.prompt, answer] = encoding.ids[: encoding.n_prompt]
+            targets = encoding.answer_ids
+            specs.append(Spec(answer, targets, max(1, len(targets))))
+        return specs
+
+    def continue_open(self, batch_size: int) -> None:
+        """Fill locality probes without an answer with the untouched model's own continuation."""
+        places = [
+            u for u in self.specs if self.units[u].rule == "stay" and not self.units[u].answer
+        ]
+        rows = [self._prompt(self.units[u].prompt, "", "") for u in places]
+        limit = self.model.encoder.max_length
+        found = greedy(self.model, rows, CONTINUATION, batch_size=batch_size)
+        for u, row, ids in zip(places, rows, found, strict=True):
+            count = len(ids) + (len(ids) < CONTINUATION)  # the end of the text is a prediction too
+            if limit is not None:
+                count = max(1, min(count, limit + 1 - len(row)))
+            self.specs[u] = [Spec("", tuple(ids), count)]
+
+    def readings(self, u: int, prefix: str, reference: Tensor | None) -> list[Reading]:
+        """The forced readings of a unit, its prompt behind ``prefix``.
+
+        ``reference`` (D,) is the untouched model's state, for kl; its own pass has none.
+
+        Raises:
+            UserError: no text that can be run; with the reason.
+        """
+        unit = self.units[u]
+        if unit.rule == "perplexity":
+            if prefix:
+                raise UserError("a prompt changes no weights")
+            return [Reading(w[:-1], tuple(range(len(w) - 1)), w[1:], True) for w in self._windows]
+        found = []
+        for spec in self.specs[u]:
+            prompt = self._prompt(unit.prompt, spec.answer, prefix)
+            # Behind a prefix too the answer has the tokens it has without: positions compare.
+            ids = prompt + spec.targets[: spec.count - 1]
+            self._fits(len(ids))
+            positions = tuple(range(len(prompt) - 1, len(ids)))
+            found.append(
+                Reading(
+                    ids,
+                    positions,
+                    spec.targets,
+                    unit.rule == "compare",
+                    reference=reference,
+                    keep_hidden=unit.rule == "kl" and reference is None,
+                )
+            )
+        return found
+
+    def open_prompt(self, u: int, prefix: str) -> Ids:
+        """The bare prompt for free generation, which gives nothing of the answer away.
+
+        Raises:
+            UserError: prompt and generated text do not fit the context.
+        """
+        prompt = self._prompt(self.units[u].prompt, "", prefix)
+        self._fits(len(prompt) + self.new_tokens(u))
+        return prompt
+
+    def new_tokens(self, u: int) -> int:
+        """Tokens that may be generated for a unit."""
+        if self.units[u].rule == "fluency":
+            return FLUENCY_TOKENS
+        return self.specs[u][0].count + ANSWER_SLACK
+
+    def _encode(self, prompt: str, answer: str) -> Encoding:
+        # A space at the end of a bare prompt would be a token that no running text has there.
+        bare = prompt if answer else prompt.rstrip(" \t") or prompt
+        return self.model.encoder.encode(bare, answer)
+
+    def _prompt(self, prompt: str, answer: str, prefix: str) -> Ids:
+        """Token ids of the prompt behind a prefix, up to where the answer begins."""
+        key = (prefix + prompt, answer)
+        if key not in self._prompts:
+            try:
+                encoding = self._encode(prefix + prompt, answer)
+                self._prompts[key] = encoding.ids[: encoding.n_prompt]
+            except UserError as error:
+                self._prompts[key] = reason_of(error)
+        found = self._prompts[key]
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
+
+    def _fits(self, length: int) -> None:
+        limit = self.model.encoder.max_length
+        if limit is not None and length > limit:
+            raise UserError(TOO_LONG)
+
+
+def reason_of(error: UserError) -> str:
+    """The kind of problem, in words that are the same for every unit that has it."""
+    if isinstance(error, TooLongError):
+        return TOO_LONG
+    found = error.found
+    return "the answer has no tokens" if "has no tokens after" in found else found
+
+
+def windows(model: Model, text: str | None, n_tokens: int) -> list[Ids]:
+    """The text's first tokens in windows; what stands in front of a text (BOS) before each.
+
+    Raises:
+        UserError: no text, or none that gives two tokens.
+    """
+    if not text or not text.strip():
+        raise UserError("perplexity needs a held-out text", fix="Give one with --text FILE")
+    # A whole book need not be tokenised for a page.
+    ids, spans = model.encoder.tokens(text[: 16 * n_tokens])
+    n_front = next((i for i, span in enumerate(spans) if span != (0, 0)), len(ids))
+    front, body = ids[:n_front], ids[n_front:][:n_tokens]
+    width = min(_WINDOW, model.encoder.max_length or _WINDOW) - n_front
+    parts = [(*front, *body[s : s + width]) for s in range(0, len(body), width)]
+    parts = [part for part in parts if len(part) > 1]
+    if not parts:
+        raise UserError("the held-out text has no tokens to predict")
+    return parts

@@ -1,0 +1,138 @@
+"""Facts and probes: what they accept, refuse, and where they find the subject."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from typing import Any
+
+import pytest
+
+from goldenlayers.errors import DataError
+from goldenlayers.facts import Fact, Probe, find_subject, near_subject
+
+
+def fact(**changes) -> Fact:
+    values: dict[str, Any] = {
+        "id": "f",
+        "subject": "France",
+        "prompt": "The capital of France is",
+        "target_new": "Rome",
+        "target_old": "Paris",
+    }
+    return Fact(**(values | changes))
+
+
+def test_a_fact_is_immutable_and_knows_its_subject_span():
+    made = fact()
+    start, end = made.subject_span
+    assert made.prompt[start:end] == "France"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.prompt = "x"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
+    made = fact(subject=" France", target_new=" Rome\n", target_old=" Paris", prompt="France is ")
+    assert (made.subject, made.target_new, made.target_old) == ("France", "Rome", "Paris")
+    assert made.prompt == "France is "
+    probe = Probe(" Q: ", " A ", aliases=(" B ",))
+    assert (probe.prompt, probe.answer, probe.aliases) == (" Q: ", "A", ("B",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"id": " "}, "id"),
+        ({"subject": ""}, "subject"),
+        ({"prompt": ""}, "prompt"),
+        ({"target_new": "  "}, "target_new"),
+        ({"target_old": ""}, "target_old"),
+        ({"target_new": 1998}, "target_new"),
+        ({"target_new": "Par\ud800is"}, "target_new"),
+        ({"subject": "Spain"}, "subject"),
+        ({"target_new": "Paris "}, "target_new"),
+        ({"target_new": "Lutetia", "old_aliases": ("Lutetia",)}, "target_new"),
+        ({"rephrasings": ("ok", " ")}, "rephrasings[2]"),
+        ({"rephrasings": "France has the capital"}, "rephrasings"),
+        ({"old_aliases": None}, "old_aliases"),
+        ({"locality": ({"prompt": "x"},)}, "locality[1]"),
+        ({"portability": "x"}, "portability"),
+    ],
+)
+def test_bad_fields_are_refused_by_name(changes, field):
+    with pytest.raises(DataError) as caught:
+        fact(**changes)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"prompt": " "}, {"prompt": "x", "answer": ""}, {"prompt": "x", "aliases": ("",)}],
+)
+def test_bad_probes_are_refused(values):
+    with pytest.raises(DataError):
+        Probe(**values)
+
+
+def test_lists_become_tuples():
+    made = fact(rephrasings=["a", "b"], locality=[Probe("x")])
+    assert made.rephrasings == ("a", "b") and made.locality == (Probe("x"),)
+
+
+@pytest.mark.parametrize(
+    ("subject", "text", "found"),
+    [
+        ("Iran", "Iranian oil comes from Iran, not", (23, 27)),
+        ("Iran", "The Iranian flag", (4, 8)),
+        ("A", "A and A", (6, 7)),
+        ("U.S.", "the U.S. is", (4, 8)),
+        ("x{}", "of x{} is", (3, 6)),
+        ("東京", "日本の首都は東京です", (6, 8)),
+        ("france", "The capital of France", None),
+        (" ", "a b", None),
+    ],
+)
+def test_find_subject(subject, text, found):
+    assert find_subject(subject, text) == found
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "near"),
+    [
+        ("france", "The capital of France is", "France"),
+        ("Jose Marti", "José Martí was born in", "José Martí"),
+        ("Dario  Fo", "The plays of Dario Fo", "Dario Fo"),
+        ("Dario Fo", "The plays of Dario \t Fo are", "Dario \t Fo"),
+        ("STRASSE", "Die Straße ist", "Straße"),
+        ("Élan", unicodedata.normalize("NFD", "An Élan vital"), "E\u0301lan"),
+        ("cafe", unicodedata.normalize("NFD", "le café est"), "cafe\u0301"),
+        ("Spain", "The capital of France is", None),
+        (" ", "The capital", None),
+    ],
+)
+def test_near_subject_is_the_prompts_own_spelling(subject, prompt, near):
+    assert near_subject(subject, prompt) == near
+    assert near is None or find_subject(near, prompt) is not None
+
+
+def test_a_subject_that_differs_in_form_is_refused_with_the_right_spelling():
+    with pytest.raises(DataError, match="Write the subject as the prompt has it: 'France'"):
+        fact(subject="FRANCE")
+
+
+def test_old_answer_filled_in_by_the_model_is_marked_and_checked():
+    bare = fact(target_old=None)
+    assert not bare.target_old_is_generated
+    filled = bare.with_old(" Paris")
+    assert filled.target_old == "Paris" and filled.target_old_is_generated
+    for continuation in ("Rome", ""):
+        with pytest.raises(DataError):
+            bare.with_old(continuation)
+
+
+def test_a_row_error_keeps_what_it_knew_when_it_is_placed():
+    error = DataError("bad", field="x", fix="Mend it", reason="kind of bad")
+    placed = error.at(source="f.json", row=3)
+    assert str(placed) == "f.json, row 3, field 'x': bad. Mend it."
+    assert placed.reason == "kind of bad" and placed.at(field="y").row == 3
+    assert DataError("bad").reason == "bad"

@@ -1,0 +1,403 @@
+"""Key statistics on disk: what matches, what does not, killed passes, damaged files, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import build
+from tokenizers_built import byte_level_bpe, sentencepiece_bpe
+
+from goldenlayers.errors import DataError, UserError
+from goldenlayers.models.model import Model
+from goldenlayers.statistics import KeyStatistics, key_statistics
+from goldenlayers.statistics.cache import model_settings
+from goldenlayers.statistics.sources import SampledSource, TextSource
+
+WORDS = ["the", "city", "of", "Paris", "is", "the", "capital", "of", "France", "and", "its", "river", "flows", "north", "to", "the", "sea"]
+
+
+def write_corpus(path: Path, seed: int = 0, n: int = 60) -> Path:
+    random = np.random.default_rng(seed)
+    rows = [json.dumps({"text": " ".join(random.choice(WORDS, 40))}) for _ in range(n)]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model.wrap(build("llama"), sentencepiece_bpe())
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus.jsonl")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of every batch that was run."""
+    seen: list[int] = []
+    for kind in (TextSource, SampledSource):
+        run = kind.run
+
+        def counting(self: Any, *args: Any, run: Any = run) -> Iterator[int]:
+            for n_rows in run(self, *args):
+                seen.append(n_rows)
+                yield n_rows
+
+        monkeypatch.setattr(kind, "run", counting)
+    return seen
+
+
+OPTIONS: dict[str, Any] = {"tokens": 600, "length": 32, "batch_tokens": 128, "settle": 0}
+
+
+def moments(found: KeyStatistics) -> dict[int, torch.Tensor]:
+    return {layer: found[layer].moment for layer in found}
+
+
+def equal(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def folders(cache: Path) -> list[Path]:
+    return sorted((cache / "statistics").iterdir())
+
+
+def test_second_call_reads_what_the_first_wrote(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    first = key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS)
+    ran = len(passes)
+    second = key_statistics(model, text=str(corpus), cache_dir=tmp_path, ridge=0.5, **OPTIONS)
+    fewer = key_statistics(model, [2], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert ran > 1 and len(passes) == ran
+    assert equal(moments(first), moments(second))
+    assert torch.equal(fewer[2].moment, first[2].moment) and list(fewer) == [2]
+    assert second[1].ridge == 0.5 and first[1].ridge == 0.01
+    assert (first.n_tokens, first.settled, first.errors) == (
+        second.n_tokens, second.settled, second.errors,
+    )  # fmt: skip
+    plain = key_statistics(model, text=corpus, cache=False, **OPTIONS)
+    assert equal(moments(plain), moments(first)) and plain.errors == first.errors
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_layer_is_read_only_when_it_is_used(model: Model, corpus: Path, tmp_path: Path) -> None:
+    found = key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert found.folder is not None
+    (found.folder / "layer-001.safetensors").unlink()
+    assert found[2].size == model.layers.d_mlp
+    with pytest.raises(FileNotFoundError):
+        found[1]
+
+
+@pytest.mark.parametrize("settle", [0, 0.5])
+def test_only_missing_layers_are_collected_from_the_same_tokens(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int], settle: float
+) -> None:
+    options = {**OPTIONS, "settle": settle}
+    whole = key_statistics(model, text=corpus, cache=False, **options)
+    passes.clear()
+    some = key_statistics(model, [0, 3], text=corpus, cache_dir=tmp_path, **options)
+    n_first = sum(passes)
+    both = key_statistics(model, text=corpus, cache_dir=tmp_path, **options)
+    assert sum(passes) == 2 * n_first
+    assert torch.equal(both[0].moment, some[0].moment)
+    assert both.n_tokens == some.n_tokens and both.settled == some.settled == bool(settle)
+    if not settle:
+        assert equal(moments(both), moments(whole))
+    passes.clear()
+    key_statistics(model, text=corpus, cache_dir=tmp_path, **options)
+    assert not passes
+    assert len(folders(tmp_path)) == 1
+
+
+def test_every_setting_has_its_own_folder(model: Model, corpus: Path, tmp_path: Path) -> None:
+    other = write_corpus(tmp_path / "other.jsonl", seed=1)
+    changes: list[dict[str, Any]] = [
+        {}, {"tokens": 700}, {"seed": 1}, {"settle": 0.9}, {"length": 33}, {"batch_tokens": 64},
+        {"text": other}, {"text": "model"}, {"text": "model", "seed": 1},
+        {"text": "model", "length": 16},
+    ]  # fmt: skip
+    for n, change in enumerate(changes, 1):
+        options = {"text": corpus, **OPTIONS, **change}
+        key_statistics(model, [0], cache_dir=tmp_path, **options)
+        assert len(folders(tmp_path)) == n, change
+    # The ridge is not part of what is stored, nor is the file's name.
+    key_statistics(model, [0], text=corpus, cache_dir=tmp_path, ridge=0.1, **OPTIONS)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(corpus.read_bytes())
+    key_statistics(model, [0], text=copy, cache_dir=tmp_path, **OPTIONS)
+    assert len(folders(tmp_path)) == len(changes)
+
+
+def test_other_weights_config_tokenizer_or_type_never_match(model: Model) -> None:
+    base = model_settings(model)
+    assert model_settings(Model.wrap(build("llama"), sentencepiece_bpe())) == base
+
+    changed = build("llama")
+    with torch.no_grad():
+        changed.get_parameter("model.layers.3.mlp.down_proj.weight")[0, 0] += 1
+    others = [
+        Model.wrap(changed, sentencepiece_bpe()),
+        Model.wrap(build("llama"), byte_level_bpe()),
+        Model.wrap(build("llama"), sentencepiece_bpe(dummy_prefix=False)),
+        Model.wrap(build("llama", torch.bfloat16), sentencepiece_bpe()),
+        Model.wrap(build("llama"), sentencepiece_bpe()),
+    ]
+    others[-1].config.rms_norm_eps = 0.5  # pyright: ignore[reportAttributeAccessIssue]
+    settings = [json.dumps(model_settings(other)) for other in others]
+    assert len({json.dumps(base), *settings}) == len(others) + 1
+
+
+def test_a_manifest_of_other_settings_is_not_believed(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    manifest = folders(tmp_path)[0] / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["settings"]["weights"] = "0" * 64
+    manifest.write_text(json.dumps(record))
+    passes.clear()
+    key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert passes
+    assert json.loads(manifest.read_text())["settings"]["weights"] == model.fingerprint()
+
+
+def test_a_layer_map_with_another_down_projection_is_not_served(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    passes.clear()
+    other = Model.wrap(model.hf, model.tokenizer, layer_paths={"down": "mlp.up_proj"})
+    found = key_statistics(other, [0], text=corpus, cache_dir=tmp_path, tokens=600, length=32,
+                           batch_tokens=128, settle=0)  # fmt: skip
+    assert passes and found[0].size == model.layers.d_model
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "manifest"])
+def test_damaged_files_are_collected_again_with_a_message(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int], damage: str
+) -> None:
+    first = moments(key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS))
+    first = {layer: moment.clone() for layer, moment in first.items()}
+    folder, passes[:] = folders(tmp_path)[0], []
+    path = folder / "layer-001.safetensors"
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "flipped":
+        raw = bytearray(path.read_bytes())
+        raw[-100] ^= 1
+        path.write_bytes(raw)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        (folder / "manifest.json").write_text('{"settings": ')
+    with pytest.warns(UserWarning, match="collected again"):
+        again = key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert passes and equal(moments(again), first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("source", ["text", "model"])
+def test_a_pass_that_was_cut_off_goes_on_with_identical_bits(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int], source: str
+) -> None:
+    options = {**OPTIONS, "text": corpus if source == "text" else "model"}
+    if source == "model":
+        options["tokens"] = 64 * 31 * 3
+    whole = key_statistics(model, cache_dir=tmp_path / "whole", **options)
+    n_batches = len(passes)
+    assert n_batches >= 3
+    passes.clear()
+
+    def kill(done: int, _total: int) -> None:
+        if len(passes) == n_batches - 1:
+            raise Killed
+
+    again = {"cache_dir": tmp_path / "killed", "checkpoint_seconds": 0, **options}
+    with pytest.raises(Killed):
+        key_statistics(model, progress=kill, **again)
+    folder = folders(tmp_path / "killed")[0]
+    assert (folder / "checkpoint").is_dir() and not (folder / "manifest.json").exists()
+    passes.clear()
+    resumed = key_statistics(model, **again)
+    assert len(passes) == 2  # the batch in flight when it was cut off, and the last
+    assert equal(moments(resumed), moments(whole)) and resumed.errors == whole.errors
+    assert not (folder / "checkpoint").exists()
+    assert not list(folder.glob("*.part"))
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from families import build
+from tokenizers_built import sentencepiece_bpe
+from goldenlayers.models.model import Model
+from goldenlayers.statistics import key_statistics
+model = Model.wrap(build("llama"), sentencepiece_bpe())
+key_statistics(
+    model, text=sys.argv[2], cache_dir=sys.argv[3], tokens=600, length=32, batch_tokens=128,
+    settle=0, checkpoint_seconds=0, progress=lambda done, total: (print(done, flush=True), time.sleep(0.5)),
+)
+"""
+
+
+def test_a_killed_process_goes_on_with_identical_bits(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    whole = key_statistics(model, text=corpus, cache=False, **OPTIONS)
+    passes.clear()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(corpus), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = key_statistics(
+        model, text=corpus, cache_dir=tmp_path, checkpoint_seconds=0, **OPTIONS
+    )
+    assert equal(moments(resumed), moments(whole))
+    assert 0 < sum(passes) < 20
+
+
+def test_checkpoints_of_another_pass_or_in_pieces_are_not_used(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    def stop(done: int, _total: int) -> None:
+        if len(passes) == 3:
+            raise Killed
+
+    options = {"text": corpus, "cache_dir": tmp_path, "checkpoint_seconds": 0, **OPTIONS}
+    with pytest.raises(Killed):
+        key_statistics(model, [0, 1], progress=stop, **options)
+    passes.clear()
+    whole = key_statistics(model, [0], text=corpus, cache=False, **OPTIONS)
+    n_batches = len(passes)
+    passes.clear()
+    other = key_statistics(model, [0], **options)
+    assert len(passes) == n_batches and torch.equal(other[0].moment, whole[0].moment)
+
+    passes.clear()
+    with pytest.raises(Killed):
+        key_statistics(model, [2], progress=stop, **options)
+    os.truncate(folders(tmp_path)[0] / "checkpoint" / "2.safetensors", 100)
+    passes.clear()
+    with pytest.warns(UserWarning, match="checkpoint is damaged"):
+        key_statistics(model, [2], **options)
+    assert len(passes) == n_batches
+
+
+def bad_lines(path: Path, line: str) -> Path:
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"title": "no text here"}', r"bad.jsonl, row 2, field 'text'.*found: title"),
+        ('{"text": 7}', "row 2, field 'text'"),
+        ("[1, 2]", "row 2, field 'text'.*found: list"),
+        ('{"text": "open', "row 2: broken JSON"),
+    ],
+)
+def test_bad_rows_are_named(model: Model, tmp_path: Path, line: str, message: str) -> None:
+    path = bad_lines(tmp_path / "bad.jsonl", line)
+    with pytest.raises(DataError, match=message):
+        key_statistics(model, text=path, cache=False)
+
+
+def test_text_that_is_not_utf8_is_named(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("eins\nzwei\nfünf\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.txt, row 3: not UTF-8"):
+        key_statistics(model, text=path, cache=False)
+
+
+def test_bad_input_is_one_clear_error(model: Model, corpus: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n  \n")
+    short = tmp_path / "short.txt"
+    short.write_text("Only these few words.")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"text": empty}, "is empty"),
+        ({"text": short}, "gives only 0 tokens.*at least 72"),
+        ({"text": tmp_path / "corpus.json"}, r"no text file.*Did you mean 'corpus.jsonl'"),
+        ({"text": tmp_path / "no" / "where.txt"}, "no text file"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"settle": -1.0}, "settle is -1"),
+        ({"settle": float("nan")}, "settle is nan"),
+        ({"ridge": -0.1}, "ridge is -0.1"),
+        ({"layers": [4]}, "no layer 4"),
+        ({"layers": []}, "no layers"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(UserError, match=message):
+            key_statistics(model, **{"text": corpus, **options}, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_text_that_ends_before_the_budget_says_so(model: Model, corpus: Path) -> None:
+    with pytest.warns(UserWarning, match=r"ended after \d+ of 1000000 tokens"):
+        found = key_statistics(model, [0], text=corpus, tokens=10**6, settle=0, cache=False)
+    assert 72 <= found.n_tokens < 10**6
+
+
+def test_keys_that_are_not_finite_are_refused(model: Model, corpus: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.hf.get_parameter("model.layers.2.mlp.up_proj.weight")[0, 0] = float("nan")
+    with pytest.raises(UserError, match="keys of layer 2 hold NaN"):
+        key_statistics(model, [1, 2], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_hub_data_sets(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Rows(list[dict[str, str]]):
+        _fingerprint = "abc"
+
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, configuration: str | None, split: str) -> Rows:
+        asked.append((name, configuration, split))
+        if name == "owner/none":
+            raise FileNotFoundError("no such data set")
+        return Rows({"text": " ".join(WORDS)} for _ in range(80))
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    found = key_statistics(
+        model, [0], text="hub:owner/name@raw:test", cache_dir=tmp_path, **OPTIONS
+    )
+    assert asked == [("owner/name", "raw", "test")] and "hub:owner/name" in found.source
+    with pytest.raises(UserError, match="could not be loaded.*no such data set"):
+        key_statistics(model, text="hub:owner/none", cache=False)
+    assert asked[-1] == ("owner/none", None, "train")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"goldenlayers\[hub\]"):
+        key_statistics(model, text="hub:owner/name", cache=False)
