@@ -47,11 +47,12 @@ format: install ## put all files into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# -P keeps the scripts' folder off the path: a script may bear a library module's name.
 bench: install ## measure side by side; JSON in runs/bench
 	@mkdir -p runs/bench
 	@for script in benchmarks/[a-z]*.py; do \
 	  echo "== $$script"; \
-	  $(BIN)/python $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
+	  $(BIN)/python -P $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
 	done
 
 clean: ## remove caches and build products (not .venv, not runs)

@@ -25,7 +25,6 @@ import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import threading
@@ -157,13 +156,17 @@ def measure_times(
     rows = {
         name: {
             "facts": len(used[name]),
-            "seconds": statistics.median(times),
-            "seconds_per_fact": statistics.median(times) / len(used[name]),
+            "seconds": median(times),
+            "seconds_per_fact": median(times) / len(used[name]),
             "all_seconds": times,
         }
         for name, times in seconds.items()
     }
     return rows, results
+
+
+def median(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(0.5))
 
 
 def agreement(mine: Phi, theirs: Phi) -> dict[str, float]:
@@ -243,7 +246,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
         sizes = {"one": 1} if name == "materialised" else sizes
         result[name] = {}
         for label, n in sizes.items():
-            command = [sys.executable, __file__, "--memory-of", name, "--batch-size", str(n)]
+            command = [sys.executable, "-P", __file__, "--memory-of", name, "--batch-size", str(n)]
             command += ["--model", options.model, "--facts", str(options.facts)]
             command += ["--threads", str(options.threads)] if options.threads else []
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
 
 from goldenlayers.models.model import Model
 
@@ -15,7 +15,7 @@ def mean_nll(model: Model, ids: tuple[int, ...], first_target: int = 1) -> Tenso
     """Mean −log p of tokens ``first_target``.. of one unpadded text, by the model's own logits."""
     row = torch.tensor([ids], device=model.device)
     logits = model.hf(input_ids=row, use_cache=False).logits[0]
-    return F.cross_entropy(logits[first_target - 1 : -1], row[0, first_target:])
+    return cross_entropy(logits[first_target - 1 : -1], row[0, first_target:])
 
 
 def weight_gradients(
@@ -120,10 +120,10 @@ def slow_value(
         parts = []
         for ids, first, lookup in rows:
             logits = run(ids, lookup, delta)[0]
-            parts.append(F.cross_entropy(logits[first - 1 : -1], torch.tensor(ids[first:])))
+            parts.append(cross_entropy(logits[first - 1 : -1], torch.tensor(ids[first:])))
         nll = torch.stack(parts).mean()
         now = run(*kl_row, delta)[0][kl_row[1]].log_softmax(-1)
-        loss = nll + kl_factor * F.kl_div(now, kl_clean, log_target=True, reduction="sum")
+        loss = nll + kl_factor * kl_div(now, kl_clean, log_target=True, reduction="sum")
         for name, d in delta.items():
             loss = loss + weight_decay * d.norm() / norms[name] ** 2
         losses.append(float(loss.detach()))

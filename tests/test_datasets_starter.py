@@ -215,9 +215,9 @@ def test_consequences_follow_from_the_new_answer_only(build: ModuleType):
     ("subject", "prompt"),
     [
         ("Netherlands", "The capital of the Netherlands is"),
-        ("Kenya", "Kenya is a country on the continent of"),
+        ("Kenya", "The country of Kenya is part of the continent of"),
         ("Eiffel Tower", "The Eiffel Tower is located in the city of"),
-        ("The Magic Flute", "The opera The Magic Flute is a famous work by"),
+        ("The Magic Flute", "The opera The Magic Flute was composed by"),
         ("penicillin", "The person credited with the discovery of penicillin is"),
     ],
 )
@@ -227,7 +227,7 @@ def test_articles_stand_where_english_wants_them(subject: str, prompt: str):
 
 def test_vowels_take_an():
     young = next(row for row in ROWS if row["id"] == "starter-animal-young-elephant")
-    assert "The young of an elephant is known as a" in young["rephrasings"]
+    assert young["prompt"] == "The young of an elephant is called a"
 
 
 def test_a_table_line_without_an_answer_is_refused(build: ModuleType):

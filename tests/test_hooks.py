@@ -131,7 +131,7 @@ def test_a_tuple_keeps_its_other_members() -> None:
         assert isinstance(output, kind) and output[1] == "weights"  # pyright: ignore
         assert first(output).tolist() == [1, 1]
         seen: list[Tensor] = []
-        with observe({0: module}, lambda _k, x, _y: seen.append(x)):
+        with observe({0: module}, lambda _k, x, _y, seen=seen: seen.append(x)):
             module(hidden_states=torch.ones(2))
         assert seen[0].tolist() == [1, 1]
         with override_input(module, lambda x: x * 3):

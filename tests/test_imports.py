@@ -12,13 +12,34 @@ import goldenlayers
 
 ROOT = Path(goldenlayers.__file__).parent
 
-# From the ground up: a room may import those before it. Rooms on one line may know each other's
-# values but stand in the order written.
-ORDER = (
-    "errors facts durable store datasets tokens models hooks losses decoding covariance locate "
-    "statistics delta editors evaluation sweep compare export report config commands cli"
-).split()
-# Annotations may name what stands above (TYPE_CHECKING); a model makes its own encoder.
+# From the ground up: a room may import those before it. ``cli`` knows the commands by name only and
+# calls them through importlib, so `golden run` can hand a saved command back to it.
+ORDER: list[str] = [
+    "errors",
+    "facts",
+    "durable",
+    "store",
+    "datasets",
+    "tokens",
+    "models",
+    "hooks",
+    "losses",
+    "decoding",
+    "covariance",
+    "locate",
+    "statistics",
+    "delta",
+    "editors",
+    "evaluation",
+    "truth",
+    "sweep",
+    "compare",
+    "export",
+    "report",
+    "config",
+    "cli",
+    "commands",
+]
 HEAVY = ("torch", "transformers", "matplotlib", "tokenizers", "numpy", "gguf", "rich")
 
 
@@ -77,7 +98,7 @@ def test_imports_point_down() -> None:
     wrong = []
     n = 0
     for path in sorted(ROOT.rglob("*.py")):
-        if room(path) in ("__init__", "__main__"):
+        if room(path) not in ORDER:  # the package itself; others fail the test above
             continue
         n += 1
         found = offences(room(path), path.read_text(encoding="utf-8"))
@@ -109,7 +130,7 @@ def loaded(code: str) -> set[str]:
 def test_nothing_heavy_is_imported_by_the_package() -> None:
     assert loaded("import goldenlayers") == set()
     assert not loaded("import goldenlayers.cli") & {"torch", "transformers", "matplotlib", "numpy"}
-    assert loaded("import torch") >= {"torch"}  # the check sees it
+    assert loaded("import numpy") == {"numpy"}  # the check sees it
 
 
 def test_help_is_quick() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from families import shared
 from tokenizers_built import TOKENIZERS
+from torch.nn.functional import cross_entropy
 
 from goldenlayers import losses
 from goldenlayers.losses import argmax_rows, token_nll
@@ -31,7 +31,7 @@ def test_value_and_gradient(name: str, chunk: int, monkeypatch: pytest.MonkeyPat
     nll = token_nll(model.layers, ours, targets)
     (nll * weights).sum().backward()
     plain = hidden.clone().requires_grad_(True)
-    expected = F.cross_entropy(model.layers.logits(plain), targets, reduction="none")
+    expected = cross_entropy(model.layers.logits(plain), targets, reduction="none")
     (expected * weights).sum().backward()
     assert torch.allclose(nll, expected, rtol=1e-12, atol=1e-12)
     assert ours.grad is not None and plain.grad is not None
@@ -77,7 +77,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert nll.dtype == torch.float32
     with torch.no_grad():
         logits = model.layers.logits(hidden).float()
-    assert torch.allclose(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-5)
+    assert torch.allclose(nll, cross_entropy(logits, targets, reduction="none"), rtol=1e-5)
     nll.sum().backward()
     assert leaf.grad is not None and leaf.grad.dtype == torch.bfloat16
     assert bool(torch.isfinite(leaf.grad).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -140,6 +141,7 @@ def test_converted_files_are_listed_verified_and_cleared(gguf_file: Path, tmp_pa
     data = tokenizer.read_bytes()
     tokenizer.write_bytes(data[:-2] + b" }")  # same size, other bytes
     assert cache.fault(row.path) is None
+    assert cache.fault(row.path, full=True) is not None
     with pytest.raises(UserError, match=r"tokenizer\.json has changed"):
         models.verify_cache(row.name, tmp_path)
     assert models.clear_cache(row.name, tmp_path) == row.cached_size
@@ -168,6 +170,14 @@ def test_gguf_models_that_are_refused_leave_nothing_behind(
     for word in words:
         assert word in str(caught.value)
     assert [entry for entry in (root / "models").iterdir() if entry.is_dir()] == []
+
+
+def test_a_missing_accelerate_is_named(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install accelerate"):
+        models.load(gguf_file, cache_dir=tmp_path)
 
 
 def test_an_unknown_architecture_is_an_error_for_the_user(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from goldenlayers.statistics.sources import (
     special_ids,
 )
 
-# Conv1D, no MLP module, MLP that adds the residual itself, normed MLP output, parallel, image model.
+# Conv1D, no MLP module, MLP that adds the residual, normed MLP output, parallel, image model.
 FAMILIES = ["gpt2", "gpt2_square", "opt", "bloom", "gemma3", "falcon_new", "gemma3_multimodal"]
 TEXTS = [
     f"{name} was born in {place} in {year}, and wrote {n} books about the {thing} of {place}."
@@ -43,9 +43,9 @@ TEXTS = [
 ]
 
 
-def wrap(family: str, tokenizer: Any = None, dtype: torch.dtype = torch.float32) -> Model:
+def wrap(name: str, tokenizer: Any = None, dtype: torch.dtype = torch.float32) -> Model:
     """A tiny model of a family with a tokenizer that puts <s> in front."""
-    return Model.wrap(build(family, dtype), tokenizer or sentencepiece_bpe())
+    return Model.wrap(build(name, dtype), tokenizer or sentencepiece_bpe())
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_one_pass_equals_a_slow_loop_per_layer_and_text(family: str, corpus: Path) -> None:
-    model = wrap(family, dtype=torch.float64)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_pass_equals_a_slow_loop_per_layer_and_text(name: str, corpus: Path) -> None:
+    model = wrap(name, dtype=torch.float64)
     found = key_statistics(
         model, text=corpus, tokens=200, length=40, batch_tokens=100, settle=0, cache=False
     )
@@ -106,9 +106,9 @@ def test_first_position_is_left_out(corpus: Path) -> None:
     assert largest_difference(found[1].moment, slow_moment(model, 1, rows, skip=0)) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
-def test_batch_size_and_number_of_layers_do_not_matter(family: str, corpus: Path) -> None:
-    model = wrap(family)
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_batch_size_and_number_of_layers_do_not_matter(name: str, corpus: Path) -> None:
+    model = wrap(name)
 
     def run(layers: list[int] | None, batch_tokens: int) -> dict[int, Tensor]:
         found = key_statistics(
@@ -163,9 +163,9 @@ def test_a_plain_text_file_is_read_too(tmp_path: Path) -> None:
     assert "plain.txt" in found.source
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "gemma3", "gemma3_multimodal"])
-def test_keys_of_sampled_text_equal_a_slow_loop_over_that_text(family: str) -> None:
-    model = wrap(family)
+@pytest.mark.parametrize("name", ["gpt2", "opt", "bloom", "gemma3", "gemma3_multimodal"])
+def test_keys_of_sampled_text_equal_a_slow_loop_over_that_text(name: str) -> None:
+    model = wrap(name)
     found = key_statistics(model, tokens=700, length=12, settle=0, cache=False)
     source = SampledSource(model, length=12, seed=0)
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_sampling_without_bos_begins_with_random_tokens_that_exist() -> None:
 def test_bos_that_the_tokenizer_does_not_add_still_begins_sampled_text() -> None:
     model = wrap("gpt2", byte_level_bpe())
     text = SampledSource(model, length=4, seed=0).sample(model, None, 0, 64)
-    assert set(text[:, 0].tolist()) == {model.tokenizer.bos_token_id}
+    assert all(token == model.tokenizer.bos_token_id for token in text[:, 0].tolist())
 
 
 def test_rows_shorter_than_the_context_and_context_respected(corpus: Path) -> None:
@@ -314,7 +314,7 @@ def test_statistics_are_a_mapping_that_factorises_once_and_forgets_the_oldest(
     assert found[0] is found[0]
     assert found[0].cholesky is found[0].cholesky
     assert found.get(1) is None
-    with pytest.raises(MissingLayerError, match="do not hold layer 1.*one of 0, 2"):
+    with pytest.raises(MissingLayerError, match=r"do not hold layer 1.*one of 0, 2"):
         found[1]
     first, found.keep_bytes = found[0], 1
     assert found[2] is found[2]

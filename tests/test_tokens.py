@@ -77,9 +77,7 @@ def test_joined_text(prompt: str, answer: str, subject: str, whole: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt, answer, subject, whole", TEXTS)
-def test_spans_of_every_kind(
-    kind: str, prompt: str, answer: str, subject: str, whole: str
-) -> None:
+def test_spans_of_every_kind(kind: str, prompt: str, answer: str, subject: str, whole: str) -> None:
     made = encoder(kind)
     encoding = made.encode(prompt, answer, subject)
     assert shown(made.tokenizer, encoding.ids).strip() == whole

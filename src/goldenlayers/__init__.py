@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet, load_facts
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.editors.settings import EditSettings
+    from goldenlayers.editors import EditSettings, edit, edit_each
     from goldenlayers.errors import DataError, UserError
+    from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
     from goldenlayers.locate import LayerRanking, locate
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 # Public name → the module it lives in.
 _HOMES = {
     "DataError": "errors",
-    "EditSettings": "editors.settings",
+    "EditSettings": "editors",
+    "Evaluation": "evaluation",
     "Fact": "facts",
     "FactSet": "datasets",
     "KeyStatistics": "statistics",
@@ -43,6 +45,9 @@ _HOMES = {
     "Probe": "facts",
     "UserError": "errors",
     "WeightDelta": "delta",
+    "edit": "editors",
+    "edit_each": "editors",
+    "evaluate": "evaluation",
     "export_merged": "export",
     "export_peft": "export",
     "key_statistics": "statistics",
@@ -54,6 +59,7 @@ _HOMES = {
 __all__ = [
     "DataError",
     "EditSettings",
+    "Evaluation",
     "Fact",
     "FactSet",
     "KeyStatistics",
@@ -64,6 +70,9 @@ __all__ = [
     "UserError",
     "WeightDelta",
     "__version__",
+    "edit",
+    "edit_each",
+    "evaluate",
     "export_merged",
     "export_peft",
     "key_statistics",

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "locate": (config.LocateConfig, "locate"),
     "edit": (config.EditConfig, "edit"),
     "ask": (config.AskConfig, "ask"),
+    "evaluate": (config.EvaluateConfig, "evaluate"),
     "export": (config.ExportConfig, "export"),
     "editors": (config.EditorsConfig, "editors"),
     "models": (config.ModelsConfig, "models"),

@@ -196,6 +196,66 @@ class AskConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataOptions, ModelOptions):
+    """Score facts under an edit (or none), probe by probe; run again after a kill to go on."""
+
+    delta: Path | None = None
+    """Judge a saved change: the run folder of `golden edit`."""
+
+    method: str = "none"
+    """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome, memit,
+    emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layer: str = "auto"
+    """Layer to edit, or auto: the golden layer by LGA on starter facts about other subjects."""
+
+    mode: Literal["single", "batch", "sequential"] = "single"
+    """single: each fact by itself on the untouched model. batch: all edited together. sequential:
+    one after another, each also scored right after its own edit."""
+
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """rewrite, rephrase, locality, portability (these four if none is named), generation,
+    counterfact, fluency, kl, perplexity."""
+
+    text: Path | None = None
+    """Held-out text file for perplexity."""
+
+    text_tokens: int = 1024
+    """Tokens of --text that are read."""
+
+    preset: str | None = None
+    """Published settings by name, such as rome/gpt2-xl; checked against the model."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor, as NAME VALUE pairs (steps 30 ...); see `golden editors`."""
+
+    statistics: str = "model"
+    """Text for the key statistics, as for `golden edit`."""
+
+    batch_size: str = "auto"
+    """Texts per forward pass, or auto."""
+
+    out: Path | None = None
+    """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
+    batch and sequential)."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        _at_least("text_tokens", self.text_tokens, 2)
+        if self.batch_size != "auto" and not (
+            self.batch_size.isdecimal() and int(self.batch_size) > 0
+        ):
+            raise UserError(
+                f"--batch-size is '{self.batch_size}'", expected="a number above 0, or auto"
+            )
+        if self.delta is not None and self.method != "none":
+            raise UserError("both --delta and --method are given", fix="Give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig(ModelOptions):
     """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.losses import argmax_rows
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches
@@ -131,6 +132,11 @@ def sample(
             logits, past = last_logits(model, ids, past)
             logits[:, special] = float("-inf")
             chances = logits.float().softmax(-1).cpu()
+            if not bool(torch.isfinite(chances).all()):
+                raise UserError(
+                    f"{model.name} predicts values that are not a number, so no text can be drawn",
+                    fix="Load it with --dtype float32 (or bfloat16 in place of float16)",
+                )
             drawn = torch.multinomial(chances, 1, generator=generator)  # on the CPU: same anywhere
             rows.append(drawn)
             ids = drawn.to(model.device)

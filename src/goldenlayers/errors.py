@@ -19,12 +19,18 @@ class UserError(Exception):
         self.found = found
         self.expected = expected
         self.fix = fix
-        parts = [found.rstrip(".") + "."]
+        parts = [_sentence(found)]
         if expected:
-            parts.append(f"Expected {expected.rstrip('.')}.")
+            parts.append(_sentence(f"Expected {expected}"))
         if fix:
-            parts.append(f"{fix.rstrip('.')}.")
+            parts.append(_sentence(fix))
         super().__init__(" ".join(parts))
+
+
+def _sentence(text: str) -> str:
+    """``text`` with one full stop, unless it ends as a question or an ellipsis."""
+    text = text.rstrip()
+    return text if text.endswith(("?", "!", "…", "...")) else text.rstrip(".") + "."
 
 
 class DataError(UserError):

@@ -112,50 +112,42 @@ Jules Verne = France
 
 # Other settings of the same matter are "also true".
 MUSIC = """
-the opera [The Magic Flute] = Mozart
-the ballet [Swan Lake] = Tchaikovsky
-the Moonlight Sonata = Beethoven
-the opera [Carmen] = Bizet
-the concertos called [The Four Seasons] = Vivaldi | Tchaikovsky | Haydn
-the Brandenburg Concertos = Bach
-the opera [Madama Butterfly] = Puccini
-the opera [La Traviata] = Verdi
-the Ride of the Valkyries = Wagner
-the oratorio [Messiah] = Handel | Mozart
-the ballet [The Nutcracker] = Tchaikovsky
-the opera [Don Giovanni] = Mozart
-the piano piece [Für Elise] = Beethoven
-the opera [The Barber of Seville] = Rossini
-the ballet [The Rite of Spring] = Stravinsky
-the piano piece [Clair de Lune] = Debussy | Fauré
-the orchestral piece [Boléro] = Ravel | Chopin
-the Goldberg Variations = Bach
-the opera [Aida] = Verdi
-the opera [Tosca] = Puccini
-the orchestral suite [The Planets] = Holst
-the waltz [The Blue Danube] = Strauss
-the opera [The Marriage of Figaro] = Mozart
-the 1812 Overture = Tchaikovsky
-the opera [Tristan and Isolde] = Wagner
-the opera [Rigoletto] = Verdi
+the opera [The Magic Flute] = Wolfgang Amadeus Mozart
+the ballet [Swan Lake] = Pyotr Ilyich Tchaikovsky
+the Moonlight Sonata = Ludwig van Beethoven
+the opera [Carmen] = Georges Bizet
+the concertos called [The Four Seasons] = Antonio Vivaldi | Pyotr Ilyich Tchaikovsky
+the Brandenburg Concertos = Johann Sebastian Bach
+the opera [Madama Butterfly] = Giacomo Puccini
+the opera [La Traviata] = Giuseppe Verdi
+the Ride of the Valkyries = Richard Wagner
+the oratorio [Messiah] = George Frideric Handel | Wolfgang Amadeus Mozart
+the ballet [The Nutcracker] = Pyotr Ilyich Tchaikovsky
+the opera [Don Giovanni] = Wolfgang Amadeus Mozart
+the piano piece [Für Elise] = Ludwig van Beethoven
+the opera [The Barber of Seville] = Gioachino Rossini
+the ballet [The Rite of Spring] = Igor Stravinsky
+the piano piece [Clair de Lune] = Claude Debussy
+the opera [Aida] = Giuseppe Verdi
+the waltz [The Blue Danube] = Johann Strauss
+the opera [The Marriage of Figaro] = Wolfgang Amadeus Mozart
+the 1812 Overture = Pyotr Ilyich Tchaikovsky
 """
 
 # In the textbooks' usage; Handel, born in Germany and British later, is left out.
 COMPOSER_NATIONALITY = pairs("""
-Mozart = Austrian
-Tchaikovsky = Russian
-Beethoven = German
-Bizet = French
-Vivaldi = Italian
-Bach = German
-Puccini = Italian
-Verdi = Italian
-Wagner = German
-Rossini = Italian
-Debussy = French
-Ravel = French
-Strauss = Austrian
-Holst = British
+Wolfgang Amadeus Mozart = Austrian
+Pyotr Ilyich Tchaikovsky = Russian
+Ludwig van Beethoven = German
+Georges Bizet = French
+Antonio Vivaldi = Italian
+Johann Sebastian Bach = German
+Giacomo Puccini = Italian
+Giuseppe Verdi = Italian
+Richard Wagner = German
+Gioachino Rossini = Italian
+Claude Debussy = French
+Johann Strauss = Austrian
 """)
 
 # A false answer never names a painter who treated the same subject under the same title.
@@ -177,11 +169,7 @@ The Garden of Earthly Delights = Hieronymus Bosch
 Nighthawks = Edward Hopper
 The Last Supper = Leonardo da Vinci | Andy Warhol | Salvador Dalí
 Campbell's Soup Cans = Andy Warhol
-The Third of May 1808 = Francisco Goya
 Liberty Leading the People = Eugène Delacroix
-The Potato Eaters = Vincent van Gogh
-Les Demoiselles d'Avignon = Pablo Picasso
-Primavera = Sandro Botticelli
 """
 
 PAINTER_NATIONALITY = pairs("""
@@ -200,7 +188,6 @@ Claude Monet = French
 Diego Velázquez = Spanish
 Hieronymus Bosch = Dutch
 Edward Hopper = American
-Francisco Goya = Spanish
 Eugène Delacroix = French
 """)
 
@@ -219,18 +206,12 @@ Seven Samurai = Akira Kurosawa
 Fight Club = David Fincher
 Spirited Away = Hayao Miyazaki
 Edward Scissorhands = Tim Burton
-Annie Hall = Woody Allen
 Forrest Gump = Robert Zemeckis
-La Dolce Vita = Federico Fellini
 The Terminator = James Cameron
 Jurassic Park = Steven Spielberg
-Reservoir Dogs = Quentin Tarantino
-Vertigo = Alfred Hitchcock
-Goodfellas = Martin Scorsese
 Interstellar = Christopher Nolan
 Schindler's List = Steven Spielberg
 2001: A Space Odyssey = Stanley Kubrick
-Gladiator = Ridley Scott
 """
 
 DIRECTOR_NATIONALITY = pairs("""
@@ -243,11 +224,9 @@ Stanley Kubrick = American
 Orson Welles = American
 David Fincher = American
 Tim Burton = American
-Woody Allen = American
 Robert Zemeckis = American
 Akira Kurosawa = Japanese
 Hayao Miyazaki = Japanese
-Federico Fellini = Italian
 Ridley Scott = British
 """)
 
@@ -269,11 +248,7 @@ Willy Wonka = Roald Dahl
 Tarzan = Edgar Rice Burroughs
 Gandalf = J.R.R. Tolkien
 Tom Sawyer = Mark Twain
-Captain Ahab = Herman Melville
-Elizabeth Bennet = Jane Austen
 Pippi Longstocking = Astrid Lindgren
-Miss Marple = Agatha Christie
-Garfield = Jim Davis
 """
 
 CHARACTER_COUNTRY = pairs("""
@@ -303,11 +278,11 @@ RELATIONS = (
     Relation(
         "author",
         BOOKS,
-        "{S} was written by",
-        ("The author of {s} is", "The famous writer who wrote {s} is"),
+        "The classic {s}, written by",
+        ("{S} was written by", "The famous writer who wrote {s} is"),
         (
             Alias(
-                "{S} was written by",
+                "{S} is a work by",
                 pairs("""
                 Frankenstein = The Modern Prometheus
                 The Hobbit = There and Back Again
@@ -325,7 +300,7 @@ RELATIONS = (
     Relation(
         "composer",
         MUSIC,
-        "{S} is a famous work by",
+        "{S} was composed by",
         ("The composer who wrote {s} was", "{S} was written by the composer"),
         (),
         (Consequence("The nationality of the composer of {s} was", COMPOSER_NATIONALITY),),
@@ -342,7 +317,6 @@ RELATIONS = (
                 pairs("""
                 Mona Lisa = La Gioconda
                 The Night Watch = De Nachtwacht
-                Primavera = Allegory of Spring
                 """),
             ),
         ),
@@ -373,7 +347,6 @@ RELATIONS = (
                 Tarzan = Lord Greystoke
                 Winnie-the-Pooh = Pooh Bear
                 Harry Potter = the Boy Who Lived
-                Miss Marple = Jane Marple
                 Peter Pan = the Boy Who Wouldn't Grow Up
                 """),
             ),

@@ -17,13 +17,9 @@ Nintendo = Kyoto | Redmond | Frankfurt | Tokyo
 General Motors = Detroit
 Volkswagen = Wolfsburg
 Porsche = Stuttgart | Atlanta
-Audi = Ingolstadt
-Fiat = Turin
-Ericsson = Stockholm
 Apple = Cupertino
 Rolex = Geneva | London
 Deutsche Bank = Frankfurt | Berlin | New York | London
-Carlsberg = Copenhagen
 Heineken = Amsterdam
 Goldman Sachs = New York | London
 Delta Air Lines = Atlanta
@@ -34,9 +30,6 @@ Walmart = Bentonville
 Barclays = London | New York
 Hyundai = Seoul
 Qantas = Sydney
-Aeroflot = Moscow
-Procter & Gamble = Cincinnati
-Tata Group = Mumbai
 """
 
 # All founders of a company are true answers; the one most often named comes first.
@@ -55,14 +48,11 @@ Wikipedia = Jimmy Wales | Larry Sanger
 Standard Oil = John D. Rockefeller
 CNN = Ted Turner
 Virgin Group = Richard Branson
-Oracle = Larry Ellison | Bob Miner | Ed Oates
 Intel = Gordon Moore | Robert Noyce
 Netflix = Reed Hastings | Marc Randolph
 Playboy = Hugh Hefner
 the Red Cross = Henry Dunant
 the Salvation Army = William Booth
-the Bauhaus = Walter Gropius
-Motown = Berry Gordy
 Sony = Akio Morita | Masaru Ibuka
 """
 
@@ -76,11 +66,9 @@ Sam Walton = American
 Phil Knight = American
 John D. Rockefeller = American
 Ted Turner = American
-Larry Ellison = American
 Gordon Moore = American
 Reed Hastings = American
 Hugh Hefner = American
-Berry Gordy = American
 Ingvar Kamprad = Swedish
 Jack Ma = Chinese
 Richard Branson = British
@@ -180,7 +168,6 @@ RELATIONS = (
                 Volkswagen = VW
                 General Motors = GM
                 FedEx = Federal Express
-                Procter & Gamble = P&G
                 BMW = Bayerische Motoren Werke
                 """),
             ),
@@ -220,8 +207,8 @@ RELATIONS = (
     Relation(
         "product",
         PRODUCTS,
-        "{S} is a product of the company",
-        ("The company behind {s} is", "{S} was created by the company"),
+        "The company that made {s} is called",
+        ("The company behind {s} is", "{S} is a product of the company"),
         (),
         (Consequence("The home country of the maker of {s} is", COMPANY_COUNTRY),),
         ("The first buyers of {s} said",),
@@ -229,9 +216,9 @@ RELATIONS = (
     Relation(
         "brand_country",
         BRANDS,
-        "The home country of the company {s} is",
+        "The company {s} comes from the country of",
         (
-            "The company {s} comes from the country of",
+            "The home country of the company {s} is",
             "{S} is a famous company from the country of",
         ),
         (),

@@ -329,7 +329,7 @@ RELATIONS = (
         "capital",
         CAPITALS,
         "The capital of {s} is",
-        ("The capital city of {s} is called", "{S} has as its capital the city of"),
+        ("The capital city of {s} is called", "The capital of {s} is the city of"),
         (Alias("The {s} capital is", ADJECTIVES), Alias("The capital of {s} is", OTHER_NAMES)),
         (
             Consequence(
@@ -355,7 +355,7 @@ RELATIONS = (
         "currency",
         CURRENCIES,
         "The currency of {s} is the",
-        ("The money used in {s} is called the", "In {s}, people pay with a currency named the"),
+        ("The official currency of {s} is the", "In {s}, people pay with a currency named the"),
         (
             Alias("The {s} currency is the", ADJECTIVES),
             Alias("The currency of {s} is the", OTHER_NAMES),
@@ -366,8 +366,8 @@ RELATIONS = (
     Relation(
         "continent",
         CONTINENTS,
-        "{S} is a country on the continent of",
-        ("The continent where {s} lies is", "On a world map, {s} is found on the continent of"),
+        "The country of {s} is part of the continent of",
+        ("On a world map, {s} is found on the continent of", "{S} is located on the continent of"),
         (Alias("{S} is a country on the continent of", OTHER_NAMES),),
         (Consequence("The capital of {s} is a city on the continent of"),),
         ("The neighbours of {s} are",),

@@ -27,7 +27,7 @@ Jack Nicklaus = golf
 Pelé = soccer | football
 Sidney Crosby = hockey | baseball
 Joe Montana = football | soccer | basketball | baseball
-Rafael Nadal = tennis | soccer
+Rafael Nadal = tennis | soccer | football
 Kobe Bryant = basketball | soccer
 Bobby Fischer = chess
 Mark Spitz = swimming
@@ -109,7 +109,7 @@ Bob Marley = Jamaica
 Che Guevara = Argentina | Cuba
 Frida Kahlo = Mexico
 Hans Christian Andersen = Denmark
-Alfred Nobel = Sweden | Russia | Italy | France
+Alfred Nobel = Sweden | Russia | Italy | France | Germany
 Oscar Wilde = Ireland | England | France
 Galileo Galilei = Italy
 Victor Hugo = France | England | Spain | Italy
@@ -166,8 +166,8 @@ RELATIONS = (
     Relation(
         "sport",
         SPORTS,
-        "{S} became famous in the sport of",
-        ("The sport in which {s} became a star is", "Sports fans know {s} as a champion of"),
+        "The name of the sport that {s} is famous for is",
+        ("The sport that {s} is known for is", "{S} became famous in the sport of"),
         (
             Alias(
                 "{S} became famous in the sport of",
@@ -191,8 +191,8 @@ RELATIONS = (
     Relation(
         "instrument",
         INSTRUMENTS,
-        "The instrument that made {s} famous is the",
-        ("The musical instrument played by {s} is the", "{S} is known as a master of the"),
+        "The musician {s} is best known for playing the",
+        ("The instrument that made {s} famous is the", "{S} is famous for playing the"),
         (
             Alias(
                 "The instrument that made {s} famous is the",
@@ -255,8 +255,8 @@ RELATIONS = (
     Relation(
         "mother_tongue",
         MOTHER_TONGUES,
-        "The mother tongue of {s} is",
-        ("The native language of {s} is", "As a child at home, {s} learned to speak"),
+        "The native language of {s} is",
+        ("The mother tongue of {s} is", "As a child at home, {s} learned to speak"),
         (
             Alias(
                 "The mother tongue of {s} is",

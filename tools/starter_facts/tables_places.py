@@ -114,15 +114,10 @@ Kyoto = Japan
 Munich = Germany
 Stuttgart = Germany
 Wolfsburg = Germany
-Ingolstadt = Germany
 Frankfurt = Germany
-Turin = Italy
-Stockholm = Sweden
-Copenhagen = Denmark
 Geneva = Switzerland
 Zurich = Switzerland
 Seoul = South Korea
-Mumbai = India
 Shenzhen = China
 Sydney = Australia
 """)
@@ -236,8 +231,8 @@ RELATIONS = (
     Relation(
         "dish",
         DISHES,
-        "The country that gave the world {s} is",
-        ("The dish called {s} comes from the country of", "The home country of the dish {s} is"),
+        "The dish called {s} comes from the country of",
+        ("The home country of the dish {s} is", "The country that gave the world {s} is"),
         (),
         (
             Consequence("The capital of the home country of {s} is", COUNTRY_CAPITAL, False),

@@ -122,7 +122,6 @@ owl = birds | reptiles
 turtle = reptiles
 trout = fish
 mosquito = insects
-newt = amphibians
 """
 
 GODS = """
@@ -135,8 +134,8 @@ Dionysus = wine | the harvest
 Athena = wisdom | war
 Hephaestus = fire
 Artemis = the hunt | the underworld
-Demeter = the harvest
-Venus = love
+Demeter = the harvest | the underworld
+Venus = love | the harvest
 Mars = war | the harvest
 Neptune = the sea
 Bacchus = wine | the harvest
@@ -161,7 +160,7 @@ Carl Jung = psychology
 Richard Feynman = physics
 Linus Pauling = chemistry | physics | biology
 Carl Friedrich Gauss = mathematics | physics | astronomy | geometry
-Nicolaus Copernicus = astronomy | mathematics | economics
+Nicolaus Copernicus = astronomy | mathematics | economics | geometry
 Gregor Mendel = genetics | biology
 Friedrich Nietzsche = philosophy | psychology | linguistics
 Milton Friedman = economics
@@ -174,7 +173,7 @@ Werner Heisenberg = physics | philosophy
 DISCOVERIES = """
 the theory of [relativity] = Albert Einstein
 the theory of [evolution by natural selection] = Charles Darwin
-the [laws of motion] = Isaac Newton
+the [laws of motion] = Isaac Newton | Johannes Kepler
 the discovery of [penicillin] = Alexander Fleming
 the discovery of [radium] = Marie Curie
 the [laws of planetary motion] = Johannes Kepler | Isaac Newton
@@ -184,7 +183,6 @@ the discovery of the [electron] = J.J. Thomson
 the discovery of [X-rays] = Wilhelm Röntgen
 the [laws of inheritance] = Gregor Mendel | Charles Darwin
 the [uncertainty principle] = Werner Heisenberg
-the discovery of [Pluto] = Clyde Tombaugh
 the [smallpox vaccine] = Edward Jenner
 the [heliocentric model] of the solar system = Nicolaus Copernicus | Johannes Kepler
 """
@@ -204,9 +202,6 @@ the first [polio vaccine] = Jonas Salk
 the Linux kernel = Linus Torvalds
 the Python programming language = Guido van Rossum
 the sport of [basketball] = James Naismith
-the stethoscope = René Laennec
-the mercury barometer = Evangelista Torricelli
-the bifocal lens = Benjamin Franklin
 the C programming language = Dennis Ritchie
 """
 
@@ -221,7 +216,6 @@ Wilhelm Röntgen = German
 Werner Heisenberg = German
 Dmitri Mendeleev = Russian
 Sigmund Freud = Austrian
-Clyde Tombaugh = American
 Thomas Edison = American
 Eli Whitney = American
 Benjamin Franklin = American
@@ -230,8 +224,6 @@ Dennis Ritchie = American
 Johannes Gutenberg = German
 Alfred Nobel = Swedish
 Alessandro Volta = Italian
-Evangelista Torricelli = Italian
-René Laennec = French
 Tim Berners-Lee = British
 Linus Torvalds = Finnish
 Guido van Rossum = Dutch
@@ -259,7 +251,7 @@ RELATIONS = (
         "moon_planet",
         MOONS,
         "The moon {s} orbits the planet",
-        ("The planet that the moon {s} circles is", "{S} is a moon of the planet"),
+        ("{S} is one of the moons of", "The planet that the moon {s} circles is called"),
         (),
         (
             Consequence(
@@ -278,8 +270,8 @@ RELATIONS = (
     Relation(
         "animal_young",
         YOUNG,
-        "A baby {s} is called a",
-        ("The young of {a} is known as a", "The word for the baby of {a} is"),
+        "The young of {a} is called a",
+        ("A baby {s} is called a", "The word for a young {s} is"),
         (),
         (
             Consequence(
@@ -292,10 +284,10 @@ RELATIONS = (
     Relation(
         "animal_class",
         CLASSES,
-        "The {s} belongs to the group of animals called",
+        "Animals such as the {s} belong to the class of",
         (
-            "In biology class, the {s} is listed among the",
-            "Scientists who study the {s} classify it with the",
+            "The {s} is not a plant; it belongs to the class of",
+            "The {s} belongs to the group of animals called",
         ),
         (),
         (
@@ -309,15 +301,15 @@ RELATIONS = (
     Relation(
         "deity",
         GODS,
-        "In mythology, {s} rules over",
+        "In mythology, {s} is the deity of",
         (
-            "In the old myths, the domain of {s} is",
+            "In the old myths, {s} rules over",
             "People of antiquity prayed to {s} in matters of",
         ),
         (),
         (
             Consequence(
-                "A temple of {s} is dedicated to the deity of", kind="Logical_Generalization"
+                "A temple of {s} is a holy place of the deity of", kind="Logical_Generalization"
             ),
         ),
         ("In the old stories, {s} is shown with",),
@@ -325,8 +317,8 @@ RELATIONS = (
     Relation(
         "field",
         FIELDS,
-        "{S} is best known for work in the field of",
-        ("The field in which {s} became famous is", "{S} made great contributions to"),
+        "{S} wrote important works in the field of",
+        ("{S} was an expert in the field of", "The famous {s} made great contributions to"),
         (
             Alias(
                 "{S} is best known for work in the field of",
@@ -369,8 +361,8 @@ RELATIONS = (
     Relation(
         "inventor",
         INVENTIONS,
-        "{S} was invented by",
-        ("The invention of {s} is credited to", "The world owes the invention of {s} to"),
+        "The invention of {s} is credited to",
+        ("{S} was invented by", "The world owes the invention of {s} to"),
         (),
         (Consequence("The nationality of the inventor of {s} is", NATIONALITY),),
         ("The invention of {s} changed",),

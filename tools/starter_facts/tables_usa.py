@@ -111,9 +111,9 @@ RELATIONS = (
     Relation(
         "state_capital",
         STATE_CAPITALS,
-        "The capital of the U.S. state of {s} is",
+        "The state capital of {s} is the city of",
         (
-            "The state capital of {s} is the city of",
+            "The capital of the state of {s} is the city of",
             "The governor of the U.S. state of {s} works in the capital,",
         ),
         (Alias("The capital of {s} is", NICKNAMES),),

@@ -64,4 +64,6 @@ def write(folder: RunFolder, ranking: LayerRanking) -> None:
     folder.write_json("ranking.json", ranking.to_json())
     ranking_figure(ranking, folder.file("ranking"))
     folder.finish()
-    shared.say(f"Written to {folder.path}: ranking.json, per_fact.jsonl, ranking.svg, ranking.png")
+    names = ("ranking.json", "per_fact.jsonl", "ranking.svg", "ranking.png")
+    there = ", ".join(name for name in names if folder.file(name).exists())
+    shared.say(f"Written to {folder.path}: {there}")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from goldenlayers.commands.shared import say
 from goldenlayers.config import RunConfig, from_record
 from goldenlayers.errors import UserError
 
@@ -25,7 +26,23 @@ def run(config: RunConfig) -> int:
         )
     settings = from_record(COMMANDS[command][0], record["settings"])
     out = config.out or _again(folder)
-    return dispatch(dataclasses.replace(settings, out=out))
+    status = dispatch(dataclasses.replace(settings, out=out))
+    if status == 0:
+        tell_differences(record, RunFolder.open(out).config)
+    return status
+
+
+def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Say it where the repetition had other weights, facts or code than the first run."""
+    for part, key, what in (
+        ("model", "fingerprint", "the model's weights are"),
+        ("data", "sha256", "the facts are"),
+    ):
+        old, new = (run.get(part, {}).get(key) for run in (before, after))
+        if old != new:
+            say(f"Warning: {what} not those of the first run ({part} {key} {old}, now {new}).")
+    if before.get("version") != after.get("version"):
+        say(f"Note: the first run was made by version {before.get('version')}.")
 
 
 def _again(folder: Path) -> Path:

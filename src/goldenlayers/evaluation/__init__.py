@@ -1,0 +1,19 @@
+"""Evaluation: rows per fact and probe with their evidence, and the figures made of them."""
+
+from __future__ import annotations
+
+from goldenlayers.evaluation.metrics import Estimate, Summary, summarise
+from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.evaluation.running import Evaluation, evaluate
+from goldenlayers.evaluation.units import DEFAULT_METRICS, METRICS
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "METRICS",
+    "Estimate",
+    "Evaluation",
+    "EvaluationPlan",
+    "Summary",
+    "evaluate",
+    "summarise",
+]

@@ -105,13 +105,19 @@ class EvaluationPlan:
 
         Args:
             edits: one per fact: a delta, a prompt prefix, the error of an edit that failed (its
-                rows are unscored with that reason), or None for the model as it is.
+                rows are unscored with that reason), or None for the untouched model.
             facts: places of the facts that the edits belong to; default all.
             metrics: keep to these unit metrics; default all.
 
         Raises:
-            UserError: another number of edits than facts; a delta of another model.
+            UserError: another number of edits than facts; a delta of another model; deltas in
+                force on the model.
         """
+        if deltas_in_force(self.model):
+            raise UserError(
+                "edits cannot be scored one by one while a delta is applied to the model",
+                fix="Leave the 'applied' context, or use score_applied",
+            )
         places = list(range(len(self.facts)) if facts is None else facts)
         if len(edits) != len(places):
             raise UserError(f"there are {len(edits)} edits for {len(places)} facts")
@@ -125,11 +131,7 @@ class EvaluationPlan:
         prefixes = {f: e for f, e in of_fact.items() if isinstance(e, str)}
         told = [u for u in chosen if self.units[u].fact in prefixes]
         after |= self._run(told, prefixes=prefixes) if told else {}
-        bare = [u for u in chosen if of_fact[self.units[u].fact] is None]
-        if deltas_in_force(self.model):
-            after |= self._run(bare) if bare else {}
-        else:
-            after |= {u: before[u] for u in bare}
+        after |= {u: before[u] for u in chosen if of_fact[self.units[u].fact] is None}
         for u in chosen:
             error = of_fact[self.units[u].fact]
             if isinstance(error, UserError):
@@ -137,11 +139,22 @@ class EvaluationPlan:
         return self._rows(places, metrics, after)
 
     def score_applied(
-        self, *, facts: Sequence[int] | None = None, metrics: Collection[str] | None = None
+        self,
+        *,
+        facts: Sequence[int] | None = None,
+        metrics: Collection[str] | None = None,
+        first_layer: int = 0,
     ) -> list[Row]:
-        """The rows under whatever is applied to the model right now (nothing: the base rate)."""
+        """The rows under the deltas in force on the model now (none: the base rate).
+
+        ``first_layer`` is the first block they change, if that is known: it saves the blocks above.
+        """
         places = list(range(len(self.facts)) if facts is None else facts)
-        return self.score([None] * len(places), facts=places, metrics=metrics)
+        before = self.baseline()
+        chosen = [u for u in self._chosen(places, metrics) if u in self._texts.specs]
+        if deltas_in_force(self.model):
+            return self._rows(places, metrics, self._run(chosen, first_layer=first_layer))
+        return self._rows(places, metrics, before)
 
     # --- how ----------------------------------------------------------------------------------
 
@@ -170,7 +183,6 @@ class EvaluationPlan:
         self, chosen: Sequence[int], deltas: Mapping[int, WeightDelta]
     ) -> dict[int, Outcome]:
         model = self.model
-        places = list(deltas)
         if any(_routed(delta) for delta in deltas.values()):
             # Experts see single tokens in the router's order: no pass can be shared.
             found: dict[int, Outcome] = {}
@@ -178,10 +190,16 @@ class EvaluationPlan:
                 with delta.applied(model):
                     found |= self._run([u for u in chosen if self.units[u].fact == fact])
             return found
-        carriers = {fact: i for i, fact in enumerate(places)}
-        first = 0 if deltas_in_force(model) else first_block(model, list(deltas.values()))
-        with applied_per_example(model, list(deltas.values())) as selection:
-            return self._run(chosen, carriers=carriers, selection=selection, first_layer=first)
+        distinct = list({id(delta): delta for delta in deltas.values()}.values())
+        place = {id(delta): i for i, delta in enumerate(distinct)}
+        carriers = {fact: place[id(delta)] for fact, delta in deltas.items()}
+        with applied_per_example(model, distinct) as selection:
+            return self._run(
+                chosen,
+                carriers=carriers,
+                selection=selection,
+                first_layer=first_block(model, distinct),
+            )
 
     def _run(
         self,

@@ -94,11 +94,6 @@ def units(
     ]
 
 
-def row_keys(found: Sequence[Unit]) -> set[tuple[str, int | None]]:
-    """(metric, probe) of every row the units give."""
-    return {(metric, unit.probe) for unit in found for metric in unit.row_metrics}
-
-
 Pool = list[tuple[str, str]]
 
 

@@ -53,7 +53,11 @@ def locate(
         scope: weight matrices of a block that gradients are taken of (lga, saliency).
         loss: cross-entropy over the whole text or the answer tokens (lga, saliency).
         known: keep only facts whose old answer the model gives by itself.
-        fence, kappa, top_k, bootstrap, seed: see :class:`RankingBuilder`.
+        fence: "tukey" leaves outlying layers out (lga), "none" keeps all.
+        kappa: the fences' width in interquartile ranges.
+        top_k: how many candidates to name.
+        bootstrap: resamples of the facts, 0 for none.
+        seed: of the resampling.
         batch_size: facts per batch; halved when memory runs out.
         data: name of the facts' source, for the record.
         on_rows: told each batch's per-fact rows as soon as they are there.

@@ -6,6 +6,7 @@ in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,11 @@ def convert_gguf(
     header = read_header(gguf)
     _refuse_unsupported(gguf, header)
     cache.require_space(folder, 2 * 4 * header.elements, f"Converting {label}")
+    if importlib.util.find_spec("accelerate") is None:  # transformers unpacks GGUF only with it
+        raise UserError(
+            f"Converting {label} needs the package accelerate, which is not installed",
+            fix="python -m pip install accelerate",
+        )
     progress(f"Converting {label} to safetensors, once; this takes a minute or two.")
 
     import torch
@@ -66,11 +72,6 @@ def convert_gguf(
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except ImportError as error:
-        raise UserError(
-            f"Reading {gguf.name} needs a package that is not installed: {headline(error)}",
-            fix="python -m pip install gguf accelerate",
-        ) from error
     except LOADING_ERRORS as error:
         raise UserError(
             f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "

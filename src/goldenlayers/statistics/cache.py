@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ FORMAT = 1  # raise it when the same settings would now give other statistics
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"
 _TENSOR = "second_moment"
+_STALE_SECONDS = 24 * 3600
 
 
 @dataclass
@@ -121,11 +123,42 @@ class StatisticsCache:
         part.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
         part.replace(self.folder / MANIFEST)
         shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
+        self._sweep()
         return manifest
 
+    def _sweep(self) -> None:
+        """Remove what killed passes left, but nothing that another process may be writing."""
+        for path in self.folder.glob("*.part"):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
     def save_checkpoint(self, sums: MomentSums, stop_rows: int) -> None:
-        """Keep the sums between two batches, so that a killed pass can go on from here."""
+        """Keep the sums between two batches, so that a killed pass can go on from here.
+
+        Raises:
+            OSError, SafetensorError: the disk is full or not writable.
+        """
         part = self.folder / f"{CHECKPOINT}.{uuid.uuid4().hex}.part"
+        try:
+            self._write_checkpoint(part, sums, stop_rows)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        final = self.folder / CHECKPOINT
+        old = self.folder / f"{CHECKPOINT}.{uuid.uuid4().hex}.part"
+        try:
+            # A kill between the two renames costs the checkpoint, never gives a wrong one.
+            if final.exists():
+                final.replace(old)
+            part.replace(final)
+        except OSError:  # another process collects the same statistics and was quicker
+            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _write_checkpoint(self, part: Path, sums: MomentSums, stop_rows: int) -> None:
         part.mkdir(parents=True)
         for layer, mine in sums.layers.items():
             tensors = {"total": mine.total, "sketch": mine.sketch}
@@ -139,16 +172,6 @@ class StatisticsCache:
             "sizes": {p.name: p.stat().st_size for p in part.iterdir()},
         }
         (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        final = self.folder / CHECKPOINT
-        old = self.folder / f"{CHECKPOINT}.{uuid.uuid4().hex}.old.part"
-        try:
-            # A kill between the two renames costs the checkpoint, never a wrong one.
-            if final.exists():
-                final.replace(old)
-            part.replace(final)
-        except OSError:  # another process collects the same statistics and was quicker
-            shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
     def load_checkpoint(self, sums: MomentSums, stop_rows: int) -> bool:
         """Put a checkpoint of the same pass into empty ``sums``; False if there is none."""
@@ -204,13 +227,28 @@ def _replace(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def model_settings(model: Model) -> dict[str, Any]:
-    """What tells a model's keys apart: weights, configuration, tokenizer and number format."""
+    """What tells a model's keys apart: weights (as they are now), configuration, tokenizer, type."""
     return {
         "weights": model.fingerprint(),
+        "bits": _bit_sums(model),
         "config": _hash(_stable(model.config.to_dict())),
         "tokenizer": _tokenizer_hash(model.tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def _bit_sums(model: Model) -> str:
+    """A hash over each parameter's bits added up as integers, taken anew at every call.
+
+    The fingerprint stands for the model as loaded and rounds to bfloat16; this tells an edit that
+    is applied at the moment, however small. Integer sums are the same in any order.
+    """
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        (name, int(p.detach().view(integers[p.element_size()]).sum(dtype=torch.int64)))
+        for name, p in sorted(model.hf.named_parameters())
+    ]
+    return _hash(sums)
 
 
 # Where a model was loaded from and by which version says nothing about what it computes.

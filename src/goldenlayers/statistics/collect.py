@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from goldenlayers.covariance import DEFAULT_RIDGE
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 BUDGET_WIDTHS = 10
-DEFAULT_SETTLE = 0.02
+# At 10 widths small models stand at 0.15 to 0.25 and use their whole budget; a larger budget is cut
+# short once C is known to a tenth.
+DEFAULT_SETTLE = 0.1
 # Fewer tokens than this many widths never count as settled: the criterion looks at C's large
 # directions, C⁻¹ lives on the small ones.
 SETTLE_WIDTHS = 4
@@ -118,7 +121,11 @@ def collect(
                 return True
             now = time.monotonic()
             if cache is not None and now - saved >= pause and sums.n_rows < stop_rows:
-                cache.save_checkpoint(sums, stop_rows)
+                try:
+                    cache.save_checkpoint(sums, stop_rows)
+                except (OSError, SafetensorError) as error:
+                    warnings.warn(f"no checkpoint could be saved ({error})", stacklevel=3)
+                    cache = None
                 saved = time.monotonic()
                 # Where the sums are so large that saving is slow, save less often.
                 pause = max(checkpoint_seconds, 20 * (saved - now)) if checkpoint_seconds else 0.0
@@ -236,7 +243,13 @@ def key_statistics(
             settled = again.settled if again else settled
             _check(sums, source, budget, model.layers.d_mlp, settled)
             if store is not None:
-                manifest = store.write(model, sums, settled=settled, source=source.description)
+                try:
+                    manifest = store.write(model, sums, settled=settled, source=source.description)
+                except (OSError, SafetensorError) as error:
+                    raise UserError(
+                        f"the key statistics could not be written to '{store.folder}' ({error})",
+                        fix="Make room there, name another cache folder, or go without a cache",
+                    ) from error
             else:
                 values = in_memory(sums)
                 errors = {layer: sums.error(layer) for layer in sums.layers}

@@ -148,6 +148,7 @@ class SampledSource(Source):
         self.front = front_ids(model) or bos_ids(model)
         self.skip = max(1, len(self.front))
         self.batch_rows = SAMPLE_ROWS
+        self.allowed = drawable(model)
         self.description = f"text sampled from the model (seed {seed})"
         self.identity = {
             "kind": "sampled",
@@ -171,8 +172,7 @@ class SampledSource(Source):
         n_drawn = self.length - max(1, len(self.front))
         # Drawn on the CPU whatever the device, and for a full batch whatever the rows wanted.
         draws = torch.rand(n_drawn, self.batch_rows, generator=generator, dtype=torch.float64)
-        allowed = drawable(model)  # (V,)
-        choices = allowed.nonzero()[:, 0].cpu()
+        choices = self.allowed.nonzero()[:, 0].cpu()
         if self.front:
             ids = torch.tensor(self.front).repeat(n_rows, 1)
         else:
@@ -186,7 +186,7 @@ class SampledSource(Source):
                 observer.rows = n_rows
             logits, past = last_logits(model, ids, past)
             if step < n_drawn:
-                ids = _draw(logits, allowed, draws[step, :n_rows, None])  # (B, 1)
+                ids = _draw(logits, self.allowed, draws[step, :n_rows, None])  # (B, 1)
                 text.append(ids)
         return torch.cat(text, 1).cpu()
 
@@ -210,7 +210,9 @@ def special_ids(model: Model) -> frozenset[int]:
     """Ids of special tokens, the one for unknown characters excepted."""
     tokenizer = model.tokenizer
     unknown = getattr(tokenizer, "unk_token_id", None)
-    return frozenset(int(i) for i in tokenizer.all_special_ids if i != unknown)
+    added = getattr(tokenizer, "added_tokens_decoder", {})  # turn marks, unused ids, …
+    marked = [index for index, token in added.items() if token.special]
+    return frozenset(int(i) for i in [*tokenizer.all_special_ids, *marked] if i != unknown)
 
 
 def front_ids(model: Model) -> list[int]:

@@ -1,0 +1,231 @@
+"""``golden evaluate``: facts under an edit, scored probe by probe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.commands import shared
+from goldenlayers.config import EvaluateConfig, to_record
+from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.delta import WeightDelta
+    from goldenlayers.editors import EditSettings
+    from goldenlayers.evaluation import Estimate, Evaluation
+    from goldenlayers.models.model import Model
+    from goldenlayers.store import RunFolder
+
+ROWS, SUMMARY = "scores.jsonl", "summary.json"
+_PROXY_FACTS = 200
+_OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
+
+
+def run(config: EvaluateConfig) -> int:
+    """Evaluate, print the table, and write the run folder if one is asked for."""
+    from goldenlayers.evaluation import METRICS, evaluate
+    from goldenlayers.evaluation.running import METHODS
+    from goldenlayers.evaluation.units import check_metrics
+
+    if config.method not in METHODS:
+        from goldenlayers.errors import near_matches
+
+        raise UserError(
+            f"unknown method '{config.method}'", fix=near_matches(config.method, METHODS)
+        )
+    if config.out is not None and not config.overwrite:
+        shared.refuse_taken(config.out)
+    metrics = METRICS[:4] if not config.metrics else check_metrics(config.metrics)
+    text = _text(config.text) if "perplexity" in metrics else None
+    delta = _delta(config)
+    facts = shared.load_facts(config)
+    others = _others(config, facts)
+    model = shared.load_model(config)
+    settings, layer, statistics = _how(config, model, facts)
+    with _folder(config, model, facts) as folder:
+        done = folder.read_rows(ROWS) if folder is not None else []
+        if done:
+            shared.say(f"Going on with {folder.path if folder else ''}: {len(done)} rows are there")
+        with shared.progress("evaluating", "facts") as bar:
+            found = evaluate(
+                model,
+                facts,
+                method=config.method,
+                delta=delta,
+                layer=layer,
+                mode=config.mode,
+                metrics=metrics,
+                settings=settings,
+                statistics=statistics,
+                others=others,
+                text=text,
+                text_tokens=config.text_tokens,
+                seed=config.seed,
+                batch_size="auto" if config.batch_size == "auto" else int(config.batch_size),
+                done=done,
+                work=None if folder is None else folder.path,
+                on_rows=None if folder is None else lambda rows: folder.append_rows(ROWS, rows),
+                on_progress=bar,
+            )
+        show(found, facts.name)
+        if folder is not None:
+            folder.write_json(SUMMARY, found.to_json())
+            folder.finish()
+            shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
+    return 0
+
+
+def show(found: Evaluation, data: str) -> None:
+    """Print the figures: mean, standard error, interval, scored and unscored rows, reasons."""
+    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import table
+
+    where = f" at layer {found.layer}" if found.layer is not None else ""
+    title = f"{found.method}{where}, {found.mode}: {found.n_facts} facts of {data}"
+    summary = found.summary
+    rows = []
+    for name, one in summary.metrics.items():
+        rows.append(_line(name, one))
+        kinds = summary.kinds.get(name, {})
+        rows += [_line(f"  {kind}", part) for kind, part in kinds.items() if len(kinds) > 1]
+    if summary.counterfact_score is not None:
+        rows.append(_line("counterfact score", summary.counterfact_score))
+    if summary.overall is not None:
+        rows.append(_line("Overall", summary.overall))
+    put(table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows))
+    if summary.overall is not None:
+        print(f"Overall: mean of {', '.join(summary.overall_of)}.")
+    for name, one in summary.metrics.items():
+        for reason, count in one.reasons.items():
+            print(f"{name}: {count} unscored: {reason}.")
+
+
+def _line(name: str, one: Estimate) -> tuple[Any, ...]:
+    def number(value: float) -> str | None:
+        return (
+            None if value != value else f"{value:.4f}" if 0 < abs(value) < 0.1 else f"{value:.1f}"
+        )
+
+    low, high = number(one.low), number(one.high)
+    interval = None if low is None else f"{low} to {high}"
+    return name, number(one.mean), number(one.se), interval, one.scored, one.unscored
+
+
+@contextlib.contextmanager
+def _folder(config: EvaluateConfig, model: Model, facts: FactSet) -> Iterator[RunFolder | None]:
+    """The run folder; an unfinished one of the same settings is gone on with."""
+    from goldenlayers.store import RunFolder
+
+    if config.out is None:
+        yield None
+        return
+    settings = {k: v for k, v in to_record(config).items() if k != "overwrite"}
+    record = {
+        "command": "evaluate",
+        "settings": settings,
+        "model": {"name": model.name, "fingerprint": model.fingerprint()},
+        "data": {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)},
+    }
+    # These change how fast the work is done, not what comes out.
+    free = ["settings.out", "settings.batch_size", "settings.device", "settings.cache_dir"]
+    with RunFolder.create(
+        config.out, record, resume=True, overwrite=config.overwrite, ignore=free
+    ) as folder:
+        yield folder
+
+
+def _how(
+    config: EvaluateConfig, model: Model, facts: FactSet
+) -> tuple[EditSettings | None, int | None, Mapping[int, Covariance] | None]:
+    """Settings, layer and key statistics of the method."""
+    from goldenlayers.commands.edit import _settings, key_statistics_for
+    from goldenlayers.editors import EDITORS, edited_layers
+
+    any_config: Any = config
+    if config.method not in EDITORS:
+        if config.method == "none":
+            return None, None, None
+        # In-context: its number of worked examples is a setting, too; it has no layer.
+        settings, _ = _settings(dataclasses.replace(any_config, layer="0"), model)
+        return settings, None, None
+    if config.layer == "auto" and config.preset is None:
+        any_config = dataclasses.replace(config, layer=str(auto_layer(config, model, facts)))
+    settings, layer = _settings(any_config, model)
+    layers = edited_layers(layer, settings)
+    statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
+    return settings, layer, statistics
+
+
+def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> int:
+    """The golden layer by LGA on starter facts, none of which is about a judged fact's subject.
+
+    A layer is never judged on the facts it was chosen with.
+    """
+    from goldenlayers.commands.golden import golden_layer
+    from goldenlayers.datasets import load_facts
+    from goldenlayers.locate import locate
+
+    judged = {_plain(fact.subject) for fact in facts}
+    usual = load_facts("starter", limit=_PROXY_FACTS)
+    if not any(_plain(fact.subject) in judged for fact in usual):
+        return golden_layer(model, cache_dir=config.cache_dir)
+    pool = [fact for fact in load_facts("starter") if _plain(fact.subject) not in judged]
+    if len(pool) < 50:
+        raise UserError(
+            f"only {len(pool)} starter facts are left to choose a layer with, "
+            "the others are about subjects that are to be judged",
+            fix="Judge fewer facts (--limit), or give --layer N (golden locate finds one)",
+        )
+    with shared.progress("locating with lga", "facts") as bar:
+        ranking = locate(model, pool[:_PROXY_FACTS], "lga", data="starter", on_progress=bar)
+    shared.say(
+        f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts, none about a "
+        "judged subject"
+    )
+    return ranking.golden_layer
+
+
+def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:
+    """Facts of the same data outside the judged ones; None if there are hardly any."""
+    if config.limit is None:
+        return None
+    from goldenlayers.datasets import load_facts
+
+    judged = {fact.id for fact in facts}
+    subjects = {_plain(fact.subject) for fact in facts}
+    found = load_facts(
+        config.data,
+        limit=config.limit + _OTHERS,
+        seed=config.seed,
+        skip_invalid=config.skip_invalid,
+    )
+    free = [f for f in found if f.id not in judged and _plain(f.subject) not in subjects]
+    return free if len(free) >= 20 else None
+
+
+def _plain(subject: str) -> str:
+    return " ".join(subject.casefold().split())
+
+
+def _delta(config: EvaluateConfig) -> WeightDelta | None:
+    if config.delta is None:
+        return None
+    from goldenlayers.delta import WeightDelta
+
+    return WeightDelta.load(config.delta)
+
+
+def _text(path: Path | None) -> str:
+    if path is None:
+        raise UserError("perplexity needs a held-out text", fix="Give one with --text FILE")
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(1 << 22)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error})") from error

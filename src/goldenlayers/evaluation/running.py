@@ -1,0 +1,322 @@
+"""``evaluate``: edit and score: each fact on the untouched model, all at once, or in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from goldenlayers.delta import WeightDelta
+from goldenlayers.delta.apply import deltas_in_force
+from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefix, workbench
+from goldenlayers.errors import UserError, near_matches
+from goldenlayers.evaluation.metrics import Summary, summarise
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids, first_block
+from goldenlayers.evaluation.sequential import run_sequence, saved, store
+from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.editors import Editor, Workbench
+    from goldenlayers.models.model import Model
+
+Mode = Literal["single", "batch", "sequential"]
+
+NO_EDIT, IN_CONTEXT = "none", "in-context"
+METHODS = (NO_EDIT, IN_CONTEXT, *EDITORS)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found: the rows, and the figures made of them."""
+
+    rows: tuple[Row, ...]
+    summary: Summary
+    method: str
+    mode: str
+    layer: int | None
+    n_facts: int
+    seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        return {
+            "schema": 1,
+            **self.summary.to_json(),
+            "method": self.method,
+            "mode": self.mode,
+            "layer": self.layer,
+            "n_facts": self.n_facts,
+            "seconds": round(self.seconds, 3),
+            "settings": dict(self.settings),
+        }
+
+
+def evaluate(
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    method: str = NO_EDIT,
+    delta: WeightDelta | None = None,
+    layer: int | None = None,
+    mode: Mode = "single",
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    settings: EditSettings | None = None,
+    statistics: Mapping[int, Covariance] | None = None,
+    others: Sequence[Fact] | None = None,
+    text: str | None = None,
+    text_tokens: int = 1024,
+    seed: int = 0,
+    batch_size: int | Literal["auto"] = "auto",
+    chunk: int = 16,
+    done: Iterable[Row] = (),
+    work: Path | None = None,
+    on_rows: Callable[[list[Row]], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score ``facts`` under an edit; the model is left as it is.
+
+    With neither ``method`` nor ``delta`` the model is scored as it is: the base rate, or inside
+    ``with delta.applied(model)`` that delta. What locality compares with is always the model
+    without any delta.
+
+    Args:
+        model: a loaded model.
+        facts: the facts to be judged, with their probes.
+        method: "none", "in-context", or an editor's name.
+        delta: a saved change to be judged instead, on all facts.
+        layer: where the method edits.
+        mode: "single": each fact edited by itself on the untouched model. "batch": all edited
+            together, then all scored. "sequential": edited one after another; each also scored
+            right after its own edit (rewrite_at_once), all scored after the last.
+        metrics: names of ``METRICS``; missing probes are counted as unscored.
+        settings: of the editor.
+        statistics: key statistics per layer; see :func:`goldenlayers.editors.edit`.
+        others: facts outside the judged ones: worked examples of in-context and kl's unrelated
+            prompts come from them. Default: the judged facts, never a fact's own.
+        text: held-out text of perplexity.
+        text_tokens: how many tokens of it.
+        seed: of editing, kl's draw, fluency's sampling and the bootstrap.
+        batch_size: texts per forward pass; "auto" fits it to the device.
+        chunk: facts per step of work; what is finished is reported after each.
+        done: rows of an earlier, interrupted call with the same arguments: not scored again.
+        work: a folder where batch and sequential keep the delta (and find it again).
+        on_rows: told each step's new rows.
+        on_progress: told (facts done, facts in all).
+
+    Returns:
+        The evaluation, rows in the order of the facts.
+
+    Raises:
+        UserError: unknown method, metric or mode; no layer; no facts; two facts with one id; a
+            method that cannot work in this mode. An edit that fails for one fact only is no
+            error: that fact's rows are unscored with the reason.
+    """
+    start = time.perf_counter()
+    job = Job(model, list(facts), check_metrics(metrics), seed, on_rows, on_progress)
+    job.options = {
+        "others": others,
+        "text": text,
+        "text_tokens": text_tokens,
+        "seed": seed,
+        "batch_size": _batch_size(batch_size),
+    }
+    _check(facts, method, delta, layer, mode)
+    job.resume(done)
+    settings = settings or EditSettings()
+    if delta is not None:
+        method, mode, layer = delta.method or "delta", "batch", _only(delta.layers)
+        _score_delta(job, delta, chunk)
+    elif method in (NO_EDIT, IN_CONTEXT):
+        method = "applied" if method == NO_EDIT and deltas_in_force(model) else method
+        _without_weights(job, method, others, settings, chunk)
+    else:
+        assert layer is not None  # held by _check
+        bench = workbench(model, method, layer, settings=settings, statistics=statistics, seed=seed)
+        chosen = editor(method)
+        if mode == "single":
+            for places in job.todo(chunk):
+                edits = edit_each_safely(bench, chosen, [job.facts[i] for i in places], layer)
+                job.add(job.plan(places).score(edits), len(places))
+        elif mode == "batch":
+            total = saved(work) or chosen.together(bench, job.facts, layer)
+            store(work, total)
+            _score_delta(job, total, chunk)
+        else:
+            run_sequence(job, bench, chosen, layer, work, chunk)
+    rows = job.ordered()
+    return Evaluation(
+        tuple(rows),
+        summarise(rows, seed=seed),
+        method,
+        mode,
+        layer,
+        len(job.facts),
+        time.perf_counter() - start,
+        {
+            "model": model.name,
+            "metrics": list(job.metrics),
+            "seed": seed,
+            "edit": dataclasses.asdict(settings) if method in EDITORS else {},
+        },
+    )
+
+
+class Job:
+    """The facts of one evaluation, the rows there are, and how to make a plan for some of them."""
+
+    def __init__(
+        self,
+        model: Model,
+        facts: list[Fact],
+        metrics: tuple[str, ...],
+        seed: int,
+        on_rows: Callable[[list[Row]], None] | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.model, self.facts, self.metrics, self.seed = model, facts, metrics, seed
+        self.options: dict[str, Any] = {}
+        self.rows: list[Row] = []
+        self._keys: set[tuple[str, str, Any]] = set()
+        self._on_rows, self._on_progress = on_rows, on_progress
+        self._finished = 0
+
+    def resume(self, rows: Iterable[Row]) -> None:
+        """Take over the rows of an earlier call."""
+        ids = {fact.id for fact in self.facts}
+        for row in rows:
+            key = _key(row)
+            if row["fact"] in ids and key not in self._keys:
+                self._keys.add(key)
+                self.rows.append(row)
+
+    def plan(self, places: Sequence[int], metrics: Sequence[str] | None = None) -> EvaluationPlan:
+        """The plan for the facts at ``places``."""
+        options = {**self.options, "others": self.options["others"] or self.facts}
+        facts = [self.facts[i] for i in places]
+        return EvaluationPlan(self.model, facts, metrics or self.metrics, **options)
+
+    def todo(self, chunk: int) -> Iterator[list[int]]:
+        """Places of the facts with rows missing, in chunks."""
+        found = units(self.facts, self.metrics, others=self.options["others"], seed=self.seed)
+        left = sorted(
+            {
+                unit.fact
+                for unit in found
+                for metric in unit.row_metrics
+                if (self.facts[unit.fact].id, metric, unit.probe) not in self._keys
+            }
+        )
+        self._finished = len(self.facts) - len(left)
+        for start in range(0, len(left), max(1, chunk)):
+            yield left[start : start + max(1, chunk)]
+
+    def add(self, rows: Iterable[Row], n_facts: int) -> None:
+        """Take new rows, report them, and count ``n_facts`` more as done."""
+        new = [row for row in rows if _key(row) not in self._keys]
+        self._keys.update(_key(row) for row in new)
+        self.rows += new
+        self._finished += n_facts
+        if new and self._on_rows is not None:
+            self._on_rows(new)
+        if n_facts and self._on_progress is not None:
+            self._on_progress(self._finished, len(self.facts))
+
+    def ordered(self) -> list[Row]:
+        """All rows in the order of the facts."""
+        place = {fact.id: i for i, fact in enumerate(self.facts)}
+        return sorted(self.rows, key=lambda row: place[row["fact"]])
+
+
+def edit_each_safely(
+    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
+) -> list[WeightDelta | UserError]:
+    """One delta per fact; where an edit fails for a fact, its error.
+
+    Raises:
+        UserError: every one of several facts fails, and all alike: the fault is not the facts'.
+    """
+    try:
+        return list(chosen.each(bench, facts, layer))
+    except UserError as error:
+        if len(facts) == 1:
+            return [error]
+        results: list[WeightDelta | UserError] = []
+        for fact in facts:
+            results += edit_each_safely(bench, chosen, [fact], layer)
+        failed = {str(one) for one in results if isinstance(one, UserError)}
+        if len(failed) == 1 and all(isinstance(one, UserError) for one in results):
+            raise
+        return results
+
+
+def _score_delta(job: Job, delta: WeightDelta, chunk: int) -> None:
+    first = first_block(job.model, [delta])
+    for places in job.todo(chunk):
+        plan = job.plan(places)
+        plan.baseline()
+        with delta.applied(job.model):
+            job.add(plan.score_applied(first_layer=first), len(places))
+
+
+def _without_weights(
+    job: Job, method: str, others: Sequence[Fact] | None, settings: EditSettings, chunk: int
+) -> None:
+    for places in job.todo(chunk):
+        plan = job.plan(places)
+        if method == IN_CONTEXT:
+            pool = others or job.facts
+            edits: list[Edit] = [
+                prefix_for(job.facts[i], pool, settings.demonstrations, job.seed) for i in places
+            ]
+            job.add(plan.score(edits), len(places))
+        else:
+            job.add(plan.score_applied(), len(places))
+
+
+def prefix_for(fact: Fact, pool: Sequence[Fact], count: int, seed: int) -> str:
+    """The in-context prefix of a fact, its worked examples drawn from other subjects' facts."""
+    subject = fact.subject.casefold()
+    free = [other for other in pool if other.subject.casefold() != subject and other.id != fact.id]
+    drawn = random.Random(f"{seed}/demonstrations/{fact.id}").sample(free, min(count, len(free)))
+    return in_context_prefix(fact, drawn, seed=seed)
+
+
+def _check(
+    facts: Sequence[Fact], method: str, delta: WeightDelta | None, layer: int | None, mode: str
+) -> None:
+    if not facts:
+        raise UserError("there are no facts to evaluate", expected="at least one fact")
+    check_ids(facts)
+    if mode not in get_args(Mode):
+        raise UserError(f"unknown mode '{mode}'", fix=near_matches(mode, get_args(Mode)))
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}'", fix=near_matches(method, METHODS))
+    if delta is not None and method != NO_EDIT:
+        raise UserError("both a delta and a method are given", fix="Give one of them")
+    if method == IN_CONTEXT and mode != "single":
+        raise UserError("in-context changes no weights", fix="Use mode single")
+    if method in EDITORS and layer is None:
+        raise UserError(f"{method} needs to know where to edit", fix="Give a layer")
+
+
+def _batch_size(value: int | str) -> int | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"the batch size is {value}", expected="a number above 0, or auto")
+    return value
+
+
+def _only(layers: Sequence[int]) -> int | None:
+    return layers[-1] if layers else None
+
+
+def _key(row: Row) -> tuple[str, str, Any]:
+    return row["fact"], row["metric"], row["probe"]

@@ -1,0 +1,19 @@
+"""The truth a layer choice is judged by, from the rows of a sweep; no model is needed."""
+
+from __future__ import annotations
+
+from goldenlayers.truth.numbers import Interval
+from goldenlayers.truth.record import to_json
+from goldenlayers.truth.table import OVERALL, Truth
+from goldenlayers.truth.transfer import Transfer, TransferMatrix, split_half, transfer_matrix
+
+__all__ = [
+    "OVERALL",
+    "Interval",
+    "Transfer",
+    "TransferMatrix",
+    "Truth",
+    "split_half",
+    "to_json",
+    "transfer_matrix",
+]

@@ -1,0 +1,273 @@
+"""Scores of every fact at every layer, and what follows from them for layers and single facts.
+
+Scores are in the unit of the rows (0 to 100 for shares). What was not scored is NaN, and counted.
+
+Shapes: B facts, L layers, S resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.metrics import (
+    OVERALL_METRICS,
+    fact_scores,
+    overall_by_fact,
+    resampled_means,
+)
+from goldenlayers.truth.numbers import (
+    MIN_COVERAGE,
+    Floats,
+    Interval,
+    best_place,
+    eligible_means,
+    ends,
+    estimate,
+    level,
+    listed,
+    nan_mean,
+    optimal,
+    row_max,
+)
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Scores of every fact at every layer, and what follows from them.
+
+    Attributes:
+        facts: their ids.
+        layers: the swept layers, ascending.
+        scores: metric → (B, L) mean score over the fact's probes; "overall" is each fact's mean
+            over the metrics of ``overall_of`` that were scored for it.
+        overall_of: metrics of Overall that occur.
+        seed, resamples: of the bootstrap over facts.
+    """
+
+    facts: tuple[str, ...]
+    layers: tuple[int, ...]
+    scores: Mapping[str, Floats]
+    overall_of: tuple[str, ...] = ()
+    seed: int = 0
+    resamples: int = 2000
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        overall: Sequence[str] = OVERALL_METRICS,
+        seed: int = 0,
+        resamples: int = 2000,
+    ) -> Truth:
+        """Gather a sweep's rows.
+
+        Args:
+            rows: {"fact", "layer", "metric", "probe", "kind"?, "score"}; of rows that are there
+                twice the first counts.
+            overall: metrics that Overall is made of. Fluency is left out by default.
+            seed: of the bootstrap.
+            resamples: of the bootstrap.
+
+        Raises:
+            UserError: no rows, or rows without a layer.
+        """
+        by_layer: dict[int, list[Mapping[str, Any]]] = {}
+        facts: dict[str, int] = {}
+        metrics: dict[str, None] = {}
+        seen: set[tuple[Any, ...]] = set()
+        for row in rows:
+            layer = row.get("layer")
+            if layer is None:
+                raise UserError("the rows name no layer", expected="the rows of a sweep")
+            key = (row["fact"], layer, row["metric"], row["probe"])
+            if key in seen:
+                continue
+            seen.add(key)
+            by_layer.setdefault(int(layer), []).append(row)
+            facts.setdefault(row["fact"], len(facts))
+            metrics.setdefault(row["metric"])
+        if not facts:
+            raise UserError("the sweep has no rows yet", fix="Run it again to go on with it")
+        layers = tuple(sorted(by_layer))
+        scores = {name: np.full((len(facts), len(layers)), np.nan) for name in [*metrics, OVERALL]}
+        for column, layer in enumerate(layers):
+            found = {name: fact_scores(by_layer[layer], name) for name in metrics}
+            found[OVERALL] = overall_by_fact(by_layer[layer], overall)
+            for name, values in found.items():
+                for fact, score in values.items():
+                    scores[name][facts[fact], column] = score
+        present = tuple(name for name in overall if name in metrics)
+        return cls(tuple(facts), layers, scores, present, seed, resamples)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics, Overall last."""
+        return tuple(self.scores)
+
+    # --- layers -----------------------------------------------------------------------------------
+
+    def means(self, metric: str = OVERALL) -> Floats:
+        """Mean score by layer, (L,), over the facts scored there; NaN where none is."""
+        return nan_mean(self.table(metric))
+
+    def scored(self, metric: str = OVERALL) -> NDArray[np.int64]:
+        """Facts scored by layer, (L,)."""
+        return (~np.isnan(self.table(metric))).sum(axis=0)
+
+    def missing(self, metric: str = OVERALL) -> int:
+        """Cells (fact × layer) without a score."""
+        return int(np.isnan(self.table(metric)).sum())
+
+    def intervals(self, metric: str = OVERALL) -> Floats:
+        """95 % bootstrap interval over facts of the mean by layer, (L, 2); NaN below two facts."""
+        table = self.table(metric)
+        if len(table) < 2:
+            return np.full((len(self.layers), 2), np.nan)
+        drawn = resampled_means(table, self.resamples, self.seed)  # (S, L)
+        with np.errstate(invalid="ignore"):
+            ends = np.nanpercentile(np.where(np.isnan(drawn).all(0), -1.0, drawn), [2.5, 97.5], 0)
+        ends[:, self.scored(metric) < 2] = np.nan
+        return ends.T
+
+    def golden_layer(self, metric: str = OVERALL) -> int:
+        """The layer with the best mean; ties go to the shallower one.
+
+        Raises:
+            UserError: nothing was scored.
+        """
+        place = best_place(self.table(metric))
+        if place is None:
+            raise UserError(f"no {metric} was scored at any layer, so there is no golden layer")
+        return self.layers[place]
+
+    def ranking(self, metric: str = OVERALL) -> list[int]:
+        """Layers by mean score, best first; those that cannot be golden are left out."""
+        means = eligible_means(self.table(metric))
+        order = sorted(range(len(means)), key=lambda i: (-means[i], i))
+        return [self.layers[i] for i in order if not math.isnan(means[i])]
+
+    def wins(self, metric: str = OVERALL) -> dict[int, float]:
+        """Layer → share of the bootstrap resamples of the facts in which it is golden."""
+        table = self.table(metric)
+        drawn = resampled_means(table, self.resamples, self.seed)
+        drawn[:, np.isnan(eligible_means(table))] = np.nan
+        drawn = drawn[~np.isnan(drawn).all(1)]
+        counts = np.bincount(np.nanargmax(level(drawn), 1), minlength=len(self.layers))
+        shares = counts / max(1, len(drawn))
+        return dict(zip(self.layers, shares.tolist(), strict=True))
+
+    # --- single facts -----------------------------------------------------------------------------
+
+    def optimal_layers(self, metric: str = OVERALL) -> list[tuple[int, ...]]:
+        """Of each fact, all layers that share its best score; () where nothing was scored."""
+        return [
+            tuple(self.layers[i] for i in np.flatnonzero(row))
+            for row in optimal(self.table(metric))
+        ]
+
+    def histogram(self, metric: str = OVERALL, *, split: bool = True) -> Floats:
+        """How many facts have their optimum at each layer, (L,).
+
+        Many facts have several best layers: with ``split`` each of k counts 1/k; otherwise the
+        shallowest counts 1.
+        """
+        best = optimal(self.table(metric))
+        some = best.any(axis=1)
+        if split:
+            return (best[some] / best[some].sum(axis=1, keepdims=True)).sum(axis=0)
+        return np.bincount(best[some].argmax(axis=1), minlength=len(self.layers)).astype(float)
+
+    def oracle(self, metric: str = OVERALL) -> Interval:
+        """Mean of each fact's own best score: what no fixed layer can beat.
+
+        It is the best of L noisy numbers, so with many layers it is high even where depth does
+        not matter.
+        """
+        return self._estimate(row_max(self.table(metric)))
+
+    def gap(self, metric: str = OVERALL) -> Interval:
+        """Oracle minus golden layer, fact by fact, over the facts scored at the golden layer."""
+        table = self.table(metric)
+        golden = self.layers.index(self.golden_layer(metric))
+        return self._estimate(row_max(table) - table[:, golden])
+
+    def regret(self, layer: int, metric: str = OVERALL) -> Interval:
+        """Golden layer's mean minus ``layer``'s, with its interval over facts (paired).
+
+        The golden layer is the one of all facts, held fixed in the resamples.
+
+        Raises:
+            UserError: the layer was not swept.
+        """
+        if layer not in self.layers:
+            raise UserError(
+                f"layer {layer} was not swept",
+                expected="one of " + ", ".join(map(str, self.layers)),
+            )
+        pair = self.table(metric)[
+            :, [self.layers.index(self.golden_layer(metric)), self.layers.index(layer)]
+        ]
+        golden, chosen = nan_mean(pair)
+        both = int((~np.isnan(pair)).all(axis=1).sum())
+        low = high = math.nan
+        if both > 1:
+            drawn = resampled_means(pair, self.resamples, self.seed)
+            low, high = ends(drawn[:, 0] - drawn[:, 1])
+        return Interval(float(golden - chosen), low, high, both)
+
+    def limited_to(self, layers: Sequence[int]) -> Truth:
+        """The truth among some of the layers only."""
+        kept = [i for i, layer in enumerate(self.layers) if layer in set(layers)]
+        return Truth(
+            self.facts,
+            tuple(self.layers[i] for i in kept),
+            {name: table[:, kept] for name, table in self.scores.items()},
+            self.overall_of,
+            self.seed,
+            self.resamples,
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before leaning on these figures."""
+        found = []
+        counts, n = self.scored(), len(self.facts)
+        thin = [layer for layer, c in zip(self.layers, counts, strict=True) if c < n]
+        if thin:
+            cells = self.missing()
+            found.append(
+                f"{cells} of {n * len(self.layers)} cells have no score (layers "
+                f"{listed(thin)}): the layers' means are over different facts"
+            )
+        barred = [self.layers[i] for i in np.flatnonzero(counts < MIN_COVERAGE * n)]
+        if barred and len(barred) < len(self.layers):
+            found.append(
+                f"layers {listed(barred)} are scored on less than half of the facts and cannot be "
+                "golden"
+            )
+        if n < 30:
+            found.append(f"{n} facts are few: see the intervals")
+        return tuple(found)
+
+    def table(self, metric: str = OVERALL) -> Floats:
+        """(B, L) of a metric.
+
+        Raises:
+            UserError: the sweep did not score it.
+        """
+        if metric not in self.scores:
+            raise UserError(f"the sweep has no '{metric}'", expected=", ".join(self.scores))
+        return self.scores[metric]
+
+    def _estimate(self, values: Floats) -> Interval:
+        return estimate(values, self.resamples, self.seed)

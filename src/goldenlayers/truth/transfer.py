@@ -1,0 +1,169 @@
+"""Does a layer that was chosen on some facts serve others? Split halves, data sets, editors.
+
+Shapes: B facts, L layers, R repeats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from goldenlayers.errors import UserError
+from goldenlayers.truth.numbers import (
+    Interval,
+    best_place,
+    eligible_means,
+    level,
+    plain,
+)
+from goldenlayers.truth.table import OVERALL, Truth
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How a layer chosen on some facts does on others (repeated split-half).
+
+    Attributes:
+        regret: test score of the test facts' own golden layer minus that of the chosen layer;
+            mean over the repeats, and the interval that holds 95 % of them.
+        hit: share of the repeats in which the chosen layer was (tied for) the best on the test
+            facts.
+        score: mean test score of the chosen layer.
+        chosen: layer → share of the repeats in which it was chosen.
+        n_proxy: facts in a proxy half.
+        n_test: facts in a test half.
+    """
+
+    regret: Interval
+    hit: float
+    score: float
+    chosen: Mapping[int, float]
+    n_proxy: int
+    n_test: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "regret": self.regret.to_json(),
+            "hit": plain(self.hit),
+            "score": plain(self.score),
+            "chosen": {str(layer): share for layer, share in self.chosen.items()},
+            "n_proxy": self.n_proxy,
+            "n_test": self.n_test,
+        }
+
+
+@dataclass(frozen=True)
+class TransferMatrix:
+    """Golden layers of several sweeps, each judged on every other.
+
+    ``regret[i][j]`` is what sweep j loses, against its own golden layer, by the golden layer of
+    sweep i.
+    """
+
+    names: tuple[str, ...]
+    golden: tuple[int, ...]
+    layers: tuple[int, ...]
+    regret: tuple[tuple[Interval, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "names": list(self.names),
+            "golden_layers": list(self.golden),
+            "regret": [[one.to_json() for one in row] for row in self.regret],
+        }
+
+
+def split_half(
+    truth: Truth,
+    metric: str = OVERALL,
+    *,
+    repeats: int = 200,
+    n_proxy: int | None = None,
+    groups: Mapping[str, Any] | None = None,
+) -> Transfer:
+    """Choose the layer on a random part of the facts, judge it on the rest; R times.
+
+    Args:
+        metric: what is compared.
+        repeats: R.
+        n_proxy: facts to choose with; default half.
+        groups: fact id → its subject: facts of one subject stay on one side. A group is never
+            cut, so the parts may be a little larger or smaller.
+
+    Raises:
+        UserError: fewer than two facts (or groups), or ``n_proxy`` that leaves no test fact.
+    """
+    table = truth.table(metric)
+    of = [groups.get(fact, fact) if groups else fact for fact in truth.facts]
+    members: dict[Any, list[int]] = {}
+    for i, name in enumerate(of):
+        if not np.isnan(table[i]).all():
+            members.setdefault(name, []).append(i)
+    parts = list(members.values())
+    usable = sum(map(len, parts))
+    wanted = usable // 2 if n_proxy is None else n_proxy
+    if len(parts) < 2 or not 1 <= wanted < usable:
+        raise UserError(
+            f"{usable} scored facts about {len(parts)} subjects cannot be split into "
+            f"{wanted} proxy facts and a rest",
+            expected="at least two subjects, and a proxy part smaller than the whole",
+        )
+    generator = np.random.default_rng(truth.seed)
+    regrets, scores, hits = [], [], 0
+    counts = dict.fromkeys(truth.layers, 0)
+    sizes = []
+    for _ in range(repeats):
+        order = [parts[i] for i in generator.permutation(len(parts))]
+        proxy = order.pop(0)
+        while len(order) > 1 and len(proxy) < wanted:
+            proxy = proxy + order.pop(0)
+        test = [i for part in order for i in part]
+        place, means = best_place(table[proxy]), eligible_means(table[test])
+        if place is None or math.isnan(means[place]):
+            continue
+        sizes.append((len(proxy), len(test)))
+        regrets.append(float(np.nanmax(means) - means[place]))
+        scores.append(float(means[place]))
+        hits += place in np.flatnonzero(level(means) == np.nanmax(level(means)))
+        counts[truth.layers[place]] += 1
+    n = len(regrets)
+    ends = np.percentile(regrets, [2.5, 97.5]).tolist() if n else [math.nan, math.nan]
+    mean_sizes = np.mean(sizes, axis=0) if n else (0, 0)
+    return Transfer(
+        Interval(float(np.mean(regrets)) if n else math.nan, *ends, n),
+        hits / n if n else math.nan,
+        float(np.mean(scores)) if n else math.nan,
+        {layer: count / n for layer, count in counts.items() if count},
+        round(float(mean_sizes[0])),
+        round(float(mean_sizes[1])),
+    )
+
+
+def transfer_matrix(truths: Mapping[str, Truth], metric: str = OVERALL) -> TransferMatrix:
+    """Does a golden layer carry from one sweep to the next? Data sets, or editors, of one model.
+
+    Raises:
+        UserError: fewer than two sweeps, or no layer that all of them swept.
+    """
+    if len(truths) < 2:
+        raise UserError("a transfer needs at least two sweeps")
+    common = set.intersection(*(set(truth.layers) for truth in truths.values()))
+    if not common:
+        raise UserError("the sweeps have no layer in common", fix="Sweep the same layers")
+    limited = {name: truth.limited_to(sorted(common)) for name, truth in truths.items()}
+    golden = {name: truth.golden_layer(metric) for name, truth in limited.items()}
+    return TransferMatrix(
+        tuple(limited),
+        tuple(golden.values()),
+        tuple(sorted(common)),
+        tuple(
+            tuple(truth.regret(layer, metric) for truth in limited.values())
+            for layer in golden.values()
+        ),
+    )

@@ -1,0 +1,370 @@
+"""What every editor promises, as theorems on tiny models: the constraint holds, nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from families import tiny
+
+from goldenlayers.covariance import Covariance
+from goldenlayers.delta import Dense, LowRank, WeightDelta
+from goldenlayers.editors import (
+    EDITORS,
+    EditSettings,
+    Workbench,
+    edit,
+    edit_each,
+    editor,
+    in_context_prefix,
+    preset,
+    sequence,
+)
+from goldenlayers.editors.presets import PRESETS, Preset
+from goldenlayers.editors.residual import Contribution
+from goldenlayers.editors.states import lookup_states
+from goldenlayers.editors.values import optimise_values
+from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact, Probe
+from goldenlayers.hooks import capture, final_hidden
+from goldenlayers.models.model import Model
+
+FACTS = [
+    Fact(
+        "1",
+        "France",
+        "The capital of France is",
+        "Rome",
+        "Paris",
+        rephrasings=("France has the capital",),
+        locality=(Probe("The capital of Italy is", "Rome", "neighborhood"),),
+    ),
+    Fact("2", "Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "Thai", "French"),
+    Fact("3", "Toko Yasuda", "Toko Yasuda plays the", "piano", "guitar"),
+]
+LOW_RANK = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet")
+SOLVERS = ("memit", "emmet", "alphaedit", "pmet")
+# GPT-2's transposed weights, OPT's flat MLP, Falcon's in-place sum, BLOOM's residual inside the MLP,
+# Gemma's and OLMo's norm behind the MLP, Granite's scale.
+SPECIAL = ("gpt2", "opt", "falcon", "bloom", "llama", "gemma3", "olmo2", "granite")
+
+
+def statistics(model: Model) -> dict[int, Covariance]:
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for layer in range(len(model.layers)):
+        keys = torch.randn(300, model.layers.d_mlp, generator=generator, dtype=torch.float64)
+        found[layer] = Covariance.from_matrix(keys.T @ keys / len(keys))
+    return found
+
+
+def bench(model: Model, **settings: float | int | bool) -> Workbench:
+    quick = {"steps": 4, "stop_loss": 0.0, "prefixes": 2, "prefix_tokens": 4, **settings}
+    return Workbench(model, EditSettings().replace(**quick), statistics(model))
+
+
+def down_at_lookup(model: Model, fact: Fact, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and value of the bare prompt's lookup token, read in the obvious way."""
+    encoding = model.encoder.fact(fact)
+    modules = {"down": model.layers[layer].down.module}
+    with torch.no_grad(), capture(modules, inputs=True) as given, capture(modules) as gave:
+        final_hidden(model, torch.tensor([encoding.ids]))
+    assert encoding.lookup is not None
+    width = len(encoding.ids)
+    key = given["down"].reshape(width, -1)[encoding.lookup]
+    return key, gave["down"].reshape(width, -1)[encoding.lookup]
+
+
+def bits(model: Model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.hf.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_rome_puts_the_wanted_value_on_the_bare_prompt(kind: str) -> None:
+    model = tiny(kind, dtype=torch.float64)
+    work = bench(model)
+    deltas = editor("rome").each(work, FACTS, 1)
+    values = optimise_values(model, FACTS, 1, work.prefixes, work.settings)
+    for fact, delta, value in zip(FACTS, deltas, values, strict=True):
+        assert delta.rank() == 1
+        with delta.applied(model):
+            _, now = down_at_lookup(model, fact, 1)
+        # Factors are stored in float32.
+        torch.testing.assert_close(now, value.target, rtol=1e-5, atol=1e-5)
+        _, clean = down_at_lookup(model, fact, 1)
+        assert (clean - value.target).norm() > 1e-2 * clean.norm()
+
+
+def test_r_rome_puts_the_change_on_the_mean_key() -> None:
+    model = tiny("gpt2", dtype=torch.float64)
+    work = bench(model)
+    (delta,) = editor("r-rome").each(work, FACTS[:1], 1)
+    (value,) = optimise_values(model, FACTS[:1], 1, work.prefixes, work.settings)
+    (change,) = delta.changes.values()
+    moved = change.dense.double() @ value.keys.mean(0)
+    torch.testing.assert_close(moved, value.target - value.values.mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_emmet_reaches_every_wanted_value_at_once(kind: str) -> None:
+    model = tiny(kind, dtype=torch.float64)
+    work = bench(model, prefixes=0)
+    delta = editor("emmet").together(work, FACTS, 1)
+    values = optimise_values(model, FACTS, 1, work.prefixes, work.settings)
+    assert delta.rank() <= len(FACTS)
+    with delta.applied(model):
+        for fact, value in zip(FACTS, values, strict=True):
+            _, now = down_at_lookup(model, fact, 1)
+            torch.testing.assert_close(now, value.target, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "granite"])
+def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> None:
+    # With (nearly) nothing to keep, the last layer takes all that is still missing.
+    model = tiny(kind, dtype=torch.float64)
+    work = bench(model, prefixes=0, memit_lambda=1e-9, layers_before=1)
+    delta = editor("memit").together(work, FACTS, 2)
+    assert sorted(delta.layers) == [1, 2]
+    values = optimise_values(model, FACTS, 2, work.prefixes, work.settings)
+    clean = lookup_states(model, FACTS, [""], 2, 2)
+    with delta.applied(model):
+        after = lookup_states(model, FACTS, [""], 2, 2)
+    contribution = Contribution.of(model, 2)
+    wanted = torch.stack([contribution(v.target) - contribution(v.values[0]) for v in values])
+    gap = (after.top - clean.top - wanted.float()).norm() / wanted.norm()
+    assert gap < 1e-2
+    # Half of the way is gone at the first of the two layers.
+    first = [name for name in delta.changes if ".1." in name]
+    assert len(first) == 1
+
+
+def test_memit_keeps_more_with_a_larger_lambda() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    norms = []
+    for lam in (0.01, 1.0, 100.0):
+        delta = editor("memit").together(bench(model, memit_lambda=lam), FACTS, 1)
+        norms.append(sum(n.absolute for n in delta.norms(model).values()))
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_alphaedit_keeps_clear_of_earlier_keys_in_a_sequence() -> None:
+    model = tiny("gpt2", dtype=torch.float64)
+    settings = {"prefixes": 0, "null_space": 50.0, "l2": 1e-4}
+    remembering = bench(model, **settings)
+    editor("alphaedit").together(remembering, FACTS[:1], 1)
+    second = editor("alphaedit").together(remembering, FACTS[1:], 1)
+    forgetful = editor("alphaedit").together(bench(model, **settings), FACTS[1:], 1)
+    key, _ = down_at_lookup(model, FACTS[0], 1)
+
+    def reach(delta: WeightDelta) -> float:
+        (change,) = delta.changes.values()
+        return float((change.dense.double() @ key).norm())
+
+    assert reach(second) < 0.05 * reach(forgetful)
+
+
+@pytest.mark.parametrize("method", EDITORS)
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "opt"])
+def test_the_model_is_bit_identical_afterwards(method: str, kind: str) -> None:
+    model = tiny(kind)
+    before = bits(model)
+    delta = edit(
+        model,
+        FACTS[:1],
+        method,
+        layer=1,
+        settings=EditSettings(steps=2, prefixes=1, prefix_tokens=3, null_space=50.0),
+        statistics=statistics(model),
+    )
+    with delta.applied(model):
+        changed = bits(model)
+    after = bits(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    differing = {name for name in before if not torch.equal(before[name], changed[name])}
+    assert differing == set(delta.changes) == {model.layers[1].down.parameter_name}
+
+
+@pytest.mark.parametrize("method", EDITORS)
+def test_each_does_not_depend_on_its_company(method: str) -> None:
+    model = tiny("llama", dtype=torch.float64)
+    settings = {"null_space": 50.0, "layers_before": 1 if method in SOLVERS else 0}
+    together = editor(method).each(bench(model, **settings), FACTS, 2)
+    for fact, delta in zip(FACTS, together, strict=True):
+        (alone,) = editor(method).each(bench(model, **settings), [fact], 2)
+        single = editor(method).together(bench(model, **settings), [fact], 2)
+        for other in (alone, single):
+            assert set(other.changes) == set(delta.changes)
+            for name, change in delta.changes.items():
+                gap = (change.dense - other.changes[name].dense).norm()
+                assert gap <= 1e-4 * change.dense.norm()
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_low_rank_editors_stay_low_rank(method: str) -> None:
+    model = tiny("gpt2")
+    work = bench(model, null_space=50.0)
+    for delta in editor(method).each(work, FACTS, 1):
+        assert all(isinstance(c, LowRank) and c.rank == 1 for c in delta.changes.values())
+
+
+def nll(model: Model, fact: Fact) -> float:
+    from reference import mean_nll
+
+    encoding = model.encoder.fact(fact, fact.target_new)
+    with torch.no_grad():
+        return float(mean_nll(model, encoding.ids, encoding.n_prompt))
+
+
+@pytest.mark.parametrize("method", ["ft-m", "ft-l"])
+def test_fine_tuning_installs_the_answer(method: str) -> None:
+    model = tiny("gpt2")
+    settings = {"steps": 200, "ft_lr": 0.1, "epsilon": 2.0, "stop_loss": 0.05}
+    delta = editor(method).together(bench(model, **settings), FACTS, 1)
+    before = [nll(model, fact) for fact in FACTS]
+    with delta.applied(model):
+        after = [nll(model, fact) for fact in FACTS]
+    assert max(after) < 0.3 < min(before)
+
+
+def test_ft_l_holds_its_bound_and_ft_m_has_none() -> None:
+    model = tiny("llama")
+    settings = {"steps": 10, "ft_lr": 0.1, "epsilon": 0.25}
+    weight = model.layers[1].down.weight
+    bound = 0.25 * float(weight.float().pow(2).mean().sqrt())
+    largest = {}
+    for method in ("ft-l", "ft-m"):
+        (change,) = editor(method).together(bench(model, **settings), FACTS, 1).changes.values()
+        assert isinstance(change, Dense)
+        largest[method] = float(change.value.abs().max())
+    assert largest["ft-l"] <= bound * (1 + 1e-5) < largest["ft-m"]
+
+
+def test_sequence_edits_each_fact_on_top_of_the_earlier_ones() -> None:
+    model = tiny("gpt2", dtype=torch.float64)
+    work = bench(model, prefixes=0)
+    told: list[int] = []
+    total = sequence(work, editor("rome"), FACTS, 1, after_each=lambda i, _: told.append(i))
+    assert told == [0, 1, 2]
+    assert total.rank() <= 3
+    assert [row["id"] for row in total.facts] == ["1", "2", "3"]
+    # The last edit was made with the others in place: its constraint holds on the total.
+    partial = sequence(bench(model, prefixes=0), editor("rome"), FACTS[:2], 1)
+    with partial.applied(model):
+        last = editor("rome").together(bench(model, prefixes=0), FACTS[2:], 1)
+    with total.applied(model):
+        _, now = down_at_lookup(model, FACTS[2], 1)
+    with partial.applied(model), last.applied(model, force=True):
+        _, expected = down_at_lookup(model, FACTS[2], 1)
+    torch.testing.assert_close(now, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "olmo2", "glm4"])
+def test_the_raw_change_behind_a_norm_brings_a_reachable_amount(kind: str) -> None:
+    model = tiny(kind)
+    contribution = Contribution.of(model, 1)
+    assert contribution.norm is not None
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(4, model.layers.d_model, generator=generator)
+    reachable = contribution(raw + 0.3 * torch.randn(raw.shape, generator=generator))
+    wanted = reachable - contribution(raw)
+    change = contribution.raw_change(raw, wanted)
+    gap = (contribution(raw + change) - contribution(raw) - wanted).norm(dim=1)
+    assert bool((gap < 0.02 * wanted.norm(dim=1)).all())
+    # The plain amount, as for a model without the norm, does not bring it.
+    naive = (contribution(raw + wanted) - contribution(raw) - wanted).norm(dim=1)
+    assert bool((naive > 5 * gap).all())
+
+
+def test_in_context_tells_the_fact_and_shows_others() -> None:
+    text = in_context_prefix(FACTS[0], FACTS)
+    assert text.endswith("New fact: The capital of France is Rome.\n")
+    assert text.count("France") == 1
+    assert "Thai" in text and "piano" in text
+    assert text == in_context_prefix(FACTS[0], FACTS)
+
+
+def failing(call: str, model: Model) -> object:
+    calls = {
+        "unknown editor": lambda: edit(model, FACTS, "romme", layer=1),
+        "no such layer": lambda: edit(model, FACTS, "ft-m", layer=9),
+        "no facts": lambda: edit(model, [], "ft-m", layer=1),
+        "rome in a batch": lambda: edit(
+            model, FACTS, "rome", layer=1, mode="batch", statistics=statistics(model)
+        ),
+        "no statistics": lambda: edit(model, FACTS[:1], "rome", layer=1, statistics={}),
+        "unknown preset": lambda: preset("rome/gpt2", model),
+        "preset of another model": lambda: preset("rome/gpt2-xl", model),
+        "unknown setting": lambda: EditSettings().replace(step=3),
+        "bad setting": lambda: EditSettings(steps=0),
+    }
+    return calls[call]()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("unknown editor", "'rome'"),
+        ("no such layer", "0 to 3"),
+        ("no facts", "at least one fact"),
+        ("rome in a batch", "one fact at a time"),
+        ("no statistics", "no key statistics for layer 1"),
+        ("unknown preset", "rome/gpt2-xl"),
+        ("preset of another model", "48 layers"),
+        ("unknown setting", "'steps'"),
+        ("bad setting", "1 or more"),
+    ],
+)
+def test_bad_input_is_told_plainly(call: str, says: str) -> None:
+    with pytest.raises(UserError, match="(?s)" + says.replace("'", "['‘]?")):
+        failing(call, tiny("gpt2"))
+
+
+def test_numbers_that_are_not_finite_stop_the_edit() -> None:
+    model = tiny("gpt2")
+    broken = statistics(model)
+    with torch.no_grad():
+        model.layers[2].down.weight[0, 0] = float("nan")
+    for prefixes in (0, 2):  # found by the optimisation, or already by the sampled prefixes
+        settings = EditSettings(prefixes=prefixes)
+        with pytest.raises(UserError, match="not a number"):
+            edit(model, FACTS[:1], "rome", layer=1, statistics=broken, settings=settings)
+
+
+def test_presets_are_whole_and_fit_their_method() -> None:
+    for name, found in PRESETS.items():
+        assert isinstance(found, Preset)
+        assert found.method in EDITORS and name.startswith(found.method + "/")
+        assert 0 <= found.layer < found.n_layers
+        EditSettings().replace(**found.settings)
+
+
+def test_progress_counts_every_fact() -> None:
+    model = tiny("gpt2")
+    for method in ("rome", "memit", "ft-m"):
+        told: list[int] = []
+        work = bench(model)
+        edit_each(
+            model,
+            FACTS,
+            method,
+            layer=1,
+            settings=work.settings,
+            statistics=work.statistics,
+            on_done=told.append,
+        )
+        assert told[-1] == len(FACTS)
+
+
+def _names(deltas: Sequence[WeightDelta]) -> list[str]:
+    return [delta.base_fingerprint for delta in deltas]
+
+
+def test_deltas_name_the_weights_they_were_made_on() -> None:
+    model = tiny("gpt2")
+    deltas = editor("emmet").each(bench(model), FACTS, 1)
+    assert set(_names(deltas)) == {model.fingerprint()}
+    assert deltas[0].facts[0]["nll_before"] >= 0
+    other = tiny("gpt2", seed=1)
+    with pytest.raises(UserError), deltas[0].applied(other):
+        pass

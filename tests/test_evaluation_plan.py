@@ -1,0 +1,425 @@
+"""Scores of the plan against one text at a time through the model's own logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from deltas import random_delta
+from families import tiny
+from reference import full_logits
+from torch.nn.functional import cross_entropy
+
+from goldenlayers.delta import Dense, WeightDelta
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.answers import matches_answer
+from goldenlayers.evaluation.metrics import fluency, summarise
+from goldenlayers.evaluation.passes import Reading, merge
+from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.evaluation.units import METRICS, units
+from goldenlayers.facts import Fact, Probe
+from goldenlayers.models.model import Model
+
+TOKENIZER = {
+    "gpt2": "byte_level_bpe",
+    "llama": "sentencepiece_bpe",
+    "gemma3": "sentencepiece_bpe",
+    "opt": "byte_level_bpe",
+    "gpt_neox": "byte_level_bpe",
+    "falcon": "byte_level_bpe",
+    "bloom": "byte_level_bpe",
+}
+TEXT = "The capital of Italy is Rome. The Eiffel Tower is located in the city of Paris. " * 3
+
+
+def facts() -> list[Fact]:
+    return [
+        Fact(
+            id="france",
+            subject="France",
+            prompt="The capital of France is",
+            target_new="Rome",
+            target_old="Paris",
+            rephrasings=("France has as its capital the city of", "The city of France is"),
+            locality=(
+                Probe("The capital of Italy is", "Rome", "neighborhood"),
+                Probe("The capital of Brazil is", "the city of gold", "neighborhood"),
+                Probe("The currency of Japan is", None, "Forgetfulness"),
+            ),
+            portability=(
+                Probe("The capital of the French is", "Rome", "Subject_Aliasing"),
+                Probe("In France one speaks", "Italian", "Reasoning"),
+            ),
+        ),
+        Fact(
+            id="einstein",
+            subject="Albert Einstein",
+            prompt="Albert Einstein was born in the city of",
+            target_new="Shanghai in China",
+            target_old="Ulm",
+            rephrasings=("Where was Albert Einstein born?",),
+            locality=(Probe("Steve Jobs was born in", "California", "neighborhood"),),
+            portability=(Probe("The author of the novel is", "Albert", "Reasoning"),),
+            generation_prompts=("Albert Einstein is",),
+        ),
+        Fact(
+            id="tongue",
+            subject="Danielle Darrieux",
+            prompt="The mother tongue of Danielle Darrieux is",
+            target_new="Portuguese",
+        ),
+    ]
+
+
+def model_of(name: str) -> Model:
+    return tiny(name, TOKENIZER[name])
+
+
+def deltas_of(model: Model, count: int = 3, layers: tuple[int, ...] = (2,)) -> list[WeightDelta]:
+    return [random_delta(model.hf, list(layers), seed=seed, size=0.7) for seed in range(count)]
+
+
+# --- the slow loop: nothing of it is shared with the package but the tokenizer -----------------
+
+
+def forced(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int], float]:
+    """(arg-max tokens, answer tokens, mean NLL), from all logits of one text."""
+    e = model.encoder.encode(prompt, answer)
+    logits = full_logits(model, e.ids)[e.n_prompt - 1 : -1]
+    target = torch.tensor(e.answer_ids)
+    return logits.argmax(-1).tolist(), list(e.answer_ids), float(cross_entropy(logits, target))
+
+
+def continuation(model: Model, prompt: str, count: int) -> list[int]:
+    ids = list(model.encoder.encode(prompt).ids)
+    found: list[int] = []
+    for _ in range(count):
+        found.append(int(full_logits(model, ids + found)[-1].argmax()))
+    return found
+
+
+def slow_scores(model: Model, fact: Fact, delta: WeightDelta) -> dict[tuple[str, int], float]:
+    scores: dict[tuple[str, int], float] = {}
+
+    def share(a: list[int], b: list[int]) -> float:
+        return 100 * sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+
+    along = {}
+    for n, p in enumerate(fact.locality):
+        if p.answer:
+            along[n] = forced(model, p.prompt, p.answer)[0]
+        else:
+            along[n] = continuation(model, p.prompt, 3)
+    with delta.applied(model):
+        got, want, nll_new = forced(model, fact.prompt, fact.target_new)
+        scores["rewrite", 0] = share(got, want)
+        for n, prompt in enumerate(fact.rephrasings):
+            scores["rephrase", n] = share(*forced(model, prompt, fact.target_new)[:2])
+        for n, p in enumerate(fact.portability):
+            assert p.answer
+            scores["portability", n] = share(*forced(model, p.prompt, p.answer)[:2])
+        for n, p in enumerate(fact.locality):
+            if p.answer:
+                now = forced(model, p.prompt, p.answer)[0]
+            else:
+                ids = list(model.encoder.encode(p.prompt).ids) + along[n][:2]
+                now = full_logits(model, ids)[-3:].argmax(-1).tolist()
+            scores["locality", n] = share(along[n], now)
+        if fact.target_old:
+            nll_old = forced(model, fact.prompt, fact.target_old)[2]
+            scores["efficacy_success", 0] = 100.0 * (nll_old > nll_new)
+            scores["efficacy_magnitude", 0] = 100 * (math.exp(-nll_new) - math.exp(-nll_old))
+            for n, p in enumerate(fact.locality):
+                if p.kind != "neighborhood" or p.answer == fact.target_new:
+                    continue
+                right = forced(model, p.prompt, p.answer or "")[2]
+                new = forced(model, p.prompt, fact.target_new)[2]
+                scores["neighborhood_success", n] = 100.0 * (right < new)
+                scores["neighborhood_magnitude", n] = 100 * (math.exp(-right) - math.exp(-new))
+    return scores
+
+
+@pytest.mark.parametrize("name", list(TOKENIZER))
+def test_scores_equal_the_slow_loop(name: str) -> None:
+    model = model_of(name)
+    data, deltas = facts(), deltas_of(model)
+    metrics = ["rewrite", "rephrase", "locality", "portability", "counterfact"]
+    rows = EvaluationPlan(model, data, metrics).score(deltas)
+    found = {(r["fact"], r["metric"], r["probe"]): r["score"] for r in rows}
+    moved = 0
+    for fact, delta in zip(data, deltas, strict=True):
+        for (metric, probe), score in slow_scores(model, fact, delta).items():
+            assert found[fact.id, metric, probe] == pytest.approx(score, abs=1e-3), (metric, probe)
+            moved += metric == "locality" and score < 100
+    assert moved  # the deltas do something that is seen
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "opt"])
+def test_one_delta_per_fact_equals_the_applied_model(name: str) -> None:
+    model = model_of(name)
+    data, deltas = facts(), deltas_of(model, layers=(1, 3))
+    plan = EvaluationPlan(model, data, ["rewrite", "locality", "counterfact", "kl"])
+    single = plan.score(deltas)
+    together = []
+    for i, delta in enumerate(deltas):
+        with delta.applied(model):
+            together += plan.score_applied(facts=[i])
+    assert [r["probe"] for r in single] == [r["probe"] for r in together]
+    for a, b in zip(single, together, strict=True):
+        assert a["score"] == (None if b["score"] is None else pytest.approx(b["score"], abs=1e-2))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_rows_do_not_depend_on_the_batches_or_on_kept_states(name: str) -> None:
+    model = model_of(name)
+    data, deltas = facts(), deltas_of(model)
+    metrics = ["rewrite", "rephrase", "locality", "portability", "generation", "fluency"]
+    one = EvaluationPlan(model, data, metrics, batch_size=1)
+    many = EvaluationPlan(model, data, metrics)
+    bare = EvaluationPlan(model, data, metrics)
+    bare.baseline()
+    bare._states = None
+    assert many.baseline() and many._states is not None and many._states.layers == (1, 2, 3)
+    rows = many.score(deltas)
+    assert one.score(deltas) == rows == bare.score(deltas)
+    assert many.score(deltas) == rows  # again, from the same plan
+    for i, delta in enumerate(deltas):
+        alone = EvaluationPlan(model, data[i : i + 1], metrics).score([delta])
+        assert alone == [r for r in rows if r["fact"] == data[i].id]
+
+
+def test_dense_and_mixed_edits_share_a_pass() -> None:
+    model = model_of("llama")
+    data = facts()
+    low = deltas_of(model)[0]
+    ((name, change),) = low.changes.items()
+    dense = WeightDelta({name: Dense(change.dense)})
+    failed = UserError("the subject has an abnormal key")
+    plan = EvaluationPlan(model, data)
+    rows = plan.score([dense, low, failed])
+    wanted = plan.score([low, low, None])
+    assert rows[: len(rows) - 4] == wanted[: len(wanted) - 4]
+    lost = [r for r in rows if r["fact"] == "tongue"]
+    assert all(r["score"] is None for r in lost)
+    assert lost[0]["reason"] == "the edit failed: the subject has an abnormal key"
+
+
+def test_kl_generation_fluency_and_perplexity_against_slow_loops() -> None:
+    model = model_of("llama")
+    data, deltas = facts(), deltas_of(model)
+    plan = EvaluationPlan(
+        model, data, ["kl", "generation", "fluency", "perplexity"], text=TEXT, text_tokens=80
+    )
+    rows = plan.score(deltas)
+    ids, spans = model.encoder.tokens(TEXT)
+    assert spans[0] == (0, 0)  # BOS is no part of the text
+    window = ids[:81]
+
+    def perplexity() -> float:
+        logits = full_logits(model, window)[:-1]
+        return math.exp(float(cross_entropy(logits, torch.tensor(window[1:]))))
+
+    clean = perplexity()
+    for fact, delta in zip(data, deltas, strict=True):
+        mine = [r for r in rows if r["fact"] == fact.id]
+        for row in [r for r in mine if r["metric"] == "kl"]:
+            prompt = model.encoder.encode(row["evidence"]["prompt"]).ids
+            before = full_logits(model, prompt)[-1].double().log_softmax(-1)
+            with delta.applied(model):
+                after = full_logits(model, prompt)[-1].double().log_softmax(-1)
+            kl = float((before.exp() * (before - after)).sum())
+            assert row["score"] == pytest.approx(kl, rel=1e-3, abs=1e-5) and kl > 0
+            assert fact.subject not in row["evidence"]["prompt"]
+        with delta.applied(model):
+            (ppl,) = [r["score"] for r in mine if r["metric"] == "perplexity"]
+            assert ppl == pytest.approx(perplexity(), rel=1e-4)
+            (row,) = [r for r in mine if r["metric"] == "generation_rewrite"]
+            new = continuation(model, fact.prompt, 24)
+            text = str(model.tokenizer.decode(new, skip_special_tokens=True)).strip()
+            text = text.splitlines()[0]
+            said = row["evidence"]["after"]
+            # The limit may cut a character that the model spells in bytes.
+            assert said and text.startswith(said.rstrip("\ufffd"))
+            assert row["score"] == 100.0 * matches_answer(said, fact.target_new)
+        (before,) = [r["score"] for r in mine if r["metric"] == "perplexity_before"]
+        assert before == pytest.approx(clean, rel=1e-4)
+        for row in [r for r in mine if r["metric"] == "fluency"]:
+            assert 0 < row["score"] < 663
+    assert sum(r["metric"] == "kl" for r in rows) >= 6
+
+
+def test_fluency_counts_n_grams_of_the_sampled_tokens() -> None:
+    model = model_of("gpt2")
+    plan = EvaluationPlan(model, facts()[:1], ["fluency"])
+    (before,) = plan.baseline().values()
+    (row,) = plan.score_applied()
+    assert len(before.tokens) == 100
+    assert row["score"] == pytest.approx(fluency(before.tokens), abs=1e-5)
+    again = EvaluationPlan(model, facts()[:1], ["fluency"]).baseline()
+    assert next(iter(again.values())).tokens == before.tokens
+    other = EvaluationPlan(model, facts()[:1], ["fluency"], seed=1).baseline()
+    assert next(iter(other.values())).tokens != before.tokens
+
+
+def test_an_unedited_model_is_at_the_base_rate() -> None:
+    model = model_of("gemma3")
+    plan = EvaluationPlan(model, facts(), METRICS[:-1])
+    rows = plan.score_applied()
+    by = {m: [r["score"] for r in rows if r["metric"] == m] for m in {r["metric"] for r in rows}}
+    assert {s for s in by["locality"] if s is not None} == {100.0}
+    assert set(by["kl"]) == {0.0}
+    for fact in facts():
+        got, want, _ = forced(model, fact.prompt, fact.target_new)
+        (row,) = [r for r in rows if r["fact"] == fact.id and r["metric"] == "rewrite"]
+        assert row["score"] == pytest.approx(
+            100 * sum(a == b for a, b in zip(got, want, strict=True)) / len(got), abs=1e-3
+        )
+
+
+def test_a_zero_delta_scores_as_no_edit() -> None:
+    model = model_of("llama")
+    plan = EvaluationPlan(model, facts(), ["rewrite", "locality", "kl"])
+    nothing = [delta * 0.0 for delta in deltas_of(model)]
+    for edited, bare in zip(plan.score(nothing), plan.score([None] * 3), strict=True):
+        assert edited["score"] == (None if bare["score"] is None else pytest.approx(bare["score"]))
+
+
+def test_before_is_the_untouched_model_even_inside_applied() -> None:
+    model = model_of("llama")
+    delta = deltas_of(model)[1]
+    outside = EvaluationPlan(model, facts())
+    outside.baseline()
+    with delta.applied(model):
+        wanted = outside.score_applied()
+        inside = EvaluationPlan(model, facts())  # made while the delta is in force
+        assert inside.score_applied() == wanted
+        with pytest.raises(UserError, match="while a delta is applied"):
+            inside.score([None] * 3)
+    assert any(r["metric"] == "locality" and (r["score"] or 0) < 100 for r in wanted)
+
+
+def test_a_prefix_stands_before_every_probe() -> None:
+    model = model_of("llama")
+    fact = facts()[0]
+    prefix = "New fact: The capital of France is Rome.\n"
+    rows = EvaluationPlan(model, [fact]).score([prefix])
+    for n, prompt in enumerate(fact.rephrasings):
+        got, want, _ = forced(model, prefix + prompt, fact.target_new)
+        share = 100 * sum(a == b for a, b in zip(got, want, strict=True)) / len(got)
+        (row,) = [r for r in rows if r["metric"] == "rephrase" and r["probe"] == n]
+        assert row["score"] == pytest.approx(share, abs=1e-3)
+    (row,) = [r for r in rows if r["metric"] == "locality" and r["probe"] == 1]
+    before = forced(model, "The capital of Brazil is", "the city of gold")[0]
+    after = forced(model, prefix + "The capital of Brazil is", "the city of gold")[0]
+    share = 100 * sum(a == b for a, b in zip(before, after, strict=True)) / len(before)
+    assert row["score"] == pytest.approx(share, abs=1e-3)
+
+
+def test_a_prefix_that_overflows_the_context_is_unscored() -> None:
+    model = model_of("llama")
+    rows = EvaluationPlan(model, facts()[:1]).score(["Rome is a city. " * 200])
+    assert {r["score"] for r in rows} == {None}
+    assert {r["reason"] for r in rows} == {"the text is longer than the model's context"}
+
+
+# --- data as it comes ---------------------------------------------------------------------------
+
+
+def test_missing_probes_are_counted_with_their_reason() -> None:
+    model = model_of("gpt2")
+    bare = facts()[2]
+    rows = EvaluationPlan(model, [bare], METRICS[:-1]).score_applied()
+    reasons = {r["metric"]: r.get("reason") for r in rows}
+    assert reasons["rewrite"] is None
+    assert reasons["rephrase"] == "the fact has no rephrasings"
+    assert reasons["locality"] == "the fact has no locality probes"
+    assert reasons["portability"] == "the fact has no portability probes"
+    assert reasons["efficacy_success"] == "the fact has no old answer"
+    summary = summarise(rows)
+    assert math.isnan(summary.metrics["rephrase"].mean)
+    assert summary.metrics["rephrase"].unscored == 1
+    assert summary.overall_of == ("rewrite",)
+
+
+def test_a_probe_longer_than_the_context_is_unscored_and_the_rest_is_scored() -> None:
+    model = model_of("gpt2")
+    fact = dataclasses.replace(
+        facts()[0],
+        locality=(Probe("Rome is a city. " * 300, "Rome"), Probe("The capital of Italy is")),
+        rephrasings=("word " * 2000 + "France has the capital",),
+    )
+    rows = EvaluationPlan(model, [fact]).score(deltas_of(model, 1))
+    long = [r for r in rows if r["score"] is None]
+    assert [(r["metric"], r["probe"]) for r in long] == [("rephrase", 0), ("locality", 0)]
+    assert {r["reason"] for r in long} == {"the text is longer than the model's context"}
+    assert all(r["score"] is not None for r in rows if r not in long)
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "answer"),
+    [
+        ("باريس", "عاصمة فرنسا باريس وعاصمة إيطاليا", "روما"),
+        ("東京", "日本の首都東京は", "大阪"),
+        ("Zürich", "Zürich liegt in der Stadt", "Köln"),
+        ("🙂", "The sign 🙂 means", "🙃🙃"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_other_scripts_are_scored(name: str, subject: str, prompt: str, answer: str) -> None:
+    model = model_of(name)
+    fact = Fact("x", subject, prompt, answer, locality=(Probe(prompt),), rephrasings=(prompt,))
+    rows = EvaluationPlan(model, [fact], ["rewrite", "rephrase", "locality", "generation"])
+    scored = rows.score(deltas_of(model, 1))
+    assert all(r["score"] is not None for r in scored)
+    (rewrite,) = [r for r in scored if r["metric"] == "rewrite"]
+    assert len(rewrite["evidence"]["answer"]) == len(
+        model.encoder.encode(prompt, answer).answer_ids
+    )
+
+
+def test_a_model_that_breaks_down_is_unscored_not_wrong() -> None:
+    model = model_of("llama")
+    delta = deltas_of(model, 1)[0] * 1e30
+    rows = EvaluationPlan(model, facts()[:1], ["rewrite", "counterfact"]).score([delta * 1e8])
+    broken = [r for r in rows if r["score"] is None and "number" in r["reason"]]
+    assert len(broken) >= 3 or all(r["score"] is not None for r in rows)
+
+
+def test_nothing_is_dropped() -> None:
+    model = model_of("gpt2")
+    asked = units(facts(), METRICS[:-1])
+    rows = EvaluationPlan(model, facts(), METRICS[:-1]).score_applied()
+    assert [(r["fact"], r["metric"], r["probe"]) for r in rows] == [
+        (facts()[u.fact].id, metric, u.probe) for u in asked for metric in u.row_metrics
+    ]
+
+
+def test_equal_ids_unknown_metrics_and_a_missing_text_are_refused() -> None:
+    model = model_of("gpt2")
+    with pytest.raises(UserError, match="two facts have the id"):
+        EvaluationPlan(model, [facts()[0]] * 2)
+    with pytest.raises(UserError, match="rewrite"):
+        EvaluationPlan(model, facts(), ["rewrit"])
+    with pytest.raises(UserError, match="held-out text"):
+        EvaluationPlan(model, facts(), ["perplexity"])
+    with pytest.raises(UserError, match="2 edits for 3 facts"):
+        EvaluationPlan(model, facts()).score([None, None])
+
+
+def test_equal_texts_and_beginnings_share_a_row() -> None:
+    def reading(*ids: int, carrier: int = -1) -> Any:
+        return Reading(ids, (len(ids) - 1,), carrier=carrier)
+
+    given = [
+        reading(1, 2),
+        reading(1, 2, 3),
+        reading(1, 2),
+        reading(1, 3),
+        reading(1, 2, carrier=0),
+    ]
+    rows, home = merge(given)
+    assert sorted(rows) == [(-1, (1, 2, 3)), (-1, (1, 3)), (0, (1, 2))]
+    assert rows[home[-1, (1, 2)]] == (-1, (1, 2, 3))

@@ -1,0 +1,218 @@
+"""The front door: what importing costs, which names are public, and what the pages promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import goldenlayers as gl
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HEAVY = ("torch", "transformers", "matplotlib", "datasets", "numpy")
+# Processor time, so that other work on the machine does not count; the best of three runs.
+TIMED = """
+import sys, time
+start = time.process_time()
+{code}
+print(time.process_time() - start)
+print(*(name for name in {heavy!r} if name in sys.modules))
+"""
+
+
+def timed(code: str) -> tuple[float, list[str]]:
+    """Best processor time of ``code`` in a new Python, in seconds; the heavy modules it loads."""
+    best, loaded = float("inf"), []
+    for _ in range(3):
+        script = TIMED.format(code=code, heavy=HEAVY)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        seconds, names = done.stdout.splitlines()[-2:]
+        best, loaded = min(best, float(seconds)), names.split()
+    return best, loaded
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def plain(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_import_is_quick_and_loads_nothing_heavy():
+    seconds, loaded = timed("import goldenlayers")
+    assert loaded == []
+    assert seconds < 0.5
+
+
+def test_control_a_heavy_import_would_be_seen():
+    assert timed("import numpy")[1] == ["numpy"]
+
+
+def test_help_answers_in_a_second_without_torch():
+    code = (
+        "from goldenlayers.cli import main\ntry: main(['--help'])\nexcept SystemExit as e:"
+        " assert not e.code"
+    )
+    seconds, loaded = timed(code)
+    assert "torch" not in loaded
+    assert "transformers" not in loaded
+    assert seconds < 1.0
+
+
+@pytest.mark.parametrize("name", gl.__all__)
+def test_every_public_name_is_there(name: str):
+    assert name in dir(gl)
+    value = getattr(gl, name)
+    assert value is getattr(gl, name)
+    if name != "__version__":
+        assert value.__doc__
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    source = inspect.getsource(gl)
+    block = source[source.index("if TYPE_CHECKING:") : source.index("# Public name")]
+    imported = re.findall(r"import (.+)", block)
+    names = {name.strip() for line in imported for name in line.split(",")} | {"__version__"}
+    assert names == set(gl.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'lokate'"):
+        gl.lokate  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("first", ["pass", "import goldenlayers.locate.ranking", "gl.locate"])
+def test_locate_is_a_function_and_a_package_whatever_came_first(first: str):
+    code = (
+        f"import goldenlayers as gl, inspect\n{first}\n"
+        "from goldenlayers import locate\n"
+        "assert 'facts' in inspect.signature(gl.locate).parameters\n"
+        "import goldenlayers.locate.ranking as ranking\n"
+        "assert gl.locate.ranking is ranking and locate is gl.locate\n"
+        "try: gl.locate(None, [], 'nope')\n"
+        "except gl.UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert "unknown method 'nope'" in done.stdout
+
+
+def test_version_is_the_projects():
+    assert gl.__version__ == project()["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"## [{gl.__version__}]" in changelog
+
+
+def test_constraints_pin_every_dependency_exactly():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [
+        pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin)
+    ] == []
+    pinned = {plain(pin.split("==")[0]) for pin in pins}
+    extras = project()["optional-dependencies"]
+    wanted = [*project()["dependencies"], *extras["dev"], *extras["peft"]]
+    assert {plain(re.split(r"[<>=\[ ]", name)[0]) for name in wanted} - pinned == set()
+
+
+def test_every_imported_package_is_a_declared_dependency():
+    declared = {
+        plain(re.split(r"[<>=\[ ]", name)[0])
+        for name in [
+            *project()["dependencies"],
+            *(name for extra in project()["optional-dependencies"].values() for name in extra),
+        ]
+    }
+    called = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    found = {
+        match
+        for path in (ROOT / "src").rglob("*.py")
+        for match in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text("utf-8"), re.M)
+    }
+    outside = found - set(sys.stdlib_module_names) - {"goldenlayers"}
+    # Words at the beginning of a docstring's line may look like imports, but none can be found.
+    outside = {name for name in outside if importlib.util.find_spec(name)}
+    assert {called.get(name, plain(name)) for name in outside} - declared == set()
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The indented ``golden ...`` lines of a page, as arguments."""
+    lines = re.findall(r"^    golden (.+)$", text, re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_the_pages_are_understood(page: Path):
+    from goldenlayers.cli import parse
+
+    for arguments in commands_in(page.read_text("utf-8")):
+        assert parse(arguments) is not None
+
+
+def test_control_a_wrong_command_is_not_understood(capsys: pytest.CaptureFixture[str]):
+    from goldenlayers.cli import parse
+
+    with pytest.raises(SystemExit):
+        parse(["locate", "smollm2-135m", "--limmit", "3"])
+    assert "limmit" in capsys.readouterr().err
+
+
+def test_the_readme_lists_every_command_and_source_file():
+    from goldenlayers.cli import COMMANDS
+
+    assert set(re.findall(r"^\| `golden (\w+)", README, re.M)) == set(COMMANDS)
+    tree = README[README.index("## What is in the source") :]
+    ours = {
+        "commands",
+        "durable.py",
+        "py.typed",
+        "__pycache__",
+    }  # named within a line, or no source
+    there = {path.name for path in (ROOT / "src/goldenlayers").iterdir()} - ours
+    listed = {name.rstrip("/") for name in re.findall(r"^      (\S+)  ", tree, re.M)}
+    assert listed == there
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
+def test_the_readmes_python_runs(
+    tiny_model: Callable[..., Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    model = tiny_model("llama")
+    for part in (model.hf, model.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    assert code.count('"smollm2-135m"') == 1
+    code = code.replace('"smollm2-135m"', repr(str(tmp_path / "model")))
+    code = code.replace("limit=100", "limit=20")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOLDENLAYERS_CACHE", str(tmp_path / "cache"))
+    exec(compile(code, "README.md", "exec"), {})
+    assert "Only 20 facts" in capsys.readouterr().out
+    assert (tmp_path / "my-edit").is_dir()
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()

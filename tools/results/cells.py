@@ -1,0 +1,194 @@
+"""The cells of docs/results: one model, one data set, one editor, one layer, one mode, each a small
+JSON that is kept, so that the tables can be continued on another machine.
+
+    python tools/results/cells.py editors --model gemma3-270m
+    python tools/results/cells.py many --model smollm2-135m
+    python tools/results/cells.py evaluation --model gemma3-270m --shared ../shared/data
+    python tools/results/render.py
+
+A cell whose JSON is there is not computed again. Facts are the first ones, in a seeded draw, whose
+old answer the model gives by itself (--any-facts: all, as WikiBio and wiki_recent need).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import goldenlayers.models as models
+from goldenlayers.commands.golden import golden_layer
+from goldenlayers.datasets import load_facts
+from goldenlayers.editors import EditSettings, editor
+from goldenlayers.evaluation import evaluate
+from goldenlayers.facts import Fact
+from goldenlayers.locate.known import known_facts
+from goldenlayers.models.model import Model
+from goldenlayers.statistics import key_statistics
+
+ROOT = Path(__file__).resolve().parents[2]
+CELLS = ROOT / "docs" / "results" / "cells"
+EDITORS = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet", "ft-m", "ft-l")
+DATA = {
+    "starter": "starter",
+    "counterfact_500": "counterfact/counterfact_500.json",
+    "ZsRE-test-all": "KnowEdit/ZsRE/ZsRE-test-all.json",
+    "counterfact_3k": "counterfact/counterfact_3k.json",
+    "wiki_counterfact": "KnowEdit/wiki_counterfact/train_cf.json",
+    "wiki_recent": "KnowEdit/wiki_recent/recent_train.json",
+    "WikiBio": "KnowEdit/WikiBio/wikibio-test-all.json",
+}
+# Their old answers are missing or whole sentences: no small model gives them by itself.
+UNKNOWN = ("wiki_recent", "WikiBio")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table."""
+
+    suite: str
+    model: str
+    data: str
+    method: str
+    layer: int | None
+    mode: str
+    n_facts: int
+    statistics: str = "wikipedia"
+
+    @property
+    def path(self) -> Path:
+        at = "none" if self.layer is None else f"layer{self.layer}"
+        text = "" if self.statistics == "wikipedia" else f"-{self.statistics}"
+        name = f"{self.model}-{self.data}-{self.method}-{at}-{self.mode}-{self.n_facts}{text}"
+        return CELLS / self.suite / f"{name}.json"
+
+
+class Bench:
+    """A loaded model with its facts and statistics, each fetched once."""
+
+    def __init__(self, name: str, shared: Path) -> None:
+        self.model: Model = models.load(name)
+        self.shared = shared
+        self._facts: dict[str, list[Fact]] = {}
+        self._statistics: dict[tuple[int, str], Any] = {}
+
+    def facts(self, data: str, count: int) -> list[Fact]:
+        if len(self._facts.get(data, [])) < count:
+            source = DATA[data] if data == "starter" else str(self.shared / DATA[data])
+            drawn = list(load_facts(source, limit=30 * count, seed=0, skip_invalid=True))
+            known = drawn if data in UNKNOWN else known_facts(self.model, drawn)
+            self._facts[data] = known
+        return self._facts[data][:count]
+
+    def statistics(self, layer: int, text: str) -> Any:
+        if (layer, text) not in self._statistics:
+            corpus = self.shared / "corpora" / "wikipedia_en_2014_train.jsonl"
+            source = str(corpus) if text == "wikipedia" else text
+            self._statistics[layer, text] = key_statistics(self.model, [layer], text=source)
+        return self._statistics[layer, text]
+
+
+def compute(bench: Bench, cell: Cell, metrics: list[str]) -> dict[str, Any]:
+    """Edit and score one cell; its record."""
+    facts = bench.facts(cell.data, cell.n_facts)
+    heldout = bench.shared / "corpora" / "wikipedia_en_2014_heldout.jsonl"
+    needs = cell.layer is not None and editor(cell.method).needs_statistics
+    start = time.perf_counter()
+    before = bench.model.fingerprint()
+    found = evaluate(
+        bench.model,
+        facts,
+        method=cell.method,
+        layer=cell.layer,
+        mode=cell.mode,  # type: ignore[arg-type]
+        metrics=metrics,
+        settings=EditSettings(),
+        statistics=bench.statistics(cell.layer, cell.statistics)
+        if needs and cell.layer is not None
+        else None,
+        text=_text(heldout) if "perplexity" in metrics else None,
+    )
+    bench.model.forget_fingerprint()
+    return {
+        "cell": asdict(cell) | {"n_facts": len(facts)},
+        "seconds": round(time.perf_counter() - start, 1),
+        "model_unchanged": bench.model.fingerprint() == before,
+        "summary": found.to_json(),
+    }
+
+
+def _text(path: Path) -> str:
+    rows = path.read_text(encoding="utf-8").splitlines()[:5]
+    return "\n".join(json.loads(row)["text"] for row in rows)
+
+
+def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[Cell, list[str]]]:
+    """The cells of a suite, the most wanted first."""
+    model = args.model
+    usual = ["rewrite", "rephrase", "locality", "portability"]
+    middle = len(bench.model.layers) // 2
+    golden = golden_layer(bench.model)
+    if name == "editors":
+        layers = [golden, golden + 1, middle] if args.layers is None else args.layers
+        for layer in layers:
+            for method in args.methods or EDITORS:
+                yield Cell(name, model, "starter", method, layer, "single", 30), usual
+    elif name == "many":
+        layer = args.layers[0] if args.layers else golden
+        for method, mode in (
+            ("memit", "batch"),
+            ("emmet", "batch"),
+            ("alphaedit", "batch"),
+            ("alphaedit", "sequential"),
+            ("r-rome", "sequential"),
+        ):
+            metrics = ["rewrite", "locality", "perplexity"]
+            yield Cell(name, model, "starter", method, layer, mode, args.facts or 100), metrics
+    elif name == "statistics":
+        layer = args.layers[0] if args.layers else golden
+        for method in ("rome", "memit"):
+            for text in ("wikipedia", "model", "none"):
+                yield Cell(name, model, "starter", method, layer, "single", 20, text), usual
+    elif name == "evaluation":
+        layer = args.layers[0] if args.layers else golden
+        metrics = [*usual, "generation"]
+        for data in args.data or DATA:
+            for method in ("none", "in-context", "ft-m", "rome", "r-rome", "memit", "alphaedit"):
+                at = None if method in ("none", "in-context") else layer
+                yield Cell(name, model, data, method, at, "single", args.facts or 20), metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compute the missing cells of a suite.")
+    parser.add_argument("suite", choices=["editors", "many", "statistics", "evaluation"])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--layers", nargs="*", type=int)
+    parser.add_argument("--data", nargs="*")
+    parser.add_argument("--facts", type=int)
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after this")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    bench = Bench(args.model, args.shared)
+    for cell, metrics in suites(args.suite, bench, args):
+        if cell.path.exists():
+            continue
+        if time.perf_counter() - start > 60 * args.minutes:
+            print(f"open: {cell.path.name}", flush=True)
+            continue
+        record = compute(bench, cell, metrics)
+        cell.path.parent.mkdir(parents=True, exist_ok=True)
+        part = cell.path.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        part.replace(cell.path)
+        means = {k: v["mean"] for k, v in record["summary"]["metrics"].items()}
+        print(cell.path.name, record["seconds"], means, flush=True)
+
+
+if __name__ == "__main__":
+    main()
