@@ -117,8 +117,7 @@ def main() -> None:
         values = optimise_values(model, facts, layer, prefixes, settings)
         ours_s.append((time.perf_counter() - start) / len(facts))
         gaps += [
-            float((v.delta - e).norm() / e.norm())
-            for v, e in zip(values, expected, strict=False)
+            float((v.delta - e).norm() / e.norm()) for v, e in zip(values, expected, strict=False)
         ]
     ours, loop = statistics.median(ours_s), statistics.median(loop_s)
     result: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """Facts per second in single mode: batched, against the one-by-one loop, in one run.
 
-The loop does what editing tools do: for each fact add its delta to the weights, run each probe
-alone with full logits (locality probes before and after), put the weights back. Both must give the
-same scores.
+The loop does what editing tools do: run each probe of a fact alone with full logits, add the fact's
+delta to the weights, run each probe again, put the weights back. Both give the same rows: every
+score, and what was predicted before and after.
 
     python benchmarks/evaluate.py --model smollm2-135m --data starter --facts 20 --out bench.json
 """
@@ -59,24 +59,19 @@ def one_by_one(
     """(fact, metric, score) of every probe, one forward pass each."""
     rows = []
     for fact, delta in zip(facts, deltas, strict=True):
-        local = [p for p in fact.locality if p.answer]
-        before = [predictions(model, p.prompt, p.answer or "")[0] for p in local]
+        asked = [("rewrite", fact.prompt, fact.target_new)]
+        asked += [("rephrase", prompt, fact.target_new) for prompt in fact.rephrasings]
+        asked += [("locality", p.prompt, p.answer) for p in fact.locality if p.answer]
+        asked += [("portability", p.prompt, p.answer) for p in fact.portability if p.answer]
+        before = [predictions(model, prompt, answer)[0] for _, prompt, answer in asked]
         ((name, change),) = delta.changes.items()
         weight = model.hf.get_parameter(name)
         kept = weight.data.clone()
         dense = change.dense
         weight.data += dense if dense.shape == weight.shape else dense.T
-        asked = [("rewrite", fact.prompt, fact.target_new)]
-        asked += [("rephrase", prompt, fact.target_new) for prompt in fact.rephrasings]
-        for metric, prompt, answer in asked:
-            rows.append((fact.id, metric, share(*predictions(model, prompt, answer))))
-        for probe, old in zip(local, before, strict=True):
-            new = predictions(model, probe.prompt, probe.answer or "")[0]
-            rows.append((fact.id, "locality", share(old, new)))
-        for probe in fact.portability:
-            if probe.answer:
-                score = share(*predictions(model, probe.prompt, probe.answer))
-                rows.append((fact.id, "portability", score))
+        for (metric, prompt, answer), old in zip(asked, before, strict=True):
+            new, wanted = predictions(model, prompt, answer)
+            rows.append((fact.id, metric, share(new, old if metric == "locality" else wanted)))
         weight.data = kept
     return rows
 

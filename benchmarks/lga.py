@@ -141,6 +141,7 @@ def measure_times(
 ) -> tuple[dict[str, Any], dict[str, Phi]]:
     """Seconds of every variant and repeat, and what the variants computed."""
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    cpu: dict[str, list[float]] = {name: [] for name in VARIANTS}
     results: dict[str, Phi] = {}
     used = {name: facts[:few] if name == "materialised" else facts for name in VARIANTS}
     for name in VARIANTS:  # first calls pay for allocation and kernel choice
@@ -149,8 +150,9 @@ def measure_times(
         shift = repeat % len(VARIANTS)
         for name in VARIANTS[shift:] + VARIANTS[:shift]:
             gc.collect()
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             results[name] = RUN[name](model, used[name], batch_size)
+            cpu[name].append(time.process_time() - start_cpu)
             seconds[name].append(time.perf_counter() - start)
             print(f"  {repeat + 1}/{repeats} {name}: {seconds[name][-1]:.2f} s", file=sys.stderr)
     rows = {
@@ -158,6 +160,7 @@ def measure_times(
             "facts": len(used[name]),
             "seconds": median(times),
             "seconds_per_fact": median(times) / len(used[name]),
+            "cpu_seconds_per_fact": median(cpu[name]) / len(used[name]),
             "all_seconds": times,
         }
         for name, times in seconds.items()
@@ -178,6 +181,16 @@ def agreement(mine: Phi, theirs: Phi) -> dict[str, float]:
         "facts": len(theirs),
         "max_relative_error": float((difference / b.abs()).max()),
         "max_error_over_largest_layer": float((difference / b.abs().amax(1, keepdim=True)).max()),
+    }
+
+
+def ratios(times: dict[str, Any], unit: str) -> dict[str, float]:
+    """The figures that are asked for; processor seconds hardly feel other work on the machine."""
+    per_fact = {name: row[unit] for name, row in times.items()}
+    return {
+        "materialised_over_ours": per_fact["materialised"] / per_fact["ours"],
+        "ours_over_floor_plain": per_fact["ours"] / per_fact["floor_plain"],
+        "ours_over_floor_lean": per_fact["ours"] / per_fact["floor_lean"],
     }
 
 
@@ -255,22 +268,21 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> None:
-    times, ratios = result["times"], result["ratios"]
-    print(
-        f"{'variant':14}{'ms per fact':>12}{'ours / it':>11}{'peak memory':>13}  (share of weights)"
-    )
+    times = result["times"]
+    print(f"{'variant':14}{'ms per fact':>12}{'cpu ms':>9}  peak memory (share of weights)")
     for name in VARIANTS:
         memory = result["memory"].get(name, {})
         shares = ", ".join(
             f"{m['share_of_weights']:.0%} ({m['facts']} facts)" for m in memory.values()
         )
-        ratio = times["ours"]["seconds_per_fact"] / times[name]["seconds_per_fact"]
-        print(f"{name:14}{1000 * times[name]['seconds_per_fact']:12.1f}{ratio:11.2f}  {shares}")
-    print(
-        f"ours is {ratios['materialised_over_ours']:.1f}x faster than materialised (wanted 3), "
-        f"{ratios['ours_over_floor_plain']:.2f}x floor_plain (wanted at most 1.25), "
-        f"{ratios['ours_over_floor_lean']:.2f}x floor_lean"
-    )
+        wall, cpu = (1000 * times[name][f"{kind}seconds_per_fact"] for kind in ("", "cpu_"))
+        print(f"{name:14}{wall:12.1f}{cpu:9.1f}  {shares}")
+    for kind, found in (("wall clock", result["ratios"]), ("processor", result["cpu_ratios"])):
+        print(
+            f"{kind}: ours is {found['materialised_over_ours']:.2f}x faster than materialised "
+            f"(wanted 3), {found['ours_over_floor_plain']:.2f}x floor_plain (wanted at most 1.25), "
+            f"{found['ours_over_floor_lean']:.2f}x floor_lean"
+        )
     print(f"agreement: {result['agreement']}")
 
 
@@ -305,7 +317,6 @@ def main() -> None:
     few = min(options.materialised_facts, len(facts))
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     times, results = measure_times(model, facts, few, options.batch_size, options.repeats)
-    per_fact = {name: row["seconds_per_fact"] for name, row in times.items()}
     result = {
         "benchmark": "lga",
         "model": model.name,
@@ -318,11 +329,8 @@ def main() -> None:
         "torch": torch.__version__,
         "load_average_before": load_before,
         "times": times,
-        "ratios": {
-            "materialised_over_ours": per_fact["materialised"] / per_fact["ours"],
-            "ours_over_floor_plain": per_fact["ours"] / per_fact["floor_plain"],
-            "ours_over_floor_lean": per_fact["ours"] / per_fact["floor_lean"],
-        },
+        "ratios": ratios(times, "seconds_per_fact"),
+        "cpu_ratios": ratios(times, "cpu_seconds_per_fact"),
         "agreement": agreement(results["ours"], results["materialised"]),
         "memory": {} if options.no_memory else measure_memory(options),
     }

@@ -176,7 +176,7 @@ def test_one_delta_per_fact_equals_the_applied_model(name: str) -> None:
 def test_rows_do_not_depend_on_the_batches_or_on_kept_states(name: str) -> None:
     model = model_of(name)
     data, deltas = facts(), deltas_of(model)
-    metrics = ["rewrite", "rephrase", "locality", "portability", "generation", "fluency"]
+    metrics = ["rewrite", "rephrase", "locality", "portability", "generation"]
     one = EvaluationPlan(model, data, metrics, batch_size=1)
     many = EvaluationPlan(model, data, metrics)
     bare = EvaluationPlan(model, data, metrics)
@@ -237,12 +237,11 @@ def test_kl_generation_fluency_and_perplexity_against_slow_loops() -> None:
             (ppl,) = [r["score"] for r in mine if r["metric"] == "perplexity"]
             assert ppl == pytest.approx(perplexity(), rel=1e-4)
             (row,) = [r for r in mine if r["metric"] == "generation_rewrite"]
-            new = continuation(model, fact.prompt, 24)
-            text = str(model.tokenizer.decode(new, skip_special_tokens=True)).strip()
-            text = text.splitlines()[0]
             said = row["evidence"]["after"]
-            # The limit may cut a character that the model spells in bytes.
-            assert said and text.startswith(said.rstrip("\ufffd"))
+            new = continuation(model, fact.prompt, 40)
+            decode = model.tokenizer.decode
+            texts = [str(decode(new[:n], skip_special_tokens=True)) for n in range(41)]
+            assert said in [(text.strip().splitlines() or [""])[0] for text in texts]
             assert row["score"] == 100.0 * matches_answer(said, fact.target_new)
         (before,) = [r["score"] for r in mine if r["metric"] == "perplexity_before"]
         assert before == pytest.approx(clean, rel=1e-4)
@@ -258,7 +257,8 @@ def test_fluency_counts_n_grams_of_the_sampled_tokens() -> None:
     (row,) = plan.score_applied()
     assert len(before.tokens) == 100
     assert row["score"] == pytest.approx(fluency(before.tokens), abs=1e-5)
-    again = EvaluationPlan(model, facts()[:1], ["fluency"]).baseline()
+    again = EvaluationPlan(model, facts()[::-1], ["fluency"], batch_size=1).baseline()
+    again = dict(reversed(again.items()))
     assert next(iter(again.values())).tokens == before.tokens
     other = EvaluationPlan(model, facts()[:1], ["fluency"], seed=1).baseline()
     assert next(iter(other.values())).tokens != before.tokens
@@ -384,8 +384,9 @@ def test_a_model_that_breaks_down_is_unscored_not_wrong() -> None:
     model = model_of("llama")
     delta = deltas_of(model, 1)[0] * 1e30
     rows = EvaluationPlan(model, facts()[:1], ["rewrite", "counterfact"]).score([delta * 1e8])
-    broken = [r for r in rows if r["score"] is None and "number" in r["reason"]]
-    assert len(broken) >= 3 or all(r["score"] is not None for r in rows)
+    assert {r["score"] for r in rows} == {None}
+    broken = [r for r in rows if r["reason"] == "the model's output is not a number"]
+    assert len(broken) == 9  # all but the neighbour whose own answer is the new one
 
 
 def test_nothing_is_dropped() -> None:

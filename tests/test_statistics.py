@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,7 @@ def test_statistics_are_a_mapping_that_factorises_once_and_forgets_the_oldest(
     assert found[0] is found[0]
     assert found[0].cholesky is found[0].cholesky
     assert found.get(1) is None
+    assert torch.equal(pickle.loads(pickle.dumps(found))[2].moment, found[2].moment)
     with pytest.raises(MissingLayerError, match=r"do not hold layer 1.*one of 0, 2"):
         found[1]
     first, found.keep_bytes = found[0], 1
@@ -328,5 +330,6 @@ def test_identity_is_loud_and_marked() -> None:
     with pytest.warns(UserWarning, match="NO KEY STATISTICS"):
         found = key_statistics(model, [1], text="none")
     assert found.is_identity and "NO key statistics" in found.describe()
-    assert torch.equal(found[1].matrix(), torch.eye(model.layers.d_mlp).double())
+    for copy in (found, pickle.loads(pickle.dumps(found))):
+        assert torch.equal(copy[1].matrix(), torch.eye(model.layers.d_mlp).double())
     assert not key_statistics(model, [1], tokens=700, length=12, cache=False).is_identity

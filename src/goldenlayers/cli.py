@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "edit": (config.EditConfig, "edit"),
     "ask": (config.AskConfig, "ask"),
     "evaluate": (config.EvaluateConfig, "evaluate"),
+    "sweep": (config.SweepConfig, "sweep"),
     "export": (config.ExportConfig, "export"),
     "editors": (config.EditorsConfig, "editors"),
     "models": (config.ModelsConfig, "models"),

@@ -67,9 +67,18 @@ class DataOptions:
 class LocateConfig(DataOptions, ModelOptions):
     """Find the golden layer: the one layer at which a model's facts are best edited."""
 
-    method: Literal["lga", "saliency", "middle", "published"] = "lga"
-    """lga: Layer Gradient Analysis (arXiv 2602.20207). saliency: mean absolute gradient. middle,
-    published: choices that look at no facts (half depth; the depth published settings use)."""
+    method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
+    """lga: Layer Gradient Analysis (arXiv 2602.20207). transfer: key transfer analysis, forward
+    passes only. cma: causal mediation analysis (arXiv 2202.05262). saliency: mean absolute
+    gradient. middle, published: choices that look at no facts (half depth; the depth published
+    settings use)."""
+
+    statistics: str = "model"
+    """transfer: text for the key statistics: model (sampled from the model itself), a text or
+    JSONL file, or hub:NAME."""
+
+    reach: bool = False
+    """transfer: weigh by whether an edit can still bring the answer about (one backward pass)."""
 
     scope: Literal["mlp", "down", "attention", "block"] = "mlp"
     """Which weight matrices of a block the gradients are taken of."""
@@ -253,6 +262,61 @@ class EvaluateConfig(DataOptions, ModelOptions):
             )
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(DataOptions, ModelOptions):
+    """Edit every fact at every layer and score: the truth. Run again after a kill to go on."""
+
+    method: str = "rome"
+    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layers: str = "all"
+    """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
+
+    known: bool = False
+    """Keep only facts whose old answer the model gives by itself."""
+
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """As for `golden evaluate`; rewrite, rephrase, locality, portability if none is named."""
+
+    preset: str | None = None
+    """Published settings by name, such as rome/gpt2-xl; their layer is left aside."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2 ...); see `golden editors`."""
+
+    statistics: str = "model"
+    """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
+
+    chunk: str = "auto"
+    """Facts per batch, or auto; halved by itself when memory runs out."""
+
+    evidence: bool = False
+    """Also write what the model said before and after each edit (several times the size)."""
+
+    workers: int = 1
+    """Processes, or Ray actors, that each load the model and work side by side."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: actors of a cluster (extra ray)."""
+
+    address: str | None = None
+    """With --engine ray: address of a running cluster (default: one is started here)."""
+
+    out: Path
+    """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        _at_least("workers", self.workers, 1)
+        if self.chunk != "auto" and not (self.chunk.isdecimal() and int(self.chunk) > 0):
+            raise UserError(f"--chunk is '{self.chunk}'", expected="a number above 0, or auto")
+        if self.address is not None and self.engine != "ray":
+            raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ class Encoding:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def asking(self) -> Encoding:
+        """All tokens but the answer's last, from which nothing is predicted (all, if no answer)."""
+        if self.n_prompt == len(self.ids):
+            return self
+        return dataclasses.replace(self, ids=self.ids[:-1], spans=self.spans[:-1])
 
     @property
     def answer_ids(self) -> tuple[int, ...]:

@@ -99,9 +99,7 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     if config.facts is None:
         assert config.subject and config.prompt and config.target  # held by the config
         return [
-            Fact(
-                id="edit", subject=config.subject, prompt=config.prompt, target_new=config.target
-            )
+            Fact(id="edit", subject=config.subject, prompt=config.prompt, target_new=config.target)
         ], None
     from goldenlayers.datasets import load_facts
 
@@ -120,9 +118,7 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
     encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
     given = [
         tuple(tokens) == encoding.answer_ids
-        for tokens, encoding in zip(
-            forced_predictions(model, encodings), encodings, strict=True
-        )
+        for tokens, encoding in zip(forced_predictions(model, encodings), encodings, strict=True)
     ]
     errors = [
         DataError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
 from goldenlayers.config import LocateConfig
 
 if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
     from goldenlayers.locate import LayerRanking
+    from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
 
 
@@ -20,6 +23,9 @@ def run(config: LocateConfig) -> int:
     folder_free(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
+    statistics, prefixes = (
+        _for_transfer(config, model) if config.method == "transfer" else (None, ())
+    )
     with shared.run_folder(config, "locate", model=model, facts=facts) as folder:
         with shared.progress(f"locating with {config.method}", "facts") as bar:
             ranking = locate(
@@ -35,6 +41,9 @@ def run(config: LocateConfig) -> int:
                 bootstrap=config.bootstrap,
                 seed=config.seed,
                 batch_size=config.batch_size,
+                statistics=statistics,
+                prefixes=prefixes,
+                reach=config.reach,
                 data=facts.name,
                 on_rows=None if folder is None else lambda rows: append(folder, rows),
                 on_progress=bar,
@@ -44,6 +53,20 @@ def run(config: LocateConfig) -> int:
         if folder is not None:
             write(folder, ranking)
     return 0
+
+
+def _for_transfer(
+    config: LocateConfig, model: Model
+) -> tuple[Mapping[int, Covariance], Sequence[str]]:
+    """Key statistics of every layer, and prefixes for facts without rephrasings."""
+    from goldenlayers.editors import EditSettings
+    from goldenlayers.editors.prefixes import sample_prefixes
+    from goldenlayers.statistics import key_statistics
+
+    with shared.progress("key statistics", "tokens") as bar:
+        statistics = key_statistics(model, text=config.statistics, seed=config.seed, progress=bar)
+    s = EditSettings()
+    return statistics, sample_prefixes(model, s.prefixes, s.prefix_tokens, config.seed)
 
 
 def folder_free(config: LocateConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.covariance import Covariance
 from goldenlayers.delta import WeightDelta
@@ -19,6 +19,7 @@ from goldenlayers.errors import UserError, near_matches
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
+    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
 __all__ = [
@@ -74,6 +75,7 @@ def workbench(
     statistics: Mapping[int, Covariance] | None = None,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
+    found_values: dict[tuple[Any, ...], Value] | None = None,
 ) -> Workbench:
     """What ``method`` needs to edit at ``layer``, key statistics included (collected if missing).
 
@@ -87,7 +89,10 @@ def workbench(
         from goldenlayers.statistics import key_statistics
 
         statistics = key_statistics(model, layers, seed=seed)
-    return Workbench(model, settings, statistics, seed, on_done)
+    bench = Workbench(model, settings, statistics, seed, on_done)
+    if found_values is not None:
+        bench.found_values = found_values
+    return bench
 
 
 def edit(

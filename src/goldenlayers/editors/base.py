@@ -12,6 +12,7 @@ from torch import Tensor
 
 from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
+from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.prefixes import sample_prefixes
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.errors import UserError
@@ -28,6 +29,9 @@ class Workbench:
 
     ``previous_keys`` (F, m) per layer are the keys of earlier batches that AlphaEdit keeps clear
     of; ``base_fingerprint`` names the untouched weights also while earlier deltas are applied.
+    ``found_values`` keeps what the value optimisation found on the untouched weights: editors that
+    differ in the solve alone (ROME, R-ROME, MEMIT, EMMET, AlphaEdit) share it when they share the
+    dictionary.
     """
 
     model: Model
@@ -36,6 +40,7 @@ class Workbench:
     seed: int = 0
     on_done: Callable[[int], None] | None = None
     previous_keys: dict[int, Tensor] = field(default_factory=dict)
+    found_values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     @cached_property
     def prefixes(self) -> list[str]:
@@ -60,6 +65,30 @@ class Workbench:
                 fix="Collect them with key_statistics(model, [layer])",
             )
         return self.statistics[layer]
+
+    def values(
+        self, facts: Sequence[Fact], layer: int, *, with_attention: bool = False
+    ) -> list[Value]:
+        """:func:`optimise_values`, computed once for facts asked for again on the same weights."""
+        from goldenlayers.editors.values import optimise_values
+
+        clean = not deltas_in_force(self.model)
+        keys = [(layer, with_attention, self.settings.of_values, self.seed, f) for f in facts]
+        todo = [i for i, key in enumerate(keys) if not clean or key not in self.found_values]
+        already, on_done = len(facts) - len(todo), self.on_done
+        computed = optimise_values(
+            self.model,
+            [facts[i] for i in todo],
+            layer,
+            self.prefixes,
+            self.settings,
+            with_attention=with_attention,
+            on_done=None if on_done is None else lambda done: on_done(already + done),
+        )
+        fresh = dict(zip(todo, computed, strict=True))
+        if clean:
+            self.found_values.update({keys[i]: value for i, value in fresh.items()})
+        return [fresh[i] if i in fresh else self.found_values[keys[i]] for i in range(len(facts))]
 
     def delta(
         self,

@@ -64,13 +64,12 @@ class FineTune:
         model, s = bench.model, bench.settings
         down = model.layers[layer].down
         encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
-        tails = Tails(model, encodings, layer, {}, reuse=False)
+        tails = Tails(model, [e.asking for e in encodings], layer, {}, reuse=False)
         device = tails.ids.device
-        cells = [
-            (b, t) for b, e in enumerate(encodings) for t in range(e.n_prompt - 1, len(e) - 1)
-        ]
+        cells = [(b, t) for b, e in enumerate(encodings) for t in range(e.n_prompt - 1, len(e) - 1)]
         rows, columns = (torch.tensor(part, device=device) for part in zip(*cells, strict=True))
-        counts = torch.tensor([len(e) - e.n_prompt for e in encodings], device=device)
+        wanted = torch.tensor([i for e in encodings for i in e.answer_ids], device=device)
+        counts = torch.tensor([len(e.answer_ids) for e in encodings], device=device)
         n_groups = max(group) + 1
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
@@ -93,7 +92,7 @@ class FineTune:
 
             with resume_from(model, layer, tails.entering), observe({0: down.module}, add):
                 hidden = final_hidden(model, tails.ids)
-            nll = token_nll(model.layers, hidden[rows, columns], tails.ids[rows, columns + 1])
+            nll = token_nll(model.layers, hidden[rows, columns], wanted)
             per_fact = nll.new_zeros(len(facts)).index_add(0, rows, nll) / counts
             loss = per_fact.new_zeros(n_groups).index_add(0, member, per_fact) / size
             if not bool(torch.isfinite(loss).all()):

@@ -32,7 +32,7 @@ from goldenlayers.editors.updates import (
     null_space_projector,
     spread_residual,
 )
-from goldenlayers.editors.values import Value, optimise_values
+from goldenlayers.editors.values import Value
 from goldenlayers.facts import Fact
 
 # (workbench, layer, keys (F, B), wanted changes (D, B)) → the layer's update
@@ -50,9 +50,7 @@ def _emmet(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
 def _alphaedit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
     s = bench.settings
     covariance = bench.covariance(layer)
-    projector = null_space_projector(
-        covariance, s.null_space, absolute=s.null_space_absolute
-    )
+    projector = null_space_projector(covariance, s.null_space, absolute=s.null_space_absolute)
     # l2 is published in squared key units (10, beside keys of Llama-3); as a share of the mean
     # squared key of the text it means the same on every model.
     energy = float(covariance.matrix(with_ridge=False).trace())
@@ -85,15 +83,7 @@ class LeastSquares:
         self, bench: Workbench, facts: Sequence[Fact], layer: int, groups: list[list[int]]
     ) -> list[WeightDelta]:
         """One delta per group of facts; groups do not see one another's edits."""
-        values = optimise_values(
-            bench.model,
-            facts,
-            layer,
-            bench.prefixes,
-            bench.settings,
-            with_attention=self.with_attention,
-            on_done=bench.on_done,
-        )
+        values = bench.values(facts, layer, with_attention=self.with_attention)
         layers = edited_layers(layer, bench.settings)
         changes: list[dict[str, LowRank]] = [{} for _ in groups]
         wanted = self._wanted(bench, values, layer)  # (B, D)

@@ -32,13 +32,9 @@ _ROME = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "clamp": 4.0, "pre
 _MEMIT = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "weight_decay": 0.5, "prefixes": 5}
 
 PRESETS: dict[str, Preset] = {
-    "rome/gpt2-xl": Preset(
-        "rome", 17, 48, 1600, {**_ROME, "steps": 20, "weight_decay": 0.5}
-    ),
+    "rome/gpt2-xl": Preset("rome", 17, 48, 1600, {**_ROME, "steps": 20, "weight_decay": 0.5}),
     "rome/gpt-j-6b": Preset("rome", 5, 28, 4096, {**_ROME, "steps": 20, "weight_decay": 0.5}),
-    "rome/llama-2-7b": Preset(
-        "rome", 5, 32, 4096, {**_ROME, "steps": 25, "weight_decay": 1e-3}
-    ),
+    "rome/llama-2-7b": Preset("rome", 5, 32, 4096, {**_ROME, "steps": 25, "weight_decay": 1e-3}),
     "memit/gpt2-xl": Preset(
         "memit",
         17,

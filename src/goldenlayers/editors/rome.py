@@ -13,7 +13,7 @@ import torch
 from goldenlayers.delta import LowRank, WeightDelta
 from goldenlayers.editors.base import Workbench
 from goldenlayers.editors.updates import LowRankUpdate, r_rome_update, rome_update
-from goldenlayers.editors.values import Value, optimise_values
+from goldenlayers.editors.values import Value
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 
@@ -29,9 +29,7 @@ class Rome:
 
     def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
         """One delta per fact, each made on the model as it is."""
-        values = optimise_values(
-            bench.model, facts, layer, bench.prefixes, bench.settings, on_done=bench.on_done
-        )
+        values = bench.values(facts, layer)
         covariance = bench.covariance(layer)
         means = torch.stack([v.keys.mean(0) for v in values], dim=1)  # (F, B)
         directions = covariance.solve(means)  # all facts in one solve

@@ -92,6 +92,21 @@ class EditSettings:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}", expected="a number above 0")
 
+    @property
+    def of_values(self) -> tuple[float | int | bool, ...]:
+        """The settings that the value optimisation reads: with these equal, so is its result."""
+        return (
+            self.steps,
+            self.lr,
+            self.lr_absolute,
+            self.clamp,
+            self.kl_factor,
+            self.weight_decay,
+            self.stop_loss,
+            self.prefixes,
+            self.prefix_tokens,
+        )
+
     def replace(self, **changes: float | int | bool) -> EditSettings:
         """A copy with some fields changed.
 

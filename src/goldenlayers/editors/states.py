@@ -69,9 +69,7 @@ def lookup_states(
             capture({"value": down.module, "top": block}) as gave,
         ):
             final_hidden(model, batch.ids)
-        key, value, out = (
-            by_row(x, batch.ids) for x in (given["key"], gave["value"], gave["top"])
-        )
+        key, value, out = (by_row(x, batch.ids) for x in (given["key"], gave["value"], gave["top"]))
         for b, (i, p, encoding) in enumerate(part):
             assert encoding.lookup is not None  # held by fact_prompts
             keys[i] += key[b, encoding.lookup].cpu() / n_prompts

@@ -129,14 +129,16 @@ def optimise_values(
 
 
 def _groups(prompts: Sequence[Sequence[Encoding]], limit: int) -> Iterator[list[int]]:
-    """Facts of similar length whose rows together hold at most ``limit`` tokens."""
+    """Facts with tails of similar length whose rows together hold at most ``limit`` tokens."""
     lengths = [max(len(e) for e in rows) for rows in prompts]
+    tails = [max(len(e) - (e.lookup or 0) for e in rows) for rows in prompts]
     group: list[int] = []
-    for (i,) in length_batches(lengths, 1):
-        widest = lengths[group[0]] if group else lengths[i]
+    widest = 0
+    for (i,) in length_batches(tails, 1):
+        widest = max(widest, lengths[i])
         if group and (len(group) + 1) * (len(prompts[i]) + 1) * widest > limit:
             yield group
-            group = []
+            group, widest = [], lengths[i]
         group.append(i)
     if group:
         yield group
@@ -160,14 +162,20 @@ class _Group:
         self.sites: dict[str, nn.Module] = {"mlp": block.down.module}
         if with_attention:
             self.sites["attention"] = block.attention
-        self.tails = Tails(model, rows.encodings, layer, self.sites, reuse=reuse)
+        asking = [e.asking for e in rows.encodings]
+        self.tails = Tails(model, asking, layer, self.sites, reuse=reuse)
         device = self.tails.ids.device
         self.fact = torch.tensor(rows.fact, device=device)  # (N,)
         self.is_kl = torch.tensor(rows.is_kl, device=device)
-        self.n_answer = torch.tensor([len(e) - e.n_prompt for e in rows.encodings], device=device)
+        self.n_answer = torch.tensor([len(e.answer_ids) for e in rows.encodings], device=device)
         self.first_answer = torch.tensor(
             [e.n_prompt for e in rows.encodings], device=device
         ) - self.tails.start.to(device)
+        longest = int(self.n_answer.max())
+        self.answers = torch.tensor(  # (N, longest answer), padded with zeros that are never read
+            [[*e.answer_ids, *[0] * (longest - len(e.answer_ids))] for e in rows.encodings],
+            device=device,
+        )
         self.kl_clean = self._kl_log_probs(self.tails.clean)
 
     def _kl_log_probs(self, hidden: Tensor) -> Tensor:
@@ -185,7 +193,7 @@ class _Group:
             counts.cumsum(0) - counts, counts
         )
         column = self.first_answer[row] + step - 1
-        nll = token_nll(self.layers, hidden[row, column], self.tails.ids[row, column + 1])
+        nll = token_nll(self.layers, hidden[row, column], self.answers[row, step])
         weight = 1.0 / self.n_answer[row]
         per_fact = torch.zeros(n_facts, dtype=nll.dtype, device=nll.device)
         n_prefixes = per_fact.index_add(0, self.fact[rows], torch.ones_like(rows, dtype=nll.dtype))
@@ -296,6 +304,7 @@ class _Group:
         self.is_kl = self.is_kl[kept]
         self.n_answer = self.n_answer[kept]
         self.first_answer = self.first_answer[kept]
+        self.answers = self.answers[kept]
 
 
 def _wide(x: Tensor) -> Tensor:

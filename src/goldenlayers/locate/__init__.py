@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.locate.ranking import Fence, LayerRanking, LayerScore, RankingBuilder
 
 if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locate.gradients import Loss, Scope
     from goldenlayers.models.model import Model
 
 __all__ = ["METHODS", "LayerRanking", "LayerScore", "RankingBuilder", "locate"]
 
-Method = Literal["lga", "saliency", "middle", "published"]
-METHODS: tuple[str, ...] = ("lga", "saliency", "middle", "published")
+Method = Literal["lga", "transfer", "cma", "saliency", "middle", "published"]
+METHODS: tuple[str, ...] = ("lga", "transfer", "cma", "saliency", "middle", "published")
 
 # Published ROME/MEMIT settings edit layer 5 of 28-32 layer models and 17 of 48 for GPT-2 XL; as a
 # fraction of depth: 5/28 .. 5/32 and 17/48. The first is the more widely copied.
@@ -38,6 +39,9 @@ def locate(
     bootstrap: int = 1000,
     seed: int = 0,
     batch_size: int = 16,
+    statistics: Mapping[int, Covariance] | None = None,
+    prefixes: Sequence[str] = (),
+    reach: bool = False,
     data: str = "",
     on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -59,6 +63,9 @@ def locate(
         bootstrap: resamples of the facts, 0 for none.
         seed: of the resampling.
         batch_size: facts per batch; halved when memory runs out.
+        statistics: key statistics of every layer (transfer needs them): ``key_statistics(model)``.
+        prefixes: texts that stand in for rephrasings where the facts have none (transfer).
+        reach: weigh transfer by whether an edit can still bring the answer about (transfer).
         data: name of the facts' source, for the record.
         on_rows: told each batch's per-fact rows as soon as they are there.
         on_progress: told (facts done, facts in all).
@@ -77,6 +84,11 @@ def locate(
     if method in ("middle", "published"):
         layer = n_layers // 2 if method == "middle" else published_layer(n_layers)
         return LayerRanking.fixed(method, n_layers, layer, top_k=top_k, model=model.name, data=data)
+    if method == "transfer" and statistics is None:
+        raise UserError(
+            "transfer analysis needs the key statistics of every layer",
+            fix="Give statistics=key_statistics(model)",
+        )
     start = time.perf_counter()
     todo = _prepare(model, facts, method, known=known, on_dropped=on_dropped)
     builder = RankingBuilder(
@@ -92,7 +104,18 @@ def locate(
     interrupted = False
     with _PeakMemory(model) as memory:
         try:
-            for rows in _rows(model, todo, method, scope=scope, loss=loss, batch_size=batch_size):
+            for rows in _rows(
+                model,
+                todo,
+                method,
+                scope=scope,
+                loss=loss,
+                batch_size=batch_size,
+                seed=seed,
+                statistics=statistics,
+                prefixes=prefixes,
+                reach=reach,
+            ):
                 builder.update(rows)
                 if on_rows is not None:
                     on_rows(rows)
@@ -134,7 +157,7 @@ def _prepare(
     if not facts:
         raise UserError("there are no facts to locate with", expected="at least one fact")
     todo, dropped = list(facts), []
-    if known:
+    if known or method == "cma":  # tracing follows an answer that the model gives
         todo = known_facts(model, todo)
         if not todo:
             raise UserError(
@@ -158,7 +181,28 @@ def _rows(
     scope: Scope,
     loss: Loss,
     batch_size: int,
+    seed: int,
+    statistics: Mapping[int, Covariance] | None,
+    prefixes: Sequence[str],
+    reach: bool,
 ) -> Iterator[list[dict[str, Any]]]:
+    if method == "transfer":
+        from goldenlayers.locate.transfer import transfer_rows
+
+        assert statistics is not None  # held by locate
+        return transfer_rows(
+            model,
+            facts,
+            statistics,
+            batch_size=batch_size,
+            seed=seed,
+            prefixes=prefixes,
+            reach=reach,
+        )
+    if method == "cma":
+        from goldenlayers.locate.tracing import tracing_rows
+
+        return tracing_rows(model, facts, seed=seed, batch_size=batch_size, known=False)
     from goldenlayers.locate.lga import lga_rows, saliency_rows
 
     run = lga_rows if method == "lga" else saliency_rows

@@ -67,13 +67,15 @@ def observe_factors(
     an equal (row, position) to predict from, so that the head is evaluated once for both. Returns
     the mean NLL (B,) of each sequence, in nats per token.
     """
-    batch = pad_ids([e.ids for e in encodings], model.device)
+    # The last token predicts nothing, so its gradient is zero at every layer: it need not be run.
+    batch = pad_ids([e.ids[:-1] for e in encodings], model.device)
     n, width = batch.ids.shape
     starts = [0 if loss == "sequence" else e.n_prompt - 1 for e in encodings]
     cells = [(b, t) for b, e in enumerate(encodings) for t in range(starts[b], len(e) - 1)]
     number = {cell: i for i, cell in enumerate(cells)}
     twins = [number.get(same_as(*cell), i) if same_as else i for i, cell in enumerate(cells)]
     rows, columns = (torch.tensor(part, device=model.device) for part in zip(*cells, strict=True))
+    wanted = torch.tensor([encodings[b].ids[t + 1] for b, t in cells], device=model.device)
     counts = torch.tensor(
         [len(e) - 1 - start for e, start in zip(encodings, starts, strict=True)],
         device=model.device,
@@ -113,7 +115,7 @@ def observe_factors(
         nll = token_nll(
             model.layers,
             hidden[rows, columns],
-            batch.ids[rows, columns + 1],
+            wanted,
             torch.tensor(twins, device=model.device),
         )
         per_sequence = nll.new_zeros(n).index_add(0, rows, nll) / counts

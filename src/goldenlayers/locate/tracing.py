@@ -11,7 +11,7 @@ a fact with one noise sample and one place restored), K restored places.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -29,7 +29,7 @@ from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.layers import Block
+    from goldenlayers.models.layers import Matrix
     from goldenlayers.models.model import Model
 
 Kind = Literal["mlp", "attention", "block"]
@@ -84,6 +84,7 @@ def tracing_rows(
         )
     encoded = [_with_old_answer(model, fact) for fact in todo]
     sigma = noise_sigma(model, todo, noise)
+    sites = restored_modules(model, kind)
 
     def run(members: list[int]) -> list[Row]:
         part = [encoded[i] for i in members]
@@ -91,7 +92,7 @@ def tracing_rows(
             model,
             [todo[i] for i in members],
             part,
-            kind=kind,
+            sites=sites,
             samples=samples,
             sigma=sigma,
             seed=seed,
@@ -149,7 +150,7 @@ def tracing_grid(
         model,
         [fact],
         [encoding],
-        kind=kind,
+        sites=restored_modules(model, kind),
         samples=samples,
         sigma=sigma,
         seed=seed,
@@ -211,6 +212,8 @@ def subject_tokens(fact: Fact, encoding: Encoding) -> tuple[int, int]:
 class Traces:
     """Facts run clean and with corrupted subjects once, ready to have states restored.
 
+    ``sites`` are the modules whose output can be restored, by layer (see :func:`restored_modules`).
+
     Attributes:
         clean: p(answer) of the clean run, (B,) float64.
         corrupted: p(answer) of each noise sample, (B, S) float64.
@@ -222,7 +225,7 @@ class Traces:
         facts: Sequence[Fact],
         encodings: Sequence[Encoding],
         *,
-        kind: Kind,
+        sites: Mapping[int, nn.Module],
         samples: int,
         sigma: float,
         seed: int,
@@ -230,7 +233,7 @@ class Traces:
     ) -> None:
         self.model, self.encodings, self.samples = model, encodings, samples
         self.batch_size = batch_size
-        self.sites = {block.index: _site(block, kind, model) for block in model.layers.blocks}
+        self.sites = sites
         self.ids = pad_ids([e.ids for e in encodings], model.device).ids  # (B, T)
         with torch.no_grad(), capture(self.sites) as states:
             hidden = final_hidden(model, self.ids)
@@ -343,18 +346,28 @@ def _with_old_answer(model: Model, fact: Fact) -> Encoding:
     return model.encoder.fact(fact, fact.target_old)
 
 
-def _site(block: Block, kind: Kind, model: Model) -> nn.Module:
-    """The module whose output is the state that is restored."""
-    if kind == "block":
-        return block.module
-    if kind == "mlp":
-        return block.down.module
-    # The attention module of some families (BLOOM) adds the residual to what it returns: take the
-    # matrix that writes its output, the last one, as the down projection is the MLP's.
-    last = block.attention_matrices[-1] if block.attention_matrices else None
-    if last is not None and last.out_features == model.layers.d_model:
-        return last.module
-    return block.attention
+def restored_modules(model: Model, kind: Kind) -> dict[int, nn.Module]:
+    """Per layer, the module whose output is the state that is restored.
+
+    For attention it is the matrix that writes the output, as the down projection is the MLP's: the
+    attention module of some families (BLOOM) adds the residual to what it returns. It is the matrix
+    that runs last, which a forward pass over two tokens tells; the order in which modules are
+    registered does not (Phi-3 names its output projection first).
+    """
+    blocks = model.layers.blocks
+    if kind != "attention":
+        return {b.index: b.module if kind == "block" else b.down.module for b in blocks}
+    found = {b.index: b.attention for b in blocks}
+    matrices = {(b.index, m.path): m for b in blocks for m in b.attention_matrices}
+    last: dict[int, Matrix] = {}
+
+    def ran(key: tuple[int, str], _x: Tensor, _y: Tensor) -> None:
+        last[key[0]] = matrices[key]
+
+    with torch.no_grad(), observe({key: m.module for key, m in matrices.items()}, ran):
+        final_hidden(model, torch.tensor([[1, 1]], device=model.device))
+    width = model.layers.d_model
+    return found | {i: m.module for i, m in last.items() if m.out_features == width}
 
 
 def _noise(

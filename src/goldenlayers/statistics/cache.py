@@ -227,7 +227,7 @@ def _replace(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def model_settings(model: Model) -> dict[str, Any]:
-    """What tells a model's keys apart: weights (as they are now), configuration, tokenizer, type."""
+    """What tells a model's keys apart: weights as they are now, configuration, tokenizer, type."""
     return {
         "weights": model.fingerprint(),
         "bits": _bit_sums(model),

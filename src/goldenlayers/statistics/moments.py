@@ -19,7 +19,7 @@ from torch import Tensor
 
 # Only the upper half of K Kᵀ is computed, in strips of this many rows; narrower strips waste less
 # on the diagonal blocks but multiply more slowly.
-STRIP = 256
+STRIP = 192
 SKETCH = 8
 MEMORY_LIMIT = 4 << 30
 
@@ -30,9 +30,9 @@ class LayerSum:
 
     Attributes:
         total: (F, F) float64, the sum of k kᵀ; only the strips on and above the diagonal hold it.
-        sketch: (F, S) float64, the sum over rows of y = Σ_t k (kᵀΩ), i.e. the total times Ω.
+        sketch: (S, F) float64, the sum over rows of y = Σ_t (Ωk) kᵀ, i.e. Ω times the total.
         squares: the sum over rows of ‖y‖², from which the spread between rows follows.
-        open_rows: (B, F, S) float64, y of the rows of the unfinished batch.
+        open_rows: (B, S, F) float64, y of the rows of the unfinished batch.
     """
 
     total: Tensor
@@ -47,8 +47,8 @@ class MomentSums:
 
     Products are taken in float32 (float64 for a float64 model) and added up in float64. The
     relative error of a layer's mean is estimated on the way: Ω holds S random sign vectors, each
-    row of text gives one independent estimate y of CΩ, and the standard error of their mean over
-    ‖CΩ‖ stands for ‖Ĉ − C‖/‖C‖ in the Frobenius norm (E‖AΩ‖² = S‖A‖²).
+    row of text gives one independent estimate y of ΩC, and the standard error of their mean over
+    ‖ΩC‖ stands for ‖Ĉ − C‖/‖C‖ in the Frobenius norm (E‖ΩA‖² = S‖A‖²).
 
     Args of :meth:`empty`:
         widths: F of each layer.
@@ -80,7 +80,7 @@ class MomentSums:
             return torch.from_numpy(mapped)
 
         layers = {
-            layer: LayerSum(zeros(layer, width), torch.zeros(width, SKETCH, dtype=torch.float64))
+            layer: LayerSum(zeros(layer, width), torch.zeros(SKETCH, width, dtype=torch.float64))
             for layer, width in widths.items()
         }
         return cls(layers, files=files)
@@ -90,14 +90,17 @@ class MomentSums:
         mine = self.layers[layer]
         if keys.dtype != torch.float64:
             keys = keys.float()
-        width = keys.shape[-1]
-        flat = keys.reshape(-1, width)  # (B·T, F)
+        keys = keys.contiguous()
+        n_rows, n_tokens, width = keys.shape
+        flat = keys.view(-1, width)  # (B·T, F)
         for start in range(0, width, STRIP):
             stop = min(start + STRIP, width)
             product = flat[:, start:stop].T @ flat[:, start:]  # (strip, F - start)
             mine.total[start:stop, start:] += product.cpu()
-        signs = _signs(width).to(keys)  # (F, S)
-        rows = torch.bmm(keys.transpose(1, 2), keys @ signs).double().cpu()  # (B, F, S)
+        # Few, long rows first: several times faster than the same products transposed.
+        short = _signs(width).to(keys) @ flat.T  # (S, B·T)
+        short = short.view(SKETCH, n_rows, n_tokens).transpose(0, 1)  # (B, S, T)
+        rows = torch.bmm(short, keys).double().cpu()  # (B, S, F)
         mine.open_rows = rows if mine.open_rows is None else mine.open_rows + rows
 
     def end_batch(self, n_tokens: int) -> None:
@@ -141,6 +144,6 @@ class MomentSums:
 
 
 def _signs(width: int) -> Tensor:
-    """Ω: (F, S) of ±1, always the same for a width."""
+    """Ω: (S, F) of ±1, always the same for a width."""
     generator = torch.Generator().manual_seed(width)
-    return torch.randint(0, 2, (width, SKETCH), generator=generator).float().mul_(2).sub_(1)
+    return torch.randint(0, 2, (SKETCH, width), generator=generator).float().mul_(2).sub_(1)

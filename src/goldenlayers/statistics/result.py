@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ class KeyStatistics(Mapping[int, Covariance]):
         """C = I for each layer of width F: what an editor does without statistics."""
         return cls(
             list(widths),
-            lambda layer: torch.eye(widths[layer]),
+            partial(_identity, dict(widths)),  # can be sent to another process
             n_tokens=0,
             source="none (identity)",
             ridge=0.0,
@@ -121,3 +122,7 @@ class KeyStatistics(Mapping[int, Covariance]):
 
     def __repr__(self) -> str:
         return f"<KeyStatistics: {self.describe()}>"
+
+
+def _identity(widths: Mapping[int, int], layer: int) -> Tensor:
+    return torch.eye(widths[layer])

@@ -59,6 +59,8 @@ class RayEngine:
             ) from None
         self.workers, self._ray, self._gpu = workers, ray, gpu
         self._started: Any = None
+        gone = ray.exceptions
+        self._deadly = (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError)
         self._ours = not ray.is_initialized()
         if self._ours:
             own: dict[str, Any] = {"num_cpus": workers} if address is None else {}
@@ -99,9 +101,11 @@ class RayEngine:
             handle.pending = None
             try:
                 found.append((handle, self._ray.get(reference)))
-            except self._ray.exceptions.RayError as error:
+            except self._deadly as error:
                 first = str(error).strip().splitlines()[0]
                 found.append((handle, f"was lost ({type(error).__name__}: {first})"))
+            except self._ray.exceptions.RayError as error:  # it could not even begin
+                found.append((handle, Message("defect", str(error))))
         return found
 
     def close(self, handles: Sequence[_Actor]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from goldenlayers.errors import UserError
 from goldenlayers.truth.numbers import best_place, plain_list
-from goldenlayers.truth.table import OVERALL, Truth
+from goldenlayers.truth.table import LOWER_IS_BETTER, OVERALL, Truth
 from goldenlayers.truth.transfer import split_half
 
 
@@ -46,7 +46,7 @@ def to_json(truth: Truth, *, groups: Mapping[str, Any] | None = None) -> dict[st
 def _metric(truth: Truth, name: str) -> dict[str, Any]:
     ends = truth.intervals(name)
     golden = oracle = gap = None
-    if best_place(truth.table(name)) is not None:
+    if name not in LOWER_IS_BETTER and best_place(truth.table(name)) is not None:
         golden = truth.golden_layer(name)
         oracle, gap = truth.oracle(name).to_json(), truth.gap(name).to_json()
     return {

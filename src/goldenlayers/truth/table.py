@@ -38,6 +38,8 @@ from goldenlayers.truth.numbers import (
 )
 
 OVERALL = "overall"
+LOWER_IS_BETTER = frozenset({"kl", "perplexity", "perplexity_before"})
+"""Metrics that have no golden layer here: the edit that changes nothing would have it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +147,16 @@ class Truth:
         Raises:
             UserError: nothing was scored.
         """
-        place = best_place(self.table(metric))
+        place = None if metric in LOWER_IS_BETTER else best_place(self.table(metric))
         if place is None:
-            raise UserError(f"no {metric} was scored at any layer, so there is no golden layer")
+            raise UserError(f"there is no golden layer by {metric}: nothing to rank was scored")
         return self.layers[place]
 
     def ranking(self, metric: str = OVERALL) -> list[int]:
         """Layers by mean score, best first; those that cannot be golden are left out."""
-        means = eligible_means(self.table(metric))
-        order = sorted(range(len(means)), key=lambda i: (-means[i], i))
-        return [self.layers[i] for i in order if not math.isnan(means[i])]
+        means = level(eligible_means(self.table(metric)))
+        some = [i for i in range(len(means)) if not math.isnan(means[i])]
+        return [self.layers[i] for i in sorted(some, key=lambda i: (-means[i], i))]
 
     def wins(self, metric: str = OVERALL) -> dict[int, float]:
         """Layer → share of the bootstrap resamples of the facts in which it is golden."""

@@ -17,6 +17,7 @@ from goldenlayers.truth.numbers import (
     Interval,
     best_place,
     eligible_means,
+    ends,
     level,
     plain,
 )
@@ -90,6 +91,7 @@ def split_half(
     """Choose the layer on a random part of the facts, judge it on the rest; R times.
 
     Args:
+        truth: a sweep's scores.
         metric: what is compared.
         repeats: R.
         n_proxy: facts to choose with; default half.
@@ -97,7 +99,8 @@ def split_half(
             cut, so the parts may be a little larger or smaller.
 
     Raises:
-        UserError: fewer than two facts (or groups), or ``n_proxy`` that leaves no test fact.
+        UserError: fewer than two facts (or groups), or ``n_proxy`` that leaves no test fact;
+            too few scores.
     """
     table = truth.table(metric)
     of = [groups.get(fact, fact) if groups else fact for fact in truth.facts]
@@ -133,15 +136,19 @@ def split_half(
         hits += place in np.flatnonzero(level(means) == np.nanmax(level(means)))
         counts[truth.layers[place]] += 1
     n = len(regrets)
-    ends = np.percentile(regrets, [2.5, 97.5]).tolist() if n else [math.nan, math.nan]
-    mean_sizes = np.mean(sizes, axis=0) if n else (0, 0)
+    if not n:
+        raise UserError(
+            "no layer is scored on enough facts of both halves", fix="Sweep over more facts"
+        )
+    n_chosen_on, n_test = np.mean(sizes, axis=0).round().astype(int).tolist()
+    low, high = ends(np.array(regrets))
     return Transfer(
-        Interval(float(np.mean(regrets)) if n else math.nan, *ends, n),
-        hits / n if n else math.nan,
-        float(np.mean(scores)) if n else math.nan,
+        Interval(float(np.mean(regrets)), low, high, n),
+        hits / n,
+        float(np.mean(scores)),
         {layer: count / n for layer, count in counts.items() if count},
-        round(float(mean_sizes[0])),
-        round(float(mean_sizes[1])),
+        n_chosen_on,
+        n_test,
     )
 
 

@@ -1,0 +1,313 @@
+"""``golden sweep``: every layer × every fact, the truth to judge a layer by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.commands import shared
+from goldenlayers.config import SweepConfig, to_record
+from goldenlayers.errors import UserError
+
+if TYPE_CHECKING:
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.models.model import Model
+    from goldenlayers.store import RunFolder
+    from goldenlayers.truth import Truth
+
+ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
+# These change how fast the work is done, and where, not what comes out.
+_FREE = ("out", "overwrite", "device", "cache_dir", "chunk", "workers", "engine", "address")
+
+
+def run(config: SweepConfig) -> int:
+    """Sweep (or go on with a sweep), print the truth, and write the run folder."""
+    from goldenlayers.editors import edited_layers, editor
+    from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics
+
+    editor(config.method)
+    metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
+    if "perplexity" in metrics:
+        raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
+    if not config.overwrite and (finished := _finished(config)) is not None:
+        shared.say(f"{finished.path} is finished already; this is what it holds")
+        show(truth_of(finished), finished.json(SUMMARY))
+        return 0
+    source = shared.load_facts(config)
+    model = shared.load_model(config)
+    layers = layers_named(config.layers, len(model.layers))
+    settings = _settings(config, model)
+    facts = _facts(config, model, source)
+    with _folder(config, model, source) as folder:
+        done = folder.read_rows(ROWS)
+        if folder.resumed:
+            shared.say(f"Going on with {folder.path}: {len(done)} rows are there")
+        from goldenlayers.commands.edit import key_statistics_for
+        from goldenlayers.sweep import Batch, sweep
+        from goldenlayers.truth import Truth, to_json
+
+        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
+        statistics = key_statistics_for(
+            config.method, model, needed, config.statistics, config.seed
+        )
+
+        def keep_time(batch: Batch) -> None:
+            row = {"layer": batch.task.layer, "facts": len(batch.task.places)}
+            folder.append_rows(TIMES, [row | {"seconds": round(batch.seconds, 3)}])
+
+        with shared.progress(f"sweeping with {config.method}", "layer × fact") as bar:
+            found = sweep(
+                model,
+                facts,
+                config.method,
+                layers=layers,
+                settings=settings,
+                statistics=statistics,
+                metrics=metrics,
+                seed=config.seed,
+                chunk="auto" if config.chunk == "auto" else int(config.chunk),
+                evidence=config.evidence,
+                workers=config.workers,
+                engine=config.engine,
+                address=config.address,
+                load=Loader(replace(config, device=str(model.device))),
+                done=done,
+                on_rows=lambda rows: folder.append_rows(ROWS, rows),
+                on_batch=keep_time,
+                on_progress=bar,
+            )
+        truth = Truth.from_rows(found.rows, seed=config.seed)
+        times = folder.read_rows(TIMES)
+        subjects = {fact.id: " ".join(fact.subject.casefold().split()) for fact in facts}
+        summary: dict[str, Any] = {
+            "schema": 1,
+            "method": config.method,
+            "model": model.name,
+            "fingerprint": model.fingerprint(),
+            "data": source.name,
+            **to_json(truth, groups=subjects),
+            "seconds": round(sum(row["seconds"] for row in times), 3),
+            "seconds_per_cell": _per_cell(times),
+            "settings": dict(found.settings),
+        }
+        write(folder, truth, summary)
+        show(truth, summary)
+        shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}, {FIGURE}.svg, {FIGURE}.png")
+    return 0
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a worker loads the model; it travels to other processes."""
+
+    options: SweepConfig
+
+    def __call__(self) -> Model:
+        """Load it, quietly."""
+        from goldenlayers.models import load
+
+        o = self.options
+        return load(
+            o.model,
+            dtype=o.dtype,
+            device=o.device,
+            cache_dir=o.cache_dir,
+            trust_remote_code=o.trust_remote_code,
+            layer_paths=o.layer_paths or None,
+        )
+
+
+def layers_named(text: str, n_layers: int) -> list[int]:
+    """The layers that ``--layers`` names, ascending.
+
+    Raises:
+        UserError: not numbers and ranges, or layers that the model does not have.
+    """
+    if text.strip().lower() == "all":
+        return list(range(n_layers))
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise UserError(f"--layers is '{text}'", expected="all, or such as 0-11 or 0,3,5-8")
+        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if max(found) >= n_layers:
+        raise UserError(
+            f"--layers names layer {max(found)}",
+            expected=f"layers 0 to {n_layers - 1} of this model",
+        )
+    return sorted(found)
+
+
+def truth_of(folder: RunFolder) -> Truth:
+    """The truth of a finished sweep."""
+    from goldenlayers.truth import Truth
+
+    seed = folder.config.get("settings", {}).get("seed", 0)
+    return Truth.from_rows(folder.rows(ROWS), seed=seed)
+
+
+def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
+    """Put the figures into the run folder and finish it."""
+    from goldenlayers.durable import disk_errors
+    from goldenlayers.report.sweeps import sweep_figure
+
+    folder.write_json(SUMMARY, summary)
+    if summary["golden_layer"] is not None:
+        title = f"{summary['method']} on {summary['model']} · {_facts_of(summary)}"
+        with disk_errors(folder.file(FIGURE)):
+            sweep_figure(truth, folder.file(FIGURE), title=title)
+    folder.finish()
+
+
+def show(truth: Truth, summary: dict[str, Any]) -> None:
+    """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
+    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import table
+
+    if summary["golden_layer"] is None:
+        raise UserError(
+            "no edit of the sweep could be scored, so there is no golden layer",
+            fix=f"The reasons are in {ROWS}",
+        )
+    title = f"{summary['method']} on {summary['model']}: {_facts_of(summary)}"
+    rows = []
+    for name in ("overall", *(name for name in truth.metrics if name != "overall")):
+        one = summary["metrics"][name]
+        if one["golden_layer"] is None:
+            continue
+        place = truth.layers.index(one["golden_layer"])
+        rows.append(
+            (
+                "Overall" if name == "overall" else name,
+                one["golden_layer"],
+                f"{one['mean'][place]:.1f}",
+                _interval(one["low"][place], one["high"][place]),
+                f"{one['oracle']['value']:.1f}",
+                f"{one['gap']['value']:.1f}",
+                _interval(one["gap"]["low"], one["gap"]["high"]),
+            )
+        )
+    columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
+    put(table(title, columns, rows))
+    means = dict(zip(truth.layers, truth.means(), strict=True))
+    best = [
+        (layer, f"{means[layer]:.1f}", f"{100 * summary['wins'].get(str(layer), 0):.0f} %")
+        for layer in truth.ranking()[:5]
+    ]
+    put(table("Best layers by Overall", ("layer", "score", "golden in resamples"), best))
+    put(table("Best layers of single facts", ("layer", "facts", ""), _histogram(truth)))
+    print(f"Overall: mean of {', '.join(truth.overall_of)}.")
+    print("Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each.")
+    if split := summary["split_half"]:
+        regret = split["regret"]
+        print(
+            f"A layer chosen on {split['n_proxy']} of the facts loses {regret['value']:.1f} points "
+            f"({_interval(regret['low'], regret['high'])}) on the other {split['n_test']}, and is "
+            f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."
+        )
+    for warning in truth.warnings:
+        shared.say(f"Warning: {warning}.")
+
+
+def _histogram(truth: Truth, width: int = 30) -> list[tuple[Any, ...]]:
+    counts = truth.histogram()
+    most = max(counts.max(), 1e-9)
+    return [
+        (layer, f"{count:.1f}", "#" * round(width * count / most))
+        for layer, count in zip(truth.layers, counts, strict=True)
+    ]
+
+
+def _interval(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def _facts_of(summary: dict[str, Any]) -> str:
+    return f"{summary['n_facts']} facts of {summary['data']}, {len(summary['layers'])} layers"
+
+
+def _per_cell(times: Sequence[dict[str, Any]]) -> float | None:
+    cells = sum(row["facts"] for row in times)
+    return round(sum(row["seconds"] for row in times) / cells, 4) if cells else None
+
+
+def _record(config: SweepConfig) -> dict[str, Any]:
+    return {k: v for k, v in to_record(config).items() if k != "overwrite"}
+
+
+def _folder(config: SweepConfig, model: Model, facts: FactSet) -> RunFolder:
+    """The run folder; an unfinished one of the same settings is gone on with."""
+    from goldenlayers.store import RunFolder
+
+    record = {
+        "command": "sweep",
+        "settings": _record(config),
+        "model": {"name": model.name, "fingerprint": model.fingerprint()},
+        "data": {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)},
+    }
+    free = [f"settings.{name}" for name in _FREE]
+    return RunFolder.create(
+        config.out, record, resume=True, overwrite=config.overwrite, ignore=free
+    )
+
+
+def _finished(config: SweepConfig) -> RunFolder | None:
+    """The finished sweep at --out, if there is one.
+
+    Raises:
+        UserError: it has other settings; with the difference.
+    """
+    from goldenlayers.durable import plain
+    from goldenlayers.store import CONFIG, RunFolder
+
+    if not (config.out / CONFIG).is_file():
+        return None
+    folder = RunFolder.open(config.out)
+    old, new = folder.config.get("settings", {}), plain(_record(config))
+    changes = [
+        f"{name}: {old.get(name, '(not set)')} -> {value}"
+        for name, value in new.items()
+        if name not in _FREE and old.get(name, "(not set)") != value
+    ]
+    if folder.kind != "sweep" or changes:
+        other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"
+        raise UserError(
+            f"{folder.path} already holds a finished run with other settings: {other}",
+            fix="Choose another --out, or add --overwrite",
+        )
+    return folder
+
+
+def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
+    if not config.known:
+        return list(source)
+    from goldenlayers.locate.known import known_facts
+
+    known = known_facts(model, source)
+    if not known:
+        raise UserError(
+            f"the model gives the old answer of none of the {len(source)} facts",
+            fix="Use other facts, a larger model, or leave out --known",
+        )
+    shared.say(f"The model knows {len(known)} of the {len(source)} facts")
+    return known
+
+
+def _settings(config: SweepConfig, model: Model) -> Any:
+    """The editor's settings; the layer that a preset names is left aside."""
+    from goldenlayers.commands.edit import _value
+    from goldenlayers.editors import EditSettings, preset
+
+    settings = EditSettings()
+    if config.preset is not None:
+        found, settings = preset(config.preset, model)
+        if found.method != config.method:
+            raise UserError(
+                f"preset '{config.preset}' is for {found.method}, not {config.method}",
+                fix=f"Add --method {found.method}",
+            )
+    changes = {name: _value(settings, name, text) for name, text in config.set.items()}
+    return settings.replace(**changes)

@@ -1,0 +1,129 @@
+"""The figure of a sweep: score by layer and metric, and where single facts have their optimum."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.report.figures import OKABE_ITO, save, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from goldenlayers.truth import Truth
+
+# Told apart by colour, marker and dash; Overall is the thick black one.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "overall": {"color": "black", "marker": "o", "linewidth": 2.2},
+    "rewrite": {"color": OKABE_ITO["vermillion"], "marker": "^", "linestyle": (0, (6, 2))},
+    "rephrase": {"color": OKABE_ITO["orange"], "marker": "s", "linestyle": (0, (3, 1.5))},
+    "locality": {"color": OKABE_ITO["blue"], "marker": "v", "linestyle": (0, (5, 1, 1, 1))},
+    "portability": {"color": OKABE_ITO["bluish green"], "marker": "D", "linestyle": (0, (1, 1.2))},
+}
+_GREY = "#555555"
+
+
+def sweep_figure(
+    truth: Truth,
+    path_stem: str | os.PathLike[str],
+    *,
+    title: str = "",
+    formats: Sequence[str] = ("svg", "png"),
+) -> list[Path]:
+    """Draw the mean score by layer of each metric with its 95 % band, and the histogram of optima.
+
+    The golden layer bears a star and a line through both panels; the dashed line is the oracle,
+    each fact at its own best layer. A fact with k best layers counts 1/k at each of them.
+
+    Raises:
+        UserError: an unknown format, or nothing was scored.
+    """
+    from matplotlib.figure import Figure
+
+    golden = truth.golden_layer()
+    with style():
+        width = min(11.0, max(6.4, 2.6 + 0.2 * len(truth.layers)))
+        figure = Figure(figsize=(width, 5.6), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        _draw_scores(top, truth, golden)
+        _draw_optima(bottom, truth, golden)
+        heading = f"Golden layer {golden}" + (f" · {title}" if title else "")
+        top.set_title(heading.replace("$", r"\$"), loc="left", fontsize=10)
+        bottom.set_xlabel("edited layer (0 = nearest the input)")
+        low, high = truth.layers[0], truth.layers[-1]
+        step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if (high - low + 1) / s <= 26)
+        bottom.set_xticks([layer for layer in truth.layers if (layer - low) % step == 0])
+        bottom.set_xticks(truth.layers, minor=True)
+        bottom.set_xlim(low - 0.8, high + 0.8)
+        return save(figure, path_stem, formats)
+
+
+def _draw_scores(axes: Axes, truth: Truth, golden: int) -> None:
+    shown = [name for name in truth.metrics if name in _LOOKS and truth.scored(name).any()]
+    for name in sorted(shown, key=list(_LOOKS).index, reverse=True):
+        look = {"linewidth": 1.3, "markersize": 3.5, **_LOOKS[name]}
+        means, ends = truth.means(name), truth.intervals(name)
+        label = "Overall" if name == "overall" else name
+        axes.plot(truth.layers, means, label=label, zorder=3, **look)
+        axes.fill_between(
+            truth.layers, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.13, linewidth=0
+        )
+    oracle = truth.oracle()
+    axes.axhline(oracle.value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
+    axes.annotate(
+        f"oracle {oracle.value:.1f}",
+        (1.0, oracle.value),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        annotation_clip=False,
+    )
+    score = truth.means()[truth.layers.index(golden)]
+    axes.plot(
+        [golden],
+        [score],
+        linestyle="none",
+        marker="*",
+        markersize=15,
+        color=OKABE_ITO["yellow"],
+        markeredgecolor="black",
+        label=f"golden layer {golden}: {score:.1f}",
+        zorder=5,
+    )
+    axes.set_ylim(-2, 102)
+    axes.set_ylabel("mean score after the edit\n(0-100, band: 95 %)")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="upper left",
+        bbox_to_anchor=(1.1, 1.0),
+        frameon=False,
+        fontsize=8,
+    )
+
+
+def _draw_optima(axes: Axes, truth: Truth, golden: int) -> None:
+    shares = truth.histogram()
+    colors = [
+        OKABE_ITO["yellow"] if layer == golden else OKABE_ITO["sky blue"] for layer in truth.layers
+    ]
+    axes.bar(truth.layers, shares, 0.72, color=colors, edgecolor="black", linewidth=0.5)
+    even = shares.sum() / len(truth.layers)
+    axes.axhline(even, color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9)
+    axes.annotate(
+        "if all were alike",
+        (1.0, even),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=_GREY,
+        annotation_clip=False,
+    )
+    axes.set_ylabel("facts with their\nbest layer here")

@@ -1,0 +1,88 @@
+"""What the sweep's tests share, importable by the processes that they start."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from families import tiny
+
+from goldenlayers.editors import EditSettings
+from goldenlayers.facts import Fact, Probe
+from goldenlayers.models.model import Model
+
+FAST = EditSettings(steps=3, prefixes=1, prefix_tokens=4)
+
+_PLACES = (
+    ("France", "Paris", "Rome"),
+    ("Italy", "Rome", "Ulm"),
+    ("Brazil", "Brasilia", "Lima"),
+    ("Japan", "Tokyo", "Apple"),
+    ("China", "Beijing", "Paris"),
+    ("California", "Sacramento", "Shanghai"),
+)
+
+
+def some_facts(count: int = 3) -> list[Fact]:
+    """Short facts with all kinds of probes; the second has no portability probes."""
+    return [
+        Fact(
+            id=f"f{i}",
+            subject=place,
+            prompt=f"The capital of {place} is",
+            target_new=new,
+            target_old=old,
+            rephrasings=(f"{place} has the capital",),
+            locality=(
+                Probe(f"The river of {_PLACES[i - 1][0]} is", "the Po"),
+                Probe("The chemical symbol of gold is", "Au", kind="other"),
+            ),
+            portability=() if i == 1 else (Probe(f"The mayor of {place} lives in", new),),
+        )
+        for i, (place, old, new) in enumerate(_PLACES[:count])
+    ]
+
+
+def load_tiny() -> Model:
+    return tiny("llama")
+
+
+def load_other() -> Model:
+    return tiny("llama", seed=1)
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """Loads the tiny model; the first worker to do so is killed in the middle of its 2nd task."""
+
+    flag: Path
+
+    def __call__(self) -> Model:
+        from goldenlayers.evaluation.plan import EvaluationPlan
+
+        try:
+            os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return load_tiny()
+        score, calls = EvaluationPlan.score, []
+
+        def deadly(self: EvaluationPlan, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return score(self, *args, **kwargs)
+
+        EvaluationPlan.score = deadly
+        return load_tiny()
+
+
+def canonical(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows in an order of their own; what is there twice stays there twice."""
+    return sorted(
+        (r["fact"], r["layer"], r["metric"], str(r["probe"]), str(r["score"]), r.get("kind", ""))
+        for r in rows
+    )

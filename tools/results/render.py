@@ -1,0 +1,244 @@
+"""docs/results/editors.md and evaluation.md from the cells that are there.
+
+python tools/results/render.py            # write
+python tools/results/render.py --check    # exit 1 if a page is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+CELLS = RESULTS / "cells"
+METHODS = (
+    "none",
+    "in-context",
+    "rome",
+    "r-rome",
+    "memit",
+    "emmet",
+    "alphaedit",
+    "pmet",
+    "ft-m",
+    "ft-l",
+)
+Record = dict[str, Any]
+
+
+def load(suite: str) -> list[Record]:
+    """All cells of a suite, in a fixed order."""
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in (CELLS / suite).glob("*.json")]
+
+    def key(record: Record) -> tuple[Any, ...]:
+        c = record["cell"]
+        return (
+            c["model"],
+            c["data"],
+            -1 if c["layer"] is None else c["layer"],
+            c["mode"],
+            METHODS.index(c["method"]),
+            c["statistics"],
+        )
+
+    return sorted(records, key=key)
+
+
+def figure(record: Record, metric: str) -> str:
+    """A mean with its 95 % bootstrap interval, in points of 100."""
+    if metric == "overall":
+        found = record["summary"].get("overall")
+    else:
+        found = record["summary"]["metrics"].get(metric)
+    if not found or found.get("mean") is None:
+        return "–"
+    if metric == "perplexity":
+        return f"{found['mean']:.2f}"
+    mean, low, high = (100 * found[k] for k in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.0f}–{high:.0f})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def layer_of(record: Record) -> str:
+    layer = record["cell"]["layer"]
+    return "–" if layer is None else str(layer)
+
+
+def rows_for(
+    records: Iterable[Record], metrics: Sequence[str], lead: Callable[[Record], Sequence[str]]
+) -> list[list[str]]:
+    return [
+        [
+            *lead(r),
+            *(figure(r, m) for m in metrics),
+            f"{r['seconds'] / r['cell']['n_facts']:.1f}",
+        ]
+        for r in records
+    ]
+
+
+def editors_page() -> str:
+    """Issue: every editor one fact at a time, then many facts, then statistics by source."""
+    usual = ["rewrite", "rephrase", "locality", "portability"]
+    parts = [
+        "# Editors on real models",
+        "Written by `python tools/results/render.py` from the JSON files in `cells/`. Figures are "
+        "means over facts in points of 100, with 95 % bootstrap intervals over facts in brackets. "
+        "Facts are starter facts whose old answer the model gives by itself; settings are the "
+        "defaults; key statistics come from Wikipedia text unless the table says otherwise.",
+        "## One fact at a time",
+        "`python tools/results/cells.py editors --model MODEL`: 30 facts, each edited on the "
+        "untouched model. The first layer of each model is the one LGA chooses on 200 starter "
+        "facts; its neighbour and the middle of the network stand beside it.",
+    ]
+    single = load("editors")
+    for model in sorted({r["cell"]["model"] for r in single}):
+        mine = [r for r in single if r["cell"]["model"] == model]
+        parts.append(f"### {model}")
+        head = ["layer", "editor", *usual, "s per fact"]
+        parts.append(
+            table(head, rows_for(mine, usual, lambda r: (layer_of(r), r["cell"]["method"])))
+        )
+        same = all(r["model_unchanged"] for r in mine)
+        parts.append(
+            "The model's fingerprint was the same after every cell as before it."
+            if same
+            else "**The model's fingerprint changed in some cell.**"
+        )
+    many = load("many")
+    if many:
+        parts += [
+            "## Many facts",
+            "`python tools/results/cells.py many --model MODEL`: all facts at once (batch), or one "
+            "after another and all scored after the last (sequential). Perplexity is that of the "
+            "edited model on held-out Wikipedia text (1024 tokens); `before` is the same text on "
+            "the untouched model.",
+        ]
+        metrics = ["rewrite", "rewrite_at_once", "locality"]
+        head = [
+            "model",
+            "layer",
+            "mode",
+            "editor",
+            "facts",
+            *metrics,
+            "perplexity",
+            "before",
+            "s per fact",
+        ]
+        rows = [
+            [
+                r["cell"]["model"],
+                layer_of(r),
+                r["cell"]["mode"],
+                r["cell"]["method"],
+                str(r["cell"]["n_facts"]),
+                *(figure(r, m) for m in metrics),
+                figure(r, "perplexity"),
+                before_perplexity(r),
+                f"{r['seconds'] / r['cell']['n_facts']:.1f}",
+            ]
+            for r in many
+        ]
+        parts.append(table(head, rows))
+    sources = load("statistics")
+    if sources:
+        parts += [
+            "## Key statistics by source of text",
+            "`python tools/results/cells.py statistics --model MODEL`: the same edits with the "
+            "covariance of Wikipedia text, of text sampled from the model itself (the default: it "
+            "needs no data), and with none (the identity, which is another algorithm).",
+        ]
+        head = ["model", "layer", "editor", "text", *usual, "s per fact"]
+        parts.append(
+            table(
+                head,
+                rows_for(
+                    sources,
+                    usual,
+                    lambda r: (
+                        r["cell"]["model"],
+                        layer_of(r),
+                        r["cell"]["method"],
+                        r["cell"]["statistics"],
+                    ),
+                ),
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def before_perplexity(record: Record) -> str:
+    found = record["summary"]["metrics"].get("perplexity_before")
+    return "–" if not found or found.get("mean") is None else f"{found['mean']:.2f}"
+
+
+def evaluation_page() -> str:
+    """Issue: models × data sets × editors at the LGA layer."""
+    metrics = ["rewrite", "rephrase", "locality", "portability", "overall", "generation"]
+    parts = [
+        "# Evaluation at the LGA layer",
+        "Written by `python tools/results/render.py` from the JSON files in `cells/`. 20 facts per "
+        "cell, single mode; means in points of 100 with 95 % bootstrap intervals over facts. "
+        "`generation` is free greedy decoding with a normalised match, the realistic figure beside "
+        "the teacher-forced ones. Command: `python tools/results/cells.py evaluation --model MODEL`.",
+    ]
+    records = load("evaluation")
+    done = {(r["cell"]["model"], r["cell"]["data"]) for r in records}
+    for model, data in sorted(done):
+        mine = [r for r in records if (r["cell"]["model"], r["cell"]["data"]) == (model, data)]
+        parts.append(f"## {model}, {data}")
+        head = ["editor", "layer", *metrics, "s per fact"]
+        parts.append(
+            table(head, rows_for(mine, metrics, lambda r: (r["cell"]["method"], layer_of(r))))
+        )
+    open_cells = [
+        f"{model} × {data}"
+        for model in ("gemma3-270m", "smollm2-135m")
+        for data in (
+            "starter",
+            "counterfact_500",
+            "ZsRE-test-all",
+            "counterfact_3k",
+            "wiki_counterfact",
+            "wiki_recent",
+            "WikiBio",
+        )
+        if (model, data) not in done
+    ]
+    if open_cells:
+        parts.append("## Still open\n\n" + "\n".join(f"- {cell}" for cell in open_cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the pages of docs/results from the cells.")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = []
+    for name, page in (("editors", editors_page), ("evaluation", evaluation_page)):
+        if not (CELLS / name).exists():
+            continue
+        path, text = RESULTS / f"{name}.md", page()
+        if args.check:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(str(path))
+        else:
+            path.write_text(text, encoding="utf-8")
+    for path in stale:
+        print(f"{path} is out of date: run python tools/results/render.py")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
