@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install ## find the golden layer of SmolLM2-135M on the starter facts (table and picture)
-	$(BIN)/golden locate smollm2-135m --out runs/demo --overwrite
+	$(BIN)/golden locate smollm2-135m --limit 200 --out runs/demo --overwrite
 	@echo "Picture: runs/demo/ranking.png (and ranking.svg)"
 
 test: install ## all tests that need no pretrained weights, with statement coverage

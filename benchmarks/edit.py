@@ -54,13 +54,13 @@ def loop_value(
     delta = torch.zeros_like(v0, requires_grad=True)
     rate = s.lr * float(v0.norm()) / len(v0) ** 0.5
     adam = torch.optim.Adam([delta], lr=rate)
+
+    def add(y: torch.Tensor) -> torch.Tensor:
+        y = y.clone()
+        y[rows, lookups] += delta
+        return y
+
     for step in range(s.steps):
-
-        def add(y: torch.Tensor) -> torch.Tensor:
-            y = y.clone()
-            y[rows, lookups] += delta
-            return y
-
         with override(down, add):
             logits = model.hf(input_ids=ids, use_cache=False).logits
         log_probs = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""What every editor promises, as theorems on tiny models: the constraint holds, nothing else moves."""
+"""What every editor promises, as theorems on tiny models: the constraint holds, the rest stays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FACTS = [
 ]
 LOW_RANK = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet")
 SOLVERS = ("memit", "emmet", "alphaedit", "pmet")
-# GPT-2's transposed weights, OPT's flat MLP, Falcon's in-place sum, BLOOM's residual inside the MLP,
+# GPT-2's transposed weights, OPT's flat MLP, Falcon's in-place sum, BLOOM's residual in the MLP,
 # Gemma's and OLMo's norm behind the MLP, Granite's scale.
 SPECIAL = ("gpt2", "opt", "falcon", "bloom", "llama", "gemma3", "olmo2", "granite")
 
@@ -123,7 +123,7 @@ def test_emmet_reaches_every_wanted_value_at_once(kind: str) -> None:
 def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> None:
     # With (nearly) nothing to keep, the last layer takes all that is still missing.
     model = tiny(kind, dtype=torch.float64)
-    work = bench(model, prefixes=0, memit_lambda=1e-9, layers_before=1)
+    work = bench(model, prefixes=0, memit_lambda=1e-10, layers_before=1)
     delta = editor("memit").together(work, FACTS, 2)
     assert sorted(delta.layers) == [1, 2]
     values = optimise_values(model, FACTS, 2, work.prefixes, work.settings)
@@ -142,7 +142,7 @@ def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> 
 def test_memit_keeps_more_with_a_larger_lambda() -> None:
     model = tiny("llama", dtype=torch.float64)
     norms = []
-    for lam in (0.01, 1.0, 100.0):
+    for lam in (0.001, 0.1, 10.0):
         delta = editor("memit").together(bench(model, memit_lambda=lam), FACTS, 1)
         norms.append(sum(n.absolute for n in delta.norms(model).values()))
     assert norms[0] > norms[1] > norms[2]
@@ -150,7 +150,7 @@ def test_memit_keeps_more_with_a_larger_lambda() -> None:
 
 def test_alphaedit_keeps_clear_of_earlier_keys_in_a_sequence() -> None:
     model = tiny("gpt2", dtype=torch.float64)
-    settings = {"prefixes": 0, "null_space": 50.0, "l2": 1e-4}
+    settings = {"prefixes": 0, "null_space": 0.99, "l2": 1e-4}
     remembering = bench(model, **settings)
     editor("alphaedit").together(remembering, FACTS[:1], 1)
     second = editor("alphaedit").together(remembering, FACTS[1:], 1)
@@ -174,7 +174,7 @@ def test_the_model_is_bit_identical_afterwards(method: str, kind: str) -> None:
         FACTS[:1],
         method,
         layer=1,
-        settings=EditSettings(steps=2, prefixes=1, prefix_tokens=3, null_space=50.0),
+        settings=EditSettings(steps=2, prefixes=1, prefix_tokens=3, null_space=0.99),
         statistics=statistics(model),
     )
     with delta.applied(model):
@@ -188,7 +188,7 @@ def test_the_model_is_bit_identical_afterwards(method: str, kind: str) -> None:
 @pytest.mark.parametrize("method", EDITORS)
 def test_each_does_not_depend_on_its_company(method: str) -> None:
     model = tiny("llama", dtype=torch.float64)
-    settings = {"null_space": 50.0, "layers_before": 1 if method in SOLVERS else 0}
+    settings = {"null_space": 0.99, "layers_before": 1 if method in SOLVERS else 0}
     together = editor(method).each(bench(model, **settings), FACTS, 2)
     for fact, delta in zip(FACTS, together, strict=True):
         (alone,) = editor(method).each(bench(model, **settings), [fact], 2)
@@ -203,7 +203,7 @@ def test_each_does_not_depend_on_its_company(method: str) -> None:
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_low_rank_editors_stay_low_rank(method: str) -> None:
     model = tiny("gpt2")
-    work = bench(model, null_space=50.0)
+    work = bench(model, null_space=0.99)
     for delta in editor(method).each(work, FACTS, 1):
         assert all(isinstance(c, LowRank) and c.rank == 1 for c in delta.changes.values())
 

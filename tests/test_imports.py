@@ -32,6 +32,7 @@ ORDER: list[str] = [
     "editors",
     "evaluation",
     "truth",
+    "verify",
     "sweep",
     "compare",
     "export",

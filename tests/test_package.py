@@ -216,3 +216,15 @@ def test_the_readmes_python_runs(
     assert "Only 20 facts" in capsys.readouterr().out
     assert (tmp_path / "my-edit").is_dir()
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_pages_count_the_starter_facts_right():
+    facts = gl.load_facts("starter")
+    pages = [page.read_text("utf-8") for page in (*PAGES, ROOT / "CHANGELOG.md")]
+    counts = [
+        n for page in pages for n in re.findall(r"(\d+)\s+(?:starter|well-known) facts", page)
+    ]
+    assert counts == [str(len(facts))] * 2
+    assert f"starter` ({len(facts)} facts" in README
+    relations = len({fact.relation for fact in facts})
+    assert f"{relations} relations" in (ROOT / "docs/data.md").read_text("utf-8")

@@ -135,7 +135,7 @@ def test_workers_keep_to_their_chunk_and_help_out_at_the_end():
     assert queue.next(1, {0}) == Task(1, (1,), 1)
     assert queue.next(1, {0}) == Task(1, (1,), 2)
     helped = queue.next(1, {0})
-    assert helped == Task(0, (0,), 1)
+    assert helped is not None and helped == Task(0, (0,), 1)
     queue.put_back(helped)
     assert [queue.next(0, {1}), queue.next(0, {1}), queue.next(0, {1})] == [
         Task(0, (0,), 1),

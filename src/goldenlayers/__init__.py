@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from goldenlayers.locate import LayerRanking, locate
     from goldenlayers.models import LayerMap, Model, load
     from goldenlayers.statistics import KeyStatistics, key_statistics
+    from goldenlayers.verify import VerifiedChoice, verify
 
     __version__: str
 
@@ -44,6 +45,7 @@ _HOMES = {
     "Model": "models",
     "Probe": "facts",
     "UserError": "errors",
+    "VerifiedChoice": "verify",
     "WeightDelta": "delta",
     "edit": "editors",
     "edit_each": "editors",
@@ -54,6 +56,7 @@ _HOMES = {
     "load": "models",
     "load_facts": "datasets",
     "locate": "locate",
+    "verify": "verify",
 }
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "Model",
     "Probe",
     "UserError",
+    "VerifiedChoice",
     "WeightDelta",
     "__version__",
     "edit",
@@ -79,6 +83,7 @@ __all__ = [
     "load",
     "load_facts",
     "locate",
+    "verify",
 ]
 
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "ask": (config.AskConfig, "ask"),
     "evaluate": (config.EvaluateConfig, "evaluate"),
     "sweep": (config.SweepConfig, "sweep"),
+    "compare": (config.CompareConfig, "compare"),
     "export": (config.ExportConfig, "export"),
     "editors": (config.EditorsConfig, "editors"),
     "models": (config.ModelsConfig, "models"),

@@ -74,8 +74,8 @@ class LocateConfig(DataOptions, ModelOptions):
     settings use)."""
 
     statistics: str = "model"
-    """transfer: text for the key statistics: model (sampled from the model itself), a text or
-    JSONL file, or hub:NAME."""
+    """transfer, --verify: text for the key statistics: model (sampled from the model itself), a
+    text or JSONL file, or hub:NAME."""
 
     reach: bool = False
     """transfer: weigh by whether an edit can still bring the answer about (one backward pass)."""
@@ -104,8 +104,22 @@ class LocateConfig(DataOptions, ModelOptions):
     batch_size: int = 16
     """Facts per batch; halved by itself when memory runs out."""
 
+    verify: int | None = None
+    """Race this many of the best layers on a few of the facts with real edits, and choose the
+    winner (successive halving)."""
+
+    verify_facts: int = 8
+    """--verify: facts that are edited at most, each by itself; those with the most probes."""
+
+    verify_method: str = "rome"
+    """--verify: the editor."""
+
+    neighbours: bool = False
+    """--verify: race the layers just below and above those, too."""
+
     out: Path | None = None
-    """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt."""
+    """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
+    verified.json with --verify."""
 
     overwrite: bool = False
     """Replace the run folder if it is there already."""
@@ -116,6 +130,10 @@ class LocateConfig(DataOptions, ModelOptions):
         _at_least("top_k", self.top_k, 1)
         _at_least("bootstrap", self.bootstrap, 0)
         _at_least("batch_size", self.batch_size, 1)
+        _at_least("verify", self.verify, 1 if self.neighbours else 2)
+        _at_least("verify_facts", self.verify_facts, 1)
+        if self.neighbours and self.verify is None:
+            raise UserError("--neighbours is for --verify", fix="Add --verify 5, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +171,7 @@ class EditConfig(ModelOptions):
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2.5 ...); see `golden editors`."""
+    """Settings of the editor as NAME VALUE pairs (steps 30 clamp 2.5 ...); see `golden editors`."""
 
     statistics: str = "model"
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
@@ -320,6 +338,45 @@ class SweepConfig(DataOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost."""
+
+    sweep: Annotated[Positional[Path], arg(metavar="SWEEP")]
+    """Run folder of `golden sweep`: the truth, on test facts."""
+
+    with_: Annotated[list[Path], arg(name="with", metavar="RUN")] = dataclasses.field(
+        default_factory=list
+    )
+    """Run folders of `golden locate`, on other facts: the choices."""
+
+    metric: str = "overall"
+    """What to judge by: overall, or a metric of the sweep."""
+
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [10, 20, 50, 100, 200, 300])
+    """Numbers of proxy facts to try, by choosing again with random parts of each run's facts."""
+
+    repeats: int = 200
+    """Random parts per size."""
+
+    seed: int = 0
+    """Seed of the random parts."""
+
+    allow_overlap: bool = False
+    """Go on, with a warning, where a run chose with facts of the sweep."""
+
+    out: Path | None = None
+    """Run folder to write: compare.json, config.yaml, log.txt."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        _at_least("repeats", self.repeats, 1)
+        for size in self.sizes:
+            _at_least("sizes", size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig(ModelOptions):
     """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint."""
 
@@ -426,7 +483,8 @@ def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
             raise UserError(f"unknown setting '{name}'", fix=near_matches(name, fields))
 
     def rich(name: str, value: Any) -> Any:
-        is_path = "Path" in str(fields[name].type)
-        return Path(value) if is_path and value is not None else value
+        if "Path" not in str(fields[name].type) or value is None:
+            return value
+        return [Path(one) for one in value] if isinstance(value, list) else Path(value)
 
     return kind(**{name: rich(name, value) for name, value in record.items()})

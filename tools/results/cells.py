@@ -73,6 +73,7 @@ class Bench:
     def __init__(self, name: str, shared: Path) -> None:
         self.model: Model = models.load(name)
         self.shared = shared
+        self.found_values: dict[Any, Any] = {}  # ROME to AlphaEdit share the value optimisation
         self._facts: dict[str, list[Fact]] = {}
         self._statistics: dict[tuple[int, str], Any] = {}
 
@@ -110,6 +111,7 @@ def compute(bench: Bench, cell: Cell, metrics: list[str]) -> dict[str, Any]:
         statistics=bench.statistics(cell.layer, cell.statistics)
         if needs and cell.layer is not None
         else None,
+        found_values=bench.found_values,
         text=_text(heldout) if "perplexity" in metrics else None,
     )
     bench.model.forget_fingerprint()
@@ -133,9 +135,11 @@ def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[
     middle = len(bench.model.layers) // 2
     golden = golden_layer(bench.model)
     if name == "editors":
-        layers = [golden, golden + 1, middle] if args.layers is None else args.layers
+        layers = args.layers or [golden, golden + 1, middle]
         for layer in layers:
-            for method in args.methods or EDITORS:
+            # Beside the golden layer, the editors that tell whether the layer is to blame.
+            few = ("rome", "r-rome", "memit") if layer != layers[0] else EDITORS
+            for method in args.methods or few:
                 yield Cell(name, model, "starter", method, layer, "single", 30), usual
     elif name == "many":
         layer = args.layers[0] if args.layers else golden

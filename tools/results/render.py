@@ -59,7 +59,7 @@ def figure(record: Record, metric: str) -> str:
         return "–"
     if metric == "perplexity":
         return f"{found['mean']:.2f}"
-    mean, low, high = (100 * found[k] for k in ("mean", "low", "high"))
+    mean, low, high = (found[k] for k in ("mean", "low", "high"))
     return f"{mean:.1f} ({low:.0f}–{high:.0f})"
 
 
@@ -90,7 +90,7 @@ def rows_for(
 def editors_page() -> str:
     """Issue: every editor one fact at a time, then many facts, then statistics by source."""
     usual = ["rewrite", "rephrase", "locality", "portability"]
-    parts = [
+    parts: list[str] = [
         "# Editors on real models",
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. Figures are "
         "means over facts in points of 100, with 95 % bootstrap intervals over facts in brackets. "
@@ -191,7 +191,8 @@ def evaluation_page() -> str:
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. 20 facts per "
         "cell, single mode; means in points of 100 with 95 % bootstrap intervals over facts. "
         "`generation` is free greedy decoding with a normalised match, the realistic figure beside "
-        "the teacher-forced ones. Command: `python tools/results/cells.py evaluation --model MODEL`.",
+        "the teacher-forced ones. Command: `python tools/results/cells.py evaluation --model "
+        "MODEL`.",
     ]
     records = load("evaluation")
     done = {(r["cell"]["model"], r["cell"]["data"]) for r in records}

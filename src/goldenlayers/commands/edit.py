@@ -33,7 +33,7 @@ def run(config: EditConfig) -> int:
     facts, source = _facts(config)
     model = shared.load_model(config)
     facts = _worth_editing(model, facts, strict=config.facts is None)
-    settings, layer = _settings(config, model)
+    settings, layer = settings_and_layer(config, model)
     layers = edited_layers(model.layers[layer].index, settings)
     statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
     before = answers.greedy_answers(model, facts)
@@ -136,7 +136,7 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
     return [fact for fact, already in zip(facts, given, strict=True) if not already]
 
 
-def _settings(config: EditConfig, model: Model) -> tuple[EditSettings, int]:
+def settings_and_layer(config: EditConfig, model: Model) -> tuple[EditSettings, int]:
     from goldenlayers.editors import EditSettings, preset
 
     settings = EditSettings()

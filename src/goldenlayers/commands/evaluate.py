@@ -144,7 +144,7 @@ def _how(
     config: EvaluateConfig, model: Model, facts: FactSet
 ) -> tuple[EditSettings | None, int | None, Mapping[int, Covariance] | None]:
     """Settings, layer and key statistics of the method."""
-    from goldenlayers.commands.edit import _settings, key_statistics_for
+    from goldenlayers.commands.edit import key_statistics_for, settings_and_layer
     from goldenlayers.editors import EDITORS, edited_layers
 
     any_config: Any = config
@@ -152,11 +152,11 @@ def _how(
         if config.method == "none":
             return None, None, None
         # In-context: its number of worked examples is a setting, too; it has no layer.
-        settings, _ = _settings(dataclasses.replace(any_config, layer="0"), model)
+        settings, _ = settings_and_layer(dataclasses.replace(any_config, layer="0"), model)
         return settings, None, None
     if config.layer == "auto" and config.preset is None:
         any_config = dataclasses.replace(config, layer=str(auto_layer(config, model, facts)))
-    settings, layer = _settings(any_config, model)
+    settings, layer = settings_and_layer(any_config, model)
     layers = edited_layers(layer, settings)
     statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
     return settings, layer, statistics

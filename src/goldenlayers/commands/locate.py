@@ -10,9 +10,11 @@ from goldenlayers.config import LocateConfig
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
+    from goldenlayers.facts import Fact
     from goldenlayers.locate import LayerRanking
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
+    from goldenlayers.verify import VerifiedChoice
 
 
 def run(config: LocateConfig) -> int:
@@ -21,11 +23,22 @@ def run(config: LocateConfig) -> int:
     from goldenlayers.report.terminal import show_ranking
 
     folder_free(config)
+    if config.verify is not None:
+        from goldenlayers.editors import editor
+
+        editor(config.verify_method)  # refused before minutes of work, not after
     facts = shared.load_facts(config)
     model = shared.load_model(config)
     statistics, prefixes = (
         _for_transfer(config, model) if config.method == "transfer" else (None, ())
     )
+    used: list[str] = []
+
+    def take(rows: list[dict[str, Any]]) -> None:
+        used.extend(row["fact"] for row in rows)
+        if folder is not None:
+            append(folder, rows)
+
     with shared.run_folder(config, "locate", model=model, facts=facts) as folder:
         with shared.progress(f"locating with {config.method}", "facts") as bar:
             ranking = locate(
@@ -45,13 +58,20 @@ def run(config: LocateConfig) -> int:
                 prefixes=prefixes,
                 reach=config.reach,
                 data=facts.name,
-                on_rows=None if folder is None else lambda rows: append(folder, rows),
+                on_rows=take,
                 on_progress=bar,
                 on_dropped=shared.tell_dropped,
             )
         show_ranking(ranking)
+        verified = None
+        if config.verify is not None:
+            if folder is not None:
+                folder.write_json("ranking.json", ranking.to_json())
+            proxy = [fact for fact in facts if fact.id in set(used)] or list(facts)
+            verified = _verify(config, model, proxy, ranking, statistics)
+            show_verified(verified)
         if folder is not None:
-            write(folder, ranking)
+            write(folder, ranking, verified)
     return 0
 
 
@@ -69,6 +89,70 @@ def _for_transfer(
     return statistics, sample_prefixes(model, s.prefixes, s.prefix_tokens, config.seed)
 
 
+def _verify(
+    config: LocateConfig,
+    model: Model,
+    facts: Sequence[Fact],
+    ranking: LayerRanking,
+    statistics: Mapping[int, Covariance] | None,
+) -> VerifiedChoice:
+    """Race the best layers of the ranking on some of its facts."""
+    from goldenlayers.commands.edit import key_statistics_for
+    from goldenlayers.editors import EditSettings, edited_layers
+    from goldenlayers.verify import best_layers, verify, with_neighbours
+
+    layers = best_layers(ranking, config.verify or 1)
+    if config.neighbours:
+        layers = with_neighbours(layers, len(model.layers))
+    settings = EditSettings()
+    if statistics is None:
+        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
+        statistics = key_statistics_for(
+            config.verify_method, model, needed, config.statistics, config.seed
+        )
+    with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
+        return verify(
+            model,
+            facts,
+            layers,
+            config.verify_method,
+            n_facts=config.verify_facts,
+            settings=settings,
+            statistics=statistics,
+            seed=config.seed,
+            on_progress=bar,
+        )
+
+
+def show_verified(choice: VerifiedChoice) -> None:
+    """Print the evidence and the verified golden layer."""
+    from goldenlayers.report.terminal import show, table
+
+    def interval(low: float, high: float) -> str | None:
+        return None if low != low else f"{low:.1f} to {high:.1f}"
+
+    rows = [
+        (
+            one.layer,
+            one.n_facts,
+            None if one.mean.value != one.mean.value else f"{one.mean.value:.1f}",
+            interval(one.mean.low, one.mean.high),
+            None if i == 0 or one.behind.value != one.behind.value else f"{one.behind.value:.1f}",
+            None if i == 0 else interval(one.behind.low, one.behind.high),
+            "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
+        )
+        for i, one in enumerate(choice.evidence)
+    ]
+    columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
+    show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
+    for warning in choice.warnings:
+        print(f"Warning: {warning}.")
+    print(
+        f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
+        f"{choice.seconds:.1f} s: {choice.stopped_because}."
+    )
+
+
 def folder_free(config: LocateConfig) -> None:
     """Refuse a taken --out before minutes of work, not after."""
     if config.out is not None and not config.overwrite:
@@ -80,13 +164,15 @@ def append(folder: RunFolder, rows: list[dict[str, Any]]) -> None:
     folder.append_rows("per_fact.jsonl", rows)
 
 
-def write(folder: RunFolder, ranking: LayerRanking) -> None:
+def write(folder: RunFolder, ranking: LayerRanking, verified: VerifiedChoice | None = None) -> None:
     """Put the ranking and its pictures into the run folder and finish it."""
     from goldenlayers.report.figures import ranking_figure
 
     folder.write_json("ranking.json", ranking.to_json())
+    if verified is not None:
+        folder.write_json("verified.json", verified.to_json())
     ranking_figure(ranking, folder.file("ranking"))
     folder.finish()
-    names = ("ranking.json", "per_fact.jsonl", "ranking.svg", "ranking.png")
+    names = ("ranking.json", "verified.json", "per_fact.jsonl", "ranking.svg", "ranking.png")
     there = ", ".join(name for name in names if folder.file(name).exists())
     shared.say(f"Written to {folder.path}: {there}")

@@ -40,7 +40,11 @@ Solve = Callable[[Workbench, int, Tensor, Tensor], LowRankUpdate]
 
 
 def _memit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
-    return memit_update(bench.covariance(layer), K, R, bench.settings.memit_lambda)
+    s = bench.settings
+    covariance = bench.covariance(layer)
+    # λ stands beside kᵀC⁻¹k, which is F for the mean key of the text: so F is its natural unit.
+    unit = 1.0 if s.memit_lambda_absolute else float(covariance.size)
+    return memit_update(covariance, K, R, s.memit_lambda * unit)
 
 
 def _emmet(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
@@ -50,12 +54,28 @@ def _emmet(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
 def _alphaedit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
     s = bench.settings
     covariance = bench.covariance(layer)
-    projector = null_space_projector(covariance, s.null_space, absolute=s.null_space_absolute)
+    if s.null_space_absolute:
+        projector = null_space_projector(covariance, s.null_space, absolute=True)
+    else:
+        threshold = energy_threshold(covariance.eigh()[0], s.null_space)
+        projector = null_space_projector(covariance, threshold)
     # l2 is published in squared key units (10, beside keys of Llama-3); as a share of the mean
     # squared key of the text it means the same on every model.
     energy = float(covariance.matrix(with_ridge=False).trace())
     l2 = s.l2 if s.l2_absolute else s.l2 * energy
     return alphaedit_update(projector, K, R, bench.previous_keys.get(layer), l2)
+
+
+def energy_threshold(eigenvalues: Tensor, share: float) -> float:
+    """The threshold, in mean eigenvalues, below which directions hold ``share`` of the energy.
+
+    ``eigenvalues`` (F,) ascend. The published threshold (0.02, absolute) keeps nearly all
+    directions of one model and none of another; a share of tr(C) always keeps some.
+    """
+    reached = eigenvalues.cumsum(0) <= share * eigenvalues.sum()
+    count = max(1, int(reached.sum()))
+    above = eigenvalues[min(count, len(eigenvalues) - 1)]
+    return float((eigenvalues[count - 1] + above) / 2 / eigenvalues.mean())
 
 
 @dataclass(frozen=True)
@@ -72,17 +92,27 @@ class LeastSquares:
 
     def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
         """One delta per fact, each made on the model as it is."""
-        return self._edit(bench, facts, layer, [[i] for i in range(len(facts))])
+        return self._edit(bench, facts, layer, [[i] for i in range(len(facts))], remember=False)
 
     def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
         """One delta that holds all facts."""
-        (delta,) = self._edit(bench, facts, layer, [list(range(len(facts)))])
+        everyone = [list(range(len(facts)))]
+        (delta,) = self._edit(bench, facts, layer, everyone, remember=self.remembers_keys)
         return delta
 
     def _edit(
-        self, bench: Workbench, facts: Sequence[Fact], layer: int, groups: list[list[int]]
+        self,
+        bench: Workbench,
+        facts: Sequence[Fact],
+        layer: int,
+        groups: list[list[int]],
+        *,
+        remember: bool,
     ) -> list[WeightDelta]:
-        """One delta per group of facts; groups do not see one another's edits."""
+        """One delta per group of facts; groups do not see one another's edits.
+
+        ``remember`` keeps the keys, for later batches to stay clear of.
+        """
         values = bench.values(facts, layer, with_attention=self.with_attention)
         layers = edited_layers(layer, bench.settings)
         changes: list[dict[str, LowRank]] = [{} for _ in groups]
@@ -107,7 +137,7 @@ class LeastSquares:
             for members, change in zip(groups, changes, strict=True):
                 update = self.solve(bench, at, keys[members].T, residual[members].T)
                 change[down.parameter_name] = LowRank(update.left.float(), update.right.float())
-                if self.remembers_keys and len(groups) == 1:
+                if remember:
                     bench.previous_keys[at] = append_keys(
                         bench.previous_keys.get(at), keys[members].T
                     )

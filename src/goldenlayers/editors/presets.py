@@ -29,7 +29,15 @@ class Preset:
 
 
 _ROME = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "clamp": 4.0, "prefixes": 20}
-_MEMIT = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "weight_decay": 0.5, "prefixes": 5}
+_MEMIT = {
+    "memit_lambda": 15000.0,
+    "memit_lambda_absolute": True,
+    "lr": 0.5,
+    "lr_absolute": True,
+    "kl_factor": 0.0625,
+    "weight_decay": 0.5,
+    "prefixes": 5,
+}
 
 PRESETS: dict[str, Preset] = {
     "rome/gpt2-xl": Preset("rome", 17, 48, 1600, {**_ROME, "steps": 20, "weight_decay": 0.5}),
@@ -67,6 +75,7 @@ PRESETS: dict[str, Preset] = {
             "steps": 25,
             "clamp": 0.75,
             "layers_before": 4,
+            "null_space": 0.02,
             "null_space_absolute": True,
             "l2": 10.0,
             "l2_absolute": True,

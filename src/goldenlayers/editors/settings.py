@@ -50,14 +50,17 @@ class EditSettings:
     """memit, pmet, emmet, alphaedit: spread the edit over this many more layers, ending with the
     chosen one."""
 
-    memit_lambda: float = 15000.0
-    """memit, pmet: weight of what is kept, in tokens of the statistics' text."""
+    memit_lambda: float = 0.1
+    """memit, pmet: weight of what is kept, in MLP widths (a mean key of the text weighs one)."""
+
+    memit_lambda_absolute: bool = False
+    """memit, pmet: take memit_lambda in tokens of the statistics' text, as published (15000)."""
 
     emmet_lambda: float = 0.0
     """emmet: how far the equality may give way; 0 holds it exactly."""
 
-    null_space: float = 0.02
-    """alphaedit: directions with less than this share of the mean eigenvalue may be edited."""
+    null_space: float = 0.1
+    """alphaedit: the directions that may be edited hold this share of the text's key energy."""
 
     null_space_absolute: bool = False
     """alphaedit: take null_space as an absolute eigenvalue, as published."""

@@ -23,6 +23,7 @@ from goldenlayers.facts import Fact
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.editors import Editor, Workbench
+    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
 Mode = Literal["single", "batch", "sequential"]
@@ -69,6 +70,7 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
+    found_values: dict[tuple[Any, ...], Value] | None = None,
     others: Sequence[Fact] | None = None,
     text: str | None = None,
     text_tokens: int = 1024,
@@ -98,6 +100,8 @@ def evaluate(
         metrics: names of ``METRICS``; missing probes are counted as unscored.
         settings: of the editor.
         statistics: key statistics per layer; see :func:`goldenlayers.editors.edit`.
+        found_values: shared between calls, lets editors that differ in the solve alone share the
+            value optimisation (see :class:`Workbench`).
         others: facts outside the judged ones: worked examples of in-context and kl's unrelated
             prompts come from them. Default: the judged facts, never a fact's own.
         text: held-out text of perplexity.
@@ -138,7 +142,15 @@ def evaluate(
         _without_weights(job, method, others, settings, chunk)
     else:
         assert layer is not None  # held by _check
-        bench = workbench(model, method, layer, settings=settings, statistics=statistics, seed=seed)
+        bench = workbench(
+            model,
+            method,
+            layer,
+            settings=settings,
+            statistics=statistics,
+            seed=seed,
+            found_values=found_values,
+        )
         chosen = editor(method)
         if mode == "single":
             for places in job.todo(chunk):

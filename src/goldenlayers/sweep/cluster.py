@@ -52,6 +52,7 @@ class RayEngine:
     def __init__(self, workers: int, address: str | None = None, *, gpu: bool = False) -> None:
         try:
             import ray
+            from ray import exceptions as gone
         except ImportError:
             raise UserError(
                 "the engine ray needs Ray, which is not installed",
@@ -59,7 +60,7 @@ class RayEngine:
             ) from None
         self.workers, self._ray, self._gpu = workers, ray, gpu
         self._started: Any = None
-        gone = ray.exceptions
+        self._any = gone.RayError
         self._deadly = (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError)
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -104,7 +105,7 @@ class RayEngine:
             except self._deadly as error:
                 first = str(error).strip().splitlines()[0]
                 found.append((handle, f"was lost ({type(error).__name__}: {first})"))
-            except self._ray.exceptions.RayError as error:  # it could not even begin
+            except self._any as error:  # it could not even begin
                 found.append((handle, Message("defect", str(error))))
         return found
 

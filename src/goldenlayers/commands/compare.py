@@ -1,0 +1,129 @@
+"""``golden compare``: layer choices against a sweep's truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.commands import shared
+from goldenlayers.config import CompareConfig
+from goldenlayers.errors import UserError
+
+if TYPE_CHECKING:
+    from goldenlayers.compare import Choice, Comparison
+    from goldenlayers.store import RunFolder
+    from goldenlayers.truth import Truth
+
+COMPARE = "compare.json"
+
+
+def run(config: CompareConfig) -> int:
+    """Compare, print the tables, and write the run folder if one is asked for."""
+    from goldenlayers.compare import LocateRun, compare, overlap_warnings
+    from goldenlayers.store import RunFolder
+
+    if config.out is not None and not config.overwrite:
+        shared.refuse_taken(config.out)
+    sweep, truth = _sweep(config)
+    runs = [LocateRun.read(RunFolder.open(path)) for path in config.with_]
+    origin = _origin(sweep)
+    warnings = overlap_warnings(
+        runs,
+        truth,
+        data_sha256=origin["data_sha256"],
+        fingerprint=origin["fingerprint"],
+        allow_overlap=config.allow_overlap,
+    )
+    found = compare(
+        truth,
+        runs,
+        metric=config.metric,
+        sweep_seconds=origin["seconds"],
+        sizes=config.sizes,
+        repeats=config.repeats,
+        seed=config.seed,
+        warnings=warnings,
+    )
+    with shared.run_folder(config, "compare") as folder:
+        show(found, f"{origin['method']} on {origin['model']}", origin["data"])
+        if folder is not None:
+            folder.write_json(COMPARE, found.to_json() | {"sweep": origin})
+            folder.finish()
+            shared.say(f"Written to {folder.path}: {COMPARE}")
+    return 0
+
+
+def _sweep(config: CompareConfig) -> tuple[RunFolder, Truth]:
+    from goldenlayers.commands.sweep import truth_of
+    from goldenlayers.store import RunFolder
+
+    folder = RunFolder.open(config.sweep)
+    if folder.kind != "sweep":
+        raise UserError(
+            f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden sweep"
+        )
+    return folder, truth_of(folder)
+
+
+def _origin(folder: RunFolder) -> dict[str, Any]:
+    """Where the truth comes from, and what it cost."""
+    config, summary = folder.config, folder.json("summary.json")
+    data, model = config.get("data") or {}, config.get("model") or {}
+    return {
+        "run": folder.path.name,
+        "method": summary.get("method", ""),
+        "model": model.get("name", ""),
+        "fingerprint": model.get("fingerprint", ""),
+        "data": data.get("name", ""),
+        "data_sha256": data.get("sha256", ""),
+        "seconds": summary.get("seconds"),
+    }
+
+
+def show(found: Comparison, title: str, data: str) -> None:
+    """Print the choices, best first below the yardsticks, and the curves over proxy facts."""
+    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import table
+
+    marks = [one for one in found.choices if one.method in ("golden", "oracle", "random")]
+    rest = [one for one in found.choices if one not in marks]
+    rest.sort(key=lambda one: (one.regret.value != one.regret.value, one.regret.value))
+    name = "Overall" if found.metric == "overall" else found.metric
+    columns = ("choice", "facts", "layer", name, "regret", "golden at", "rank corr.", "cost")
+    facts = f"{found.n_facts} facts" + (f" of {data}" if data else "")
+    put(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
+    print(
+        "regret: points below the golden layer, with the 95 % interval over the facts; golden at: "
+        "the golden\nlayer's place in the choice's own order; cost: seconds, and how often the "
+        "sweep takes as long."
+    )
+    if curves := [one for one in found.proxy_sizes if len(one.points) > 1]:
+        sizes = sorted({point.n for one in curves for point in one.points})
+        rows = []
+        for one in curves:
+            at = {p.n: f"{_number(p.regret)} {100 * p.wins:.0f}%" for p in one.points}
+            rows.append((one.name, *(at.get(n) for n in sizes)))
+        heading = "Mean regret with N proxy facts, and how often the golden layer is chosen"
+        put(table(heading, ("choice", *map(str, sizes)), rows))
+    for one in found.choices:
+        if one.note and one.method not in ("oracle", "random"):
+            print(f"{one.name}: {one.note}.")
+    for warning in found.warnings:
+        shared.say(f"Warning: {warning}.")
+
+
+def _line(one: Choice) -> tuple[Any, ...]:
+    regret = _number(one.regret.value)
+    if one.regret.low == one.regret.low and one.method != "golden":
+        regret = f"{regret} ({one.regret.low:.1f} to {one.regret.high:.1f})"
+    cost = None if one.seconds is None else f"{one.seconds:.1f} s"
+    if cost is not None and one.speed_up is not None and one.method not in ("golden", "oracle"):
+        cost = f"{cost}, {one.speed_up:.0f}x"
+    correlation = None if one.spearman != one.spearman else f"{one.spearman:.2f}"
+    score = _number(one.score)
+    return (
+        one.name, one.n_proxy or None, one.layer, score, regret, one.golden_rank, correlation, cost
+    )  # fmt: skip
+
+
+def _number(value: float) -> str | None:
+    return None if value != value else f"{value:.1f}"

@@ -1,0 +1,20 @@
+"""Layer choices against the truth of a sweep: score, regret, hits, rank correlation and cost."""
+
+from __future__ import annotations
+
+from goldenlayers.compare.judging import Choice, Comparison, compare
+from goldenlayers.compare.rules import SIZES, Rule, SizeCurve, rules_of, size_curve
+from goldenlayers.compare.runs import LocateRun, overlap_warnings
+
+__all__ = [
+    "SIZES",
+    "Choice",
+    "Comparison",
+    "LocateRun",
+    "Rule",
+    "SizeCurve",
+    "compare",
+    "overlap_warnings",
+    "rules_of",
+    "size_curve",
+]
