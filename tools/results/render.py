@@ -122,7 +122,8 @@ def editors_page() -> str:
             "`python tools/results/cells.py many --model MODEL`: all facts at once (batch), or one "
             "after another and all scored after the last (sequential). Perplexity is that of the "
             "edited model on held-out Wikipedia text (1024 tokens); `before` is the same text on "
-            "the untouched model.",
+            "the untouched model. To save time these cells use 15 steps of length 0.5 and 2 "
+            "sampled prefixes.",
         ]
         metrics = ["rewrite", "rewrite_at_once", "locality"]
         head = [

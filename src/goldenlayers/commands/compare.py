@@ -88,25 +88,26 @@ def show(found: Comparison, title: str, data: str) -> None:
     rest = [one for one in found.choices if one not in marks]
     rest.sort(key=lambda one: (one.regret.value != one.regret.value, one.regret.value))
     name = "Overall" if found.metric == "overall" else found.metric
-    columns = ("choice", "facts", "layer", name, "regret", "golden at", "rank corr.", "cost")
+    columns = ("choice", "facts", "layer", name, "regret", "at", "rho", "cost")
     facts = f"{found.n_facts} facts" + (f" of {data}" if data else "")
     put(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
     print(
-        "regret: points below the golden layer, with the 95 % interval over the facts; golden at: "
-        "the golden\nlayer's place in the choice's own order; cost: seconds, and how often the "
-        "sweep takes as long."
+        "regret: points below the golden layer, with the 95 % interval over the facts\n"
+        "at: the golden layer's place in the choice's own order\n"
+        "rho: rank correlation of its layer scores with the sweep's\n"
+        "cost: seconds, and how many times as long the sweep takes"
     )
     if curves := [one for one in found.proxy_sizes if len(one.points) > 1]:
         sizes = sorted({point.n for one in curves for point in one.points})
         rows = []
         for one in curves:
             at = {p.n: f"{_number(p.regret)} {100 * p.wins:.0f}%" for p in one.points}
-            rows.append((one.name, *(at.get(n) for n in sizes)))
+            rows.append((_short(one.name), *(at.get(n) for n in sizes)))
         heading = "Mean regret with N proxy facts, and how often the golden layer is chosen"
         put(table(heading, ("choice", *map(str, sizes)), rows))
     for one in found.choices:
         if one.note and one.method not in ("oracle", "random"):
-            print(f"{one.name}: {one.note}.")
+            print(f"{_short(one.name)}: {one.note}.")
     for warning in found.warnings:
         shared.say(f"Warning: {warning}.")
 
@@ -119,10 +120,13 @@ def _line(one: Choice) -> tuple[Any, ...]:
     if cost is not None and one.speed_up is not None and one.method not in ("golden", "oracle"):
         cost = f"{cost}, {one.speed_up:.0f}x"
     correlation = None if one.spearman != one.spearman else f"{one.spearman:.2f}"
-    score = _number(one.score)
-    return (
-        one.name, one.n_proxy or None, one.layer, score, regret, one.golden_rank, correlation, cost
-    )  # fmt: skip
+    name, facts, score = _short(one.name), one.n_proxy or None, _number(one.score)
+    return name, facts, one.layer, score, regret, one.golden_rank, correlation, cost
+
+
+def _short(name: str) -> str:
+    """A name without the settings that are the default."""
+    return name.replace(" mlp", "").replace(" sequence", "").replace("+", " + ")
 
 
 def _number(value: float) -> str | None:

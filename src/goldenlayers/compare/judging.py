@@ -225,7 +225,7 @@ class _Judge:
 
     def oracle(self) -> Choice:
         score, gap = self.truth.oracle(self.metric), self.truth.gap(self.metric)
-        regret = Interval(-gap.value, -gap.high, -gap.low, gap.n)
+        regret = Interval(0.0 - gap.value, 0.0 - gap.high, 0.0 - gap.low, gap.n)  # no -0.0
         note = "each fact at its own best layer"
         cost = self._cost(self.sweep_seconds)
         return Choice("oracle", "oracle", None, score.value, regret, note=note, **cost)
@@ -263,8 +263,8 @@ class _Judge:
         plain_run = self.as_run(run)
         layer = int(record["layer"])
         order = [layer, *(one for one in run.order() if one != layer)]
-        spent = [run.ranking.seconds, record.get("seconds")]
-        seconds = None if None in spent else sum(spent)  # pyright: ignore[reportCallIssue,reportArgumentType]
+        spent: list[float | None] = [run.ranking.seconds, record.get("seconds")]
+        seconds = None if None in spent else sum(s for s in spent if s is not None)
         return replace(
             self._choice(f"{plain_run.name} verified", run.method, order),
             **{n: getattr(plain_run, n) for n in ("scope", "loss", "fence", "n_proxy", "run")},

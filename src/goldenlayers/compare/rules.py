@@ -74,11 +74,11 @@ def rules_of(run: LocateRun) -> list[Rule]:
     if not run.rows:
         return []
     phi = run.array("phi")
-    usable = np.isfinite(phi).all(axis=1)
-    if not usable.any():
+    usable = np.flatnonzero(np.isfinite(phi).all(axis=1))
+    if not len(usable):
         return []
     phi = phi[usable]
-    facts = tuple(fact for fact, ok in zip(run.facts, usable, strict=True) if ok)
+    facts = tuple(run.facts[i] for i in usable)
 
     def rule(name: str, variant: str, score: Scores) -> Rule:
         return Rule(name, variant, run, facts, score)

@@ -89,7 +89,7 @@ class LocateRun:
 
     @property
     def fence(self) -> str | None:
-        """ "tukey" or "none"; None for methods without fences."""
+        """Either "tukey" or "none"; None for methods without fences."""
         return self.ranking.fence if self.method == "lga" else None
 
     @property

@@ -1,20 +1,16 @@
-"""The verified choice: the best candidate layers raced on a few facts with real edits.
+"""Successive halving over candidate layers, whatever scores them. NumPy only.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all candidates are tried on a
-few facts, the worse half is dropped, the others are tried on more. A difference that is beyond
-doubt ends the race early.
-
-Shapes: N facts, K candidate layers.
+Source: Jamieson and Talwalkar 2016, arXiv 1502.07943. Shapes: N facts, K candidate layers.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +18,10 @@ from numpy.typing import NDArray
 from goldenlayers.errors import UserError
 from goldenlayers.truth.numbers import Interval, eligible_means, estimate, level, nan_mean, plain
 
-if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
-    from goldenlayers.editors import EditSettings
-    from goldenlayers.facts import Fact
-    from goldenlayers.locate.ranking import LayerRanking
-    from goldenlayers.models.model import Model
-
-__all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]
-
 Floats = NDArray[np.float64]
 Scorer = Callable[[int, Sequence[int]], Sequence[float]]
 """Layer, places of facts → each fact's score after its own edit there; NaN where unscored."""
 
-METRICS = ("rewrite", "rephrase", "locality", "portability")
 PER_ROUND = 4
 # Below so many facts a difference is never beyond doubt, however alike the facts speak: that all
 # of five have one sign happens by chance once in 16 times, of three once in four.
@@ -120,90 +106,6 @@ class VerifiedChoice:
             "seed": self.seed,
             "warnings": list(self.warnings),
         }
-
-
-def verify(
-    model: Model,
-    facts: Sequence[Fact],
-    candidates: Sequence[int],
-    method: str = "rome",
-    *,
-    n_facts: int = 8,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    metrics: Sequence[str] = METRICS,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> VerifiedChoice:
-    """Race candidate layers on a few facts with real edits; the model is left as it is.
-
-    Each fact is edited by itself at a layer and scored by Overall, the mean of ``metrics`` that it
-    has probes for, as a sweep scores it. At most K x N edits are made, usually some two thirds.
-
-    Args:
-        model: a loaded model.
-        facts: the proxy facts, never those that the choice is to be judged on. Those with the most
-            kinds of probes are taken first, drawn with ``seed`` among equals.
-        candidates: layers, in any order; see :func:`best_layers` and :func:`with_neighbours`.
-        method: an editor's name.
-        n_facts: N, the most facts to edit at one layer.
-        settings: of the editor.
-        statistics: key statistics of all candidates; collected in one pass when left out.
-        metrics: what Overall is made of.
-        seed: see :class:`VerifiedChoice`.
-        on_progress: told (edits done, edits at most).
-
-    Raises:
-        UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, or no
-            edit that could be scored.
-    """
-    from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
-    from goldenlayers.evaluation.metrics import overall_by_fact
-    from goldenlayers.evaluation.plan import EvaluationPlan
-    from goldenlayers.evaluation.running import edit_each_safely
-    from goldenlayers.evaluation.units import check_metrics
-
-    start = time.perf_counter()
-    if not facts:
-        raise UserError("there are no facts to verify with", expected="at least one fact")
-    if n_facts < 1:
-        raise UserError(f"the number of facts is {n_facts}", expected="1 or more")
-    chosen, metrics = editor(method), check_metrics(metrics)
-    layers = sorted({model.layers[layer].index for layer in candidates})
-    settings = settings or EditSettings()
-    drawn = _drawn(facts, metrics, n_facts, seed)
-    if len(layers) > 1 and statistics is None and chosen.needs_statistics:
-        from goldenlayers.statistics import key_statistics
-
-        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
-        statistics = key_statistics(model, needed, seed=seed)
-    bench = Workbench(model, settings, statistics, seed)
-    plans: list[EvaluationPlan] = []
-    failures: list[UserError] = []
-
-    def score(layer: int, places: Sequence[int]) -> list[float]:
-        if not plans:
-            plans.append(EvaluationPlan(model, drawn, metrics, seed=seed))
-        some = [drawn[i] for i in places]
-        try:
-            edits: list[Any] = list(edit_each_safely(bench, chosen, some, layer))
-        except UserError as error:  # every fact fails alike: the layer's fault
-            edits = [error] * len(some)
-        failures.extend(edit for edit in edits if isinstance(edit, UserError))
-        found = overall_by_fact(plans[0].score(edits, facts=places), metrics)
-        return [found.get(fact.id, math.nan) for fact in some]
-
-    try:
-        choice = race(layers, len(drawn), score, seed=seed, on_progress=on_progress)
-    except UserError as error:
-        raise (failures[0] if failures else error) from error
-    return replace(
-        choice,
-        method=method,
-        facts=tuple(fact.id for fact in drawn),
-        seconds=time.perf_counter() - start,
-        warnings=(*choice.warnings, *_lacking(drawn, metrics)),
-    )
 
 
 def race(
@@ -301,19 +203,6 @@ def race(
     )
 
 
-def best_layers(ranking: LayerRanking, k: int) -> list[int]:
-    """The ``k`` best layers within the fences, best first, however many candidates were listed."""
-    kept = [one for one in ranking.layers if one.kept and one.layer != ranking.golden_layer]
-    rest = sorted(kept, key=lambda one: (-one.score, one.layer))
-    return [ranking.golden_layer, *(one.layer for one in rest)][:k]
-
-
-def with_neighbours(layers: Sequence[int], n_layers: int) -> list[int]:
-    """The layers and those just below and above each of them, as far as the model has them."""
-    near = [one for layer in layers for one in (layer - 1, layer + 1) if 0 <= one < n_layers]
-    return list(dict.fromkeys([*layers, *near]))
-
-
 def difference(first: Floats, second: Floats, confidence: float = 0.95) -> Interval:
     """Mean of the paired differences first - second over the facts scored in both, (N,) each.
 
@@ -376,34 +265,6 @@ def _most_edits(k: int, n_facts: int, stages: int) -> int:
         total += k * (target - before)
         k, before = k - k // 2, target
     return total
-
-
-def _drawn(facts: Sequence[Fact], metrics: Sequence[str], count: int, seed: int) -> list[Fact]:
-    """The facts to race on: most kinds of probes first, shuffled among equals, ids once."""
-    distinct = list({fact.id: fact for fact in facts}.values())
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    shuffled = [distinct[i] for i in order]
-    return sorted(shuffled, key=lambda fact: -len(_kinds(fact, metrics)))[:count]
-
-
-def _kinds(fact: Fact, metrics: Sequence[str]) -> set[str]:
-    there = {
-        "rewrite": True,
-        "rephrase": bool(fact.rephrasings),
-        "locality": bool(fact.locality),
-        "portability": bool(fact.portability),
-    }
-    return {name for name in metrics if there.get(name, True)}
-
-
-def _lacking(facts: Sequence[Fact], metrics: Sequence[str]) -> list[str]:
-    """What the facts cannot tell."""
-    found = []
-    for name, probes in (("rephrase", "rephrasings"), ("locality", "locality probes")):
-        without = sum(name not in _kinds(fact, metrics) for fact in facts)
-        if name in metrics and without:
-            found.append(f"{without} of the {len(facts)} facts have no {probes}")
-    return found
 
 
 def _doubts(evidence: Sequence[Evidence]) -> list[str]:

@@ -1,0 +1,33 @@
+"""One dataclass per command: its fields are the flags, the help, the checks and the saved record.
+
+A field is documented once, in the string under it. Nothing heavy is imported here.
+"""
+
+from goldenlayers.config.edits import (
+    AskConfig,
+    EditConfig,
+    EditorsConfig,
+    EvaluateConfig,
+    ExportConfig,
+)
+from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
+from goldenlayers.config.options import DataOptions, ModelOptions, from_record, to_record
+from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
+
+__all__ = [
+    "AskConfig",
+    "CompareConfig",
+    "DataOptions",
+    "DatasetsConfig",
+    "EditConfig",
+    "EditorsConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "LocateConfig",
+    "ModelOptions",
+    "ModelsConfig",
+    "RunConfig",
+    "SweepConfig",
+    "from_record",
+    "to_record",
+]

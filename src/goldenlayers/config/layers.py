@@ -1,0 +1,180 @@
+"""Configs of the commands that choose a layer: locate, sweep, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from goldenlayers.config.options import DataOptions, ModelOptions, at_least
+from goldenlayers.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateConfig(DataOptions, ModelOptions):
+    """Find the golden layer: the one layer at which a model's facts are best edited."""
+
+    method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
+    """lga: Layer Gradient Analysis (arXiv 2602.20207). transfer: key transfer analysis, forward
+    passes only. cma: causal mediation analysis (arXiv 2202.05262). saliency: mean absolute
+    gradient. middle, published: choices that look at no facts (half depth; the depth published
+    settings use)."""
+
+    statistics: str = "model"
+    """transfer, --verify: text for the key statistics: model (sampled from the model itself), a
+    text or JSONL file, or hub:NAME."""
+
+    reach: bool = False
+    """transfer: weigh by whether an edit can still bring the answer about (one backward pass)."""
+
+    scope: Literal["mlp", "down", "attention", "block"] = "mlp"
+    """Which weight matrices of a block the gradients are taken of."""
+
+    loss: Literal["sequence", "answer"] = "sequence"
+    """Cross-entropy over the whole text (the paper's), or over the answer tokens only."""
+
+    known: bool = False
+    """Keep only facts whose old answer the model gives by itself."""
+
+    fence: Literal["tukey", "none"] = "tukey"
+    """Leave layers with outlying scores out of the choice (Tukey fences), or keep all."""
+
+    kappa: float = 1.0
+    """Width of the Tukey fences in interquartile ranges."""
+
+    top_k: int = 5
+    """How many candidate layers to list."""
+
+    bootstrap: int = 1000
+    """Resamples of the facts that tell how stable the choice is."""
+
+    batch_size: int = 16
+    """Facts per batch; halved by itself when memory runs out."""
+
+    verify: int | None = None
+    """Race this many of the best layers on a few of the facts with real edits, and choose the
+    winner (successive halving)."""
+
+    verify_facts: int = 8
+    """--verify: facts that are edited at most, each by itself; those with the most probes."""
+
+    verify_method: str = "rome"
+    """--verify: the editor."""
+
+    neighbours: bool = False
+    """--verify: race the layers just below and above those, too."""
+
+    out: Path | None = None
+    """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
+    verified.json with --verify."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        at_least("kappa", self.kappa, 0)
+        at_least("top_k", self.top_k, 1)
+        at_least("bootstrap", self.bootstrap, 0)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("verify", self.verify, 1 if self.neighbours else 2)
+        at_least("verify_facts", self.verify_facts, 1)
+        if self.neighbours and self.verify is None:
+            raise UserError("--neighbours is for --verify", fix="Add --verify 5, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(DataOptions, ModelOptions):
+    """Edit every fact at every layer and score: the truth. Run again after a kill to go on."""
+
+    method: str = "rome"
+    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layers: str = "all"
+    """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
+
+    known: bool = False
+    """Keep only facts whose old answer the model gives by itself."""
+
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """As for `golden evaluate`; rewrite, rephrase, locality, portability if none is named."""
+
+    preset: str | None = None
+    """Published settings by name, such as rome/gpt2-xl; their layer is left aside."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2 ...); see `golden editors`."""
+
+    statistics: str = "model"
+    """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
+
+    chunk: str = "auto"
+    """Facts per batch, or auto; halved by itself when memory runs out."""
+
+    evidence: bool = False
+    """Also write what the model said before and after each edit (several times the size)."""
+
+    workers: int = 1
+    """Processes, or Ray actors, that each load the model and work side by side."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: actors of a cluster (extra ray)."""
+
+    address: str | None = None
+    """With --engine ray: address of a running cluster (default: one is started here)."""
+
+    out: Path
+    """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        at_least("workers", self.workers, 1)
+        if self.chunk != "auto" and not (self.chunk.isdecimal() and int(self.chunk) > 0):
+            raise UserError(f"--chunk is '{self.chunk}'", expected="a number above 0, or auto")
+        if self.address is not None and self.engine != "ray":
+            raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost."""
+
+    sweep: Annotated[Positional[Path], arg(metavar="SWEEP")]
+    """Run folder of `golden sweep`: the truth, on test facts."""
+
+    with_: Annotated[list[Path], arg(name="with", metavar="RUN")] = dataclasses.field(
+        default_factory=list
+    )
+    """Run folders of `golden locate`, on other facts: the choices."""
+
+    metric: str = "overall"
+    """What to judge by: overall, or a metric of the sweep."""
+
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [10, 20, 50, 100, 200, 300])
+    """Numbers of proxy facts to try, by choosing again with random parts of each run's facts."""
+
+    repeats: int = 200
+    """Random parts per size."""
+
+    seed: int = 0
+    """Seed of the random parts."""
+
+    allow_overlap: bool = False
+    """Go on, with a warning, where a run chose with facts of the sweep."""
+
+    out: Path | None = None
+    """Run folder to write: compare.json, config.yaml, log.txt."""
+
+    overwrite: bool = False
+    """Replace the run folder if it is there already."""
+
+    def __post_init__(self) -> None:
+        at_least("repeats", self.repeats, 1)
+        for size in self.sizes:
+            at_least("sizes", size, 1)

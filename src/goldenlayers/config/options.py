@@ -1,0 +1,95 @@
+"""The options that commands share, their checks, and how a config is saved and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from goldenlayers.errors import UserError
+
+ModelName = Annotated[Positional[str], arg(metavar="MODEL")]
+DataName = Annotated[Positional[str], arg(metavar="[DATA]")]
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how to load it."""
+
+    model: ModelName
+    """Packaged short name (see `golden models`), directory, .gguf file, or hub id."""
+
+    dtype: Dtype = "float32"
+    """Number format of the weights while working; auto keeps the checkpoint's own."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
+
+    cache_dir: Path | None = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,
+    final_norm, head (mlp, attention and down relative to a block)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which facts."""
+
+    data: DataName = "starter"
+    """Registered name (see `golden datasets`), a file, or FORMAT:FILE."""
+
+    limit: int | None = None
+    """Use a random sample of this many facts (drawn with --seed)."""
+
+    seed: int = 0
+    """Seed of every random draw of the run."""
+
+    skip_invalid: bool = False
+    """Leave out invalid rows, and say how many and why, in place of stopping at the first."""
+
+    def __post_init__(self) -> None:
+        at_least("limit", self.limit, 1)
+
+
+def at_least(name: str, value: float | None, low: float) -> None:
+    if value is not None and value < low:
+        raise UserError(f"--{name.replace('_', '-')} is {value}", expected=f"{low} or more")
+
+
+def to_record(config: Any) -> dict[str, Any]:
+    """A config as plain YAML-ready values."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
+    """The config saved by :func:`to_record`.
+
+    Raises:
+        UserError: a setting this version does not know.
+    """
+    from goldenlayers.errors import near_matches
+
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in record:
+        if name not in fields:
+            raise UserError(f"unknown setting '{name}'", fix=near_matches(name, fields))
+
+    def rich(name: str, value: Any) -> Any:
+        if "Path" not in str(fields[name].type) or value is None:
+            return value
+        return [Path(one) for one in value] if isinstance(value, list) else Path(value)
+
+    return kind(**{name: rich(name, value) for name, value in record.items()})

