@@ -377,6 +377,18 @@ def test_bad_input() -> None:
         locate(model, [])
     with pytest.raises(UserError, match="no old answer"):
         list(lga_rows(model, [dataclasses.replace(FACTS[0], target_old=None)]))
-    long = dataclasses.replace(FACTS[0], id="long", prompt="Italy " + "x y z " * 400)
-    with pytest.raises(UserError, match="at most 512"):
-        locate(model, [*FACTS, long])
+
+
+def test_a_fact_longer_than_the_context_is_left_out_with_its_name() -> None:
+    model = wrapped()
+    long = dataclasses.replace(FACTS[0], id="too-long", prompt="Italy " + "x y z " * 400)
+    told: list[DataError] = []
+    ranking = locate(model, [*FACTS, long], on_dropped=told.extend)
+    assert ranking == dataclasses.replace(
+        locate(model, FACTS),
+        seconds=ranking.seconds,
+        peak_memory_bytes=ranking.peak_memory_bytes,
+    )
+    assert "too-long" in str(told[0]) and "at most 512" in str(told[0])
+    with pytest.raises(UserError, match=r"too-long.*at most 512"):
+        locate(model, [long])

@@ -50,10 +50,10 @@ def load_facts(options: DataOptions) -> FactSet:
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:
-    """Say that some facts turned out to be no edits, and why."""
+    """Say which facts were left out, and why."""
     shown = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
-    say("\n".join([f"Left out {len(dropped)} facts that are no edits:", *shown, *more]))
+    say("\n".join([f"Left out {len(dropped)} facts:", *shown, *more]))
 
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ def locate(
         data: name of the facts' source, for the record.
         on_rows: told each batch's per-fact rows as soon as they are there.
         on_progress: told (facts done, facts in all).
-        on_dropped: told the facts that turned out to be no edits, with the reason.
+        on_dropped: told the facts left out with the reason: too long for the model's context, or
+            no edits since the model's own answer is the new one.
 
     Returns:
         The ranking. When interrupted (Ctrl-C) after at least one batch, that of the facts done so
@@ -156,7 +157,9 @@ def _prepare(
 
     if not facts:
         raise UserError("there are no facts to locate with", expected="at least one fact")
-    todo, dropped = list(facts), []
+    todo, dropped = _fitting(model, facts)
+    if not todo:
+        raise dropped[0]
     if known or method == "cma":  # tracing follows an answer that the model gives
         todo = known_facts(model, todo)
         if not todo:
@@ -165,12 +168,30 @@ def _prepare(
                 fix="Use other facts, a larger model, or leave out --known",
             )
     elif method == "lga":
-        todo, dropped = fill_old_answers(model, todo)
+        todo, no_edits = fill_old_answers(model, todo)
+        dropped += no_edits
         if not todo:
             raise dropped[0]
     if dropped and on_dropped is not None:
         on_dropped(dropped)
     return todo
+
+
+def _fitting(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], list[DataError]]:
+    """The facts whose texts fit the model's context, and the others with the reason."""
+    from goldenlayers.tokens import TooLongError
+
+    fitting: list[Fact] = []
+    dropped: list[DataError] = []
+    for fact in facts:
+        try:
+            for answer in (fact.target_new, fact.target_old or ""):
+                model.encoder.fact(fact, answer)
+        except TooLongError as error:
+            dropped.append(DataError(f"fact '{fact.id}' is too long: {error}", field="prompt"))
+        else:
+            fitting.append(fact)
+    return fitting, dropped
 
 
 def _rows(
