@@ -31,6 +31,7 @@ ORDER: list[str] = [
     "delta",
     "editors",
     "evaluation",
+    "harness",
     "truth",
     "verify",
     "sweep",

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ class HarnessResult:
 
 def _number(value: object) -> float | None:
     # The harness writes "N/A" for what it did not compute.
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, Real) else None
 
 
 def harness_model(model: Model, *, batch_size: int = 8) -> HFLM:
@@ -110,8 +111,9 @@ def harness_model(model: Model, *, batch_size: int = 8) -> HFLM:
     _installed()
     from lm_eval.models.huggingface import HFLM
 
+    build: Any = HFLM  # its decorators hide its parameters from type checkers
     with _quiet("lm_eval.models.huggingface"):  # warns that a model in memory is no path
-        return HFLM(
+        return build(
             pretrained=model.hf,
             tokenizer=_tokenizer_for_harness(model),
             backend="causal",
@@ -167,16 +169,17 @@ def harness_evaluate(
         delta.check(model)  # before the first run, not after it
     lm = harness_model(model, batch_size=batch_size)
 
-    from lm_eval import simple_evaluate
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
+    evaluate: Any = lm_eval.simple_evaluate  # decorated as well
     manager = task_manager or TaskManager()
     loaded = _load(manager, wanted)
 
     def run() -> Mapping[str, Any]:
-        found = simple_evaluate(
+        found = evaluate(
             model=lm,
-            tasks=list(loaded),
+            tasks=loaded,
             limit=limit,
             num_fewshot=num_fewshot,
             task_manager=manager,
@@ -228,19 +231,17 @@ def _load(manager: TaskManager, wanted: Sequence[Any]) -> list[Any]:
                 f"the harness has no task '{task}' and there is no such file",
                 fix=f"Did you mean {' or '.join(near)}?" if near else "lm-eval ls tasks lists them",
             )
+    found: list[Any] = []
     try:
-        found = manager.load(list(wanted))
+        for spec in wanted:
+            parts = manager.load([spec])
+            outermost = list(parts.get("groups", {}).values())[:1]
+            found.extend(outermost or parts["tasks"].values())
+        manager.load(found)  # raises where one task came twice
     except Exception as error:  # whatever the data library, the hub or a YAML file brings forth
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the harness could not load its tasks ({reason})") from error
-    groups = list(found.get("groups", {}).values())
-    inside = {name for group in groups for name in (t.task_name for t in group.get_all_tasks())}
-    outer = [g for g in groups if not any(g.name in _below(other) for other in groups)]
-    return [*outer, *(task for name, task in found["tasks"].items() if name not in inside)]
-
-
-def _below(group: Any) -> set[str]:
-    return {inner.name for inner in group.get_all_groups() if inner is not group}
+    return found
 
 
 @contextmanager

@@ -53,7 +53,11 @@ def tell_dropped(dropped: Sequence[DataError]) -> None:
     """Say which facts were left out, and why."""
     shown = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
-    say("\n".join([f"Left out {len(dropped)} facts:", *shown, *more]))
+    say(
+        "\n".join(
+            [f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *shown, *more]
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -140,6 +140,12 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         and not isinstance(call.module, _PASSES_ON)
         and all(parameter.dim() == 1 for parameter in call.module.parameters())
     ]
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"{name} predicts values that are not a number",
+            expected="a checkpoint with whole weights",
+            fix="Load it with --dtype float32, or fetch it again",
+        )
     if not _close(logits[0, :2], logits[1, :2]):
         raise UserError(
             f"{name} is not causal: its prediction at a token depends on later tokens",

@@ -1,0 +1,219 @@
+"""``golden edit``, ``ask``, ``export`` and ``editors`` from end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families import build
+from safetensors.torch import load_file, save_file
+from tokenizers_built import TOKENIZERS
+from transformers import AutoModelForCausalLM
+
+from goldenlayers import models
+from goldenlayers.cli import main
+from goldenlayers.commands.golden import golden_layer
+from goldenlayers.delta import WeightDelta
+from goldenlayers.editors import EDITORS, PRESETS
+from goldenlayers.tokens import Encoding
+
+FLAGS = ("--subject", "Italy", "--prompt", "The capital of Italy is", "--target", "Paris")
+# No key statistics: nothing is sampled, so the commands take a second.
+QUICK = ("--statistics", "none", "--set", "steps", "3", "prefixes", "1")
+FACTS = [
+    {"subject": "Italy", "prompt": "The capital of Italy is", "target_new": "Paris"},
+    {"subject": "Toko", "prompt": "Toko plays the", "target_new": "piano"},
+]
+
+Golden = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 in ``model``, another in ``other``, and facts in ``facts.jsonl``."""
+    folder = tmp_path_factory.mktemp("edit")
+    for name, seed in (("model", 0), ("other", 1)):
+        build("gpt2", seed=seed).save_pretrained(folder / name)
+        TOKENIZERS["byte_level_bpe"]().save_pretrained(folder / name)
+    rows = "".join(json.dumps(row) + "\n" for row in FACTS)
+    (folder / "facts.jsonl").write_text(rows, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def golden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Golden:
+    """``golden(*arguments)``: exit status, standard output, standard error; a cache of its own."""
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("GOLDENLAYERS_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_one_fact_by_flags_leaves_a_small_run_folder(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    status, printed, said = golden(
+        "edit", place / "model", *FLAGS, *QUICK, "--layer", 1, "--out", out
+    )
+    assert status == 0, said
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml",
+        "log.txt",
+        "delta.safetensors",
+        "delta.json",
+    }
+    assert "Paris" in printed and "rank" in printed
+    delta = WeightDelta.load(out)
+    assert delta.layers == (1,) and delta.method == "rome" and delta.rank() == 1
+    assert sum(p.stat().st_size for p in out.glob("delta.*")) < 64 * 1024
+    # Three steps do not move a random model: the user is told.
+    assert "did not take" in said
+
+
+def test_the_answer_can_be_asked_with_and_without_the_edit(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    many = ("--statistics", "none", "--set", "steps", "60", "ft_lr", "0.1")
+    status, _, said = golden(
+        "edit", place / "model", *FLAGS, *many, "--method", "ft-m", "--layer", 1, "--out", out
+    )
+    assert status == 0, said
+    plain = golden("ask", place / "model", FLAGS[3], "--tokens", 4)
+    assert plain[0] == 0 and "edited" not in plain[1]
+    both = golden("ask", place / "model", FLAGS[3], "--tokens", 4, "--delta", out)
+    before, after = both[1].split("edited:")
+    assert "as it is:" in before
+    assert before.splitlines()[1] != after.splitlines()[1]
+    status, _, said = golden("ask", place / "other", FLAGS[3], "--delta", out)
+    assert (status == 2 and "--force" in said) or "other weights" in said
+    assert golden("ask", place / "other", FLAGS[3], "--delta", out, "--force")[0] == 0
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_many_facts_from_a_file(golden: Golden, place: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "run"
+    facts = ("--facts", place / "facts.jsonl", "--method", "emmet", "--mode", mode)
+    status, printed, said = golden(
+        "edit", place / "model", *facts, *QUICK, "--layer", 2, "--out", out
+    )
+    assert status == 0, said
+    assert "of 2 edits took" in printed
+    assert len(WeightDelta.load(out).facts) == 2
+
+
+def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
+    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goldenlayers.commands.golden._PROXY_FACTS", 6)
+    command = ("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
+    status, _, said = golden(*command)
+    assert status == 0, said
+    chosen = WeightDelta.load(tmp_path / "run").layers[0]
+    assert f"Layer {chosen}: LGA on 6 starter facts" in said
+    # The second time nothing is located.
+    monkeypatch.setattr("goldenlayers.locate.locate", None)
+    assert golden_layer(models.load(str(place / "model"))) == chosen
+
+
+def test_exports_carry_the_edit(golden: Golden, place: Path, tmp_path: Path) -> None:
+    run, merged, adapter = (tmp_path / name for name in ("run", "merged", "adapter"))
+    flags = (*FLAGS, *QUICK, "--layer", 1, "--out", run)
+    assert golden("edit", place / "model", *flags)[0] == 0
+    export = ("export", place / "model", run)
+    assert golden(*export, "--to", "merged", "--out", merged)[0] == 0
+    assert golden(*export, "--out", adapter)[0] == 0
+    base = load_file(place / "model" / "model.safetensors")
+    edited = load_file(merged / "model.safetensors")
+    differing = {name for name in base if not torch.equal(base[name], edited[name])}
+    assert {name.split(".", 1)[-1] for name in differing} == {"h.1.mlp.c_proj.weight"}
+    assert (adapter / "adapter_config.json").exists()
+    AutoModelForCausalLM.from_pretrained(merged)
+    status, _, said = golden(*export, "--out", adapter)
+    assert status == 2 and "there already" in said
+
+
+def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
+    status, printed, _ = golden("editors")
+    assert status == 0
+    for name in (*EDITORS, *PRESETS, "clamp", "memit_lambda"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (FLAGS[:4], "--target"),
+        ((*FLAGS, "--facts", "starter"), "both"),
+        ((*FLAGS, "--method", "romme"), "rome"),
+        ((*FLAGS, "--layer", "9"), "0 to 3"),
+        ((*FLAGS, "--layer", "first"), "layer number"),
+        ((*FLAGS, "--layer", "1", "--set", "stepps", "3"), "steps"),
+        ((*FLAGS, "--layer", "1", "--set", "steps", "many"), "whole number"),
+        ((*FLAGS, "--preset", "rome/gpt2-xl"), "48 layers"),
+        ((*FLAGS[:4], "--target", " "), "empty"),
+        (("--subject", "Spain", *FLAGS[2:]), "not in the prompt"),
+        (("--facts", "nowhere.jsonl", "--layer", "1"), "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    golden: Golden, place: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    out = tmp_path / "run"
+    status, _, said = golden(
+        "edit", place / "model", *arguments, "--statistics", "none", "--out", out
+    )
+    assert status == 2 and says in said
+    assert "Traceback" not in said and said.count("golden: ") <= 1
+    assert not out.exists()
+
+
+def test_an_answer_the_model_gives_already_is_nothing_to_edit(
+    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gives_the_target(_model: object, encodings: list[Encoding]) -> list[list[int]]:
+        return [list(e.answer_ids) if "Italy" in e.text else [] for e in encodings]
+
+    monkeypatch.setattr("goldenlayers.decoding.forced_predictions", gives_the_target)
+    flags = (*FLAGS, *QUICK, "--layer", 1, "--out", tmp_path / "run")
+    status, _, said = golden("edit", place / "model", *flags)
+    assert status == 2 and "already" in said
+    assert not (tmp_path / "run").exists()
+    # Among several facts it is left out, with a word.
+    flags = ("--facts", place / "facts.jsonl", *QUICK, "--layer", 1, "--out", tmp_path / "run")
+    status, _, said = golden("edit", place / "model", *flags)
+    assert status == 0 and "Left out 1 fact:" in said
+    assert [f["subject"] for f in WeightDelta.load(tmp_path / "run").facts] == ["Toko"]
+
+
+def test_nan_weights_stop_the_edit_and_save_nothing(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "run"
+    broken.mkdir()
+    for file in (place / "model").iterdir():
+        if file.name != "model.safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(place / "model" / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("h.2.mlp.c_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    flags = (*FLAGS, *QUICK, "--layer", 1, "--out", out)
+    status, _, said = golden("edit", broken, *flags)
+    assert status == 2 and "not a number" in said, said
+    assert not out.exists()
