@@ -186,12 +186,12 @@ def before_perplexity(record: Record) -> str:
 
 def evaluation_page() -> str:
     """Issue: models × data sets × editors at the LGA layer."""
-    metrics = ["rewrite", "rephrase", "locality", "portability", "overall", "generation"]
+    metrics = ["rewrite", "rephrase", "locality", "portability", "overall", "generation_rewrite"]
     parts = [
         "# Evaluation at the LGA layer",
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. 20 facts per "
         "cell, single mode; means in points of 100 with 95 % bootstrap intervals over facts. "
-        "`generation` is free greedy decoding with a normalised match, the realistic figure beside "
+        "`generation_rewrite` is free greedy decoding with a normalised match, the realistic figure beside "
         "the teacher-forced ones. Command: `python tools/results/cells.py evaluation --model "
         "MODEL`.",
     ]
