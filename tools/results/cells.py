@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--modes", nargs="*", help="only cells of these modes")
     parser.add_argument("--layers", nargs="*", type=int)
     parser.add_argument("--data", nargs="*")
     parser.add_argument("--facts", type=int)
@@ -182,7 +183,10 @@ def main() -> None:
     start = time.perf_counter()
     bench = Bench(args.model, args.shared)
     for cell, metrics in suites(args.suite, bench, args):
-        if cell.path.exists():
+        wanted = (not args.methods or cell.method in args.methods) and (
+            not args.modes or cell.mode in args.modes
+        )
+        if cell.path.exists() or not wanted:
             continue
         if time.perf_counter() - start > 60 * args.minutes:
             print(f"open: {cell.path.name}", flush=True)
