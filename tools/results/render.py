@@ -192,8 +192,8 @@ def evaluation_page() -> str:
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. 20 facts per "
         "cell, single mode; means in points of 100 with 95 % bootstrap intervals over facts. "
         "`generation_rewrite` is free greedy decoding with a normalised match, the realistic "
-        "figure beside the teacher-forced ones. Command: `python tools/results/cells.py evaluation --model "
-        "MODEL`.",
+        "figure beside the teacher-forced ones. "
+        "Command: `python tools/results/cells.py evaluation --model MODEL`.",
     ]
     records = load("evaluation")
     done = {(r["cell"]["model"], r["cell"]["data"]) for r in records}
