@@ -28,6 +28,13 @@ METHODS = (
     "ft-m",
     "ft-l",
 )
+MANY = (
+    ("batch", "memit"),
+    ("batch", "emmet"),
+    ("batch", "alphaedit"),
+    ("sequential", "alphaedit"),
+    ("sequential", "r-rome"),
+)
 Record = dict[str, Any]
 
 
@@ -152,6 +159,10 @@ def editors_page() -> str:
             for r in many
         ]
         parts.append(table(head, rows))
+        done = {(r["cell"]["mode"], r["cell"]["method"]) for r in many}
+        left = [f"{method} {mode}" for mode, method in MANY if (mode, method) not in done]
+        if left:
+            parts.append("Still open: " + ", ".join(left) + ".")
     sources = load("statistics")
     if sources:
         parts += [
