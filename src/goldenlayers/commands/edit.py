@@ -137,6 +137,15 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
 
 
 def settings_and_layer(config: EditConfig, model: Model) -> tuple[EditSettings, int]:
+    """The editor's settings, and the layer to edit: a preset's own where none is named."""
+    settings, published = editor_settings(config, model)
+    if published is not None and config.layer == "auto":
+        return settings, published
+    return settings, pick_layer(config, model)
+
+
+def editor_settings(config: Any, model: Model) -> tuple[EditSettings, int | None]:
+    """The settings of ``--preset`` and ``--set``, and the layer that the preset names, if any."""
     from goldenlayers.editors import EditSettings, preset
 
     settings = EditSettings()
@@ -148,10 +157,9 @@ def settings_and_layer(config: EditConfig, model: Model) -> tuple[EditSettings, 
                 f"preset '{config.preset}' is for {found.method}, not {config.method}",
                 fix=f"Add --method {found.method}",
             )
-        layer = found.layer if config.layer == "auto" else None
+        layer = found.layer
     changes = {name: _value(settings, name, text) for name, text in config.set.items()}
-    settings = settings.replace(**changes)
-    return settings, pick_layer(config, model) if layer is None else layer
+    return settings.replace(**changes), layer
 
 
 def _value(settings: EditSettings, name: str, text: str) -> float | int | bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
+from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.config import SweepConfig, to_record
 from goldenlayers.errors import UserError
 
@@ -38,13 +39,12 @@ def run(config: SweepConfig) -> int:
     source = shared.load_facts(config)
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
-    settings = _settings(config, model)
+    settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
     facts = _facts(config, model, source)
     with _folder(config, model, source) as folder:
         done = folder.read_rows(ROWS)
         if folder.resumed:
             shared.say(f"Going on with {folder.path}: {len(done)} rows are there")
-        from goldenlayers.commands.edit import key_statistics_for
         from goldenlayers.sweep import Batch, sweep
         from goldenlayers.truth import Truth, to_json
 
@@ -294,20 +294,3 @@ def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
         )
     shared.say(f"The model knows {len(known)} of the {len(source)} facts")
     return known
-
-
-def _settings(config: SweepConfig, model: Model) -> Any:
-    """The editor's settings; the layer that a preset names is left aside."""
-    from goldenlayers.commands.edit import _value
-    from goldenlayers.editors import EditSettings, preset
-
-    settings = EditSettings()
-    if config.preset is not None:
-        found, settings = preset(config.preset, model)
-        if found.method != config.method:
-            raise UserError(
-                f"preset '{config.preset}' is for {found.method}, not {config.method}",
-                fix=f"Add --method {found.method}",
-            )
-    changes = {name: _value(settings, name, text) for name, text in config.set.items()}
-    return settings.replace(**changes)
