@@ -15,8 +15,10 @@ from tokenizers_built import TOKENIZERS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from goldenlayers.editors import parts as parts_module
 from goldenlayers.editors import tails as tails_module
 from goldenlayers.editors import values as values_module
+from goldenlayers.editors.parts import Row, split
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.editors.tails import Tails
 from goldenlayers.editors.values import Value, fact_prompts, optimise_values
@@ -185,6 +187,8 @@ def test_finished_facts_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
         return run(self, changes)
 
     monkeypatch.setattr(Tails, "run", spy)
+    # One part, so that each run is a whole step.
+    monkeypatch.setattr(parts_module, "_OVERHEAD", {"cpu": 10**6})
     done: list[int] = []
     batch = optimise_values(model, FACTS, LAYER, PREFIXES, s, on_done=done.append)
     # The first run is the trial of the tails; four rows per fact, the KL prompt's included.
@@ -232,7 +236,7 @@ def test_groups_bound_the_tokens_and_change_nothing(monkeypatch: pytest.MonkeyPa
     inside = values_module._Group.__init__
 
     def spy(self: Any, model: Model, layer: int, rows: Any, *more: Any) -> None:
-        sizes.append(len(rows.encodings))
+        sizes.append(len(rows))
         inside(self, model, layer, rows, *more)
 
     monkeypatch.setattr(values_module._Group, "__init__", spy)
@@ -280,6 +284,45 @@ def test_too_long_a_prompt_is_the_users_error() -> None:
     long = Fact("long", "Italy", "x y z " * 300 + "Italy is", "Paris")
     with pytest.raises(UserError, match="at most 512"):
         optimise_values(wrapped("llama"), [long], LAYER, PREFIXES, settings())
+
+
+# --- parts
+
+
+def test_parts_of_similar_length_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, s = wrapped("llama"), settings()
+    found = []
+    for overhead in (0, 10**6):
+        monkeypatch.setattr(parts_module, "_OVERHEAD", {"cpu": overhead})
+        found.append(optimise_values(model, FACTS, LAYER, PREFIXES, s))
+    assert gap(found[0], found[1]) < 2e-5
+
+
+def test_rows_are_split_where_padding_costs_more_than_another_part() -> None:
+    widths = [3, 9, 3, 8, 1, 1, 1]
+
+    def cost(parts: list[list[int]], overhead: int) -> int:
+        return sum(overhead + len(p) * max(widths[i] for i in p) for p in parts)
+
+    for overhead in (0, 1, 2, 4, 8, 100):
+        parts = split(widths, overhead)
+        assert sorted(i for p in parts for i in p) == list(range(len(widths)))
+        order = sorted(range(len(widths)), key=lambda i: (-widths[i], i))
+        cuts = [[i for i in range(1, 7) if mask >> i & 1] for mask in range(0, 128, 2)]
+        every = [
+            cost([order[a:b] for a, b in zip([0, *c], [*c, 7], strict=True)], overhead)
+            for c in cuts
+        ]
+        assert cost(parts, overhead) == min(every)
+    assert len(split(widths, 0)) == 4 and len(split(widths, 100)) == 1
+    assert split([], 5) == []
+
+
+def test_of_the_kl_prompt_only_the_lookup_token_is_run() -> None:
+    model = wrapped("llama")
+    kl = model.encoder.encode("Italy is a", "", "Italy")
+    row = Row(kl, 0, None)
+    assert row.tail == 1 and len(row.run) == (kl.lookup or 0) + 1 < len(kl)
 
 
 # --- tails

@@ -59,6 +59,16 @@ class Encoding:
         return dataclasses.replace(self, ids=self.ids[:-1], spans=self.spans[:-1])
 
     @property
+    def until_lookup(self) -> Encoding:
+        """The tokens up to the lookup token, which causal attention reads no further than."""
+        if self.lookup is None or self.lookup == len(self.ids) - 1:
+            return self
+        end = self.lookup + 1
+        return dataclasses.replace(
+            self, ids=self.ids[:end], spans=self.spans[:end], n_prompt=min(self.n_prompt, end)
+        )
+
+    @property
     def answer_ids(self) -> tuple[int, ...]:
         return self.ids[self.n_prompt :]
 
