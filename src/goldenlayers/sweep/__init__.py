@@ -18,6 +18,7 @@ from goldenlayers.sweep.cells import Batch, Job, Ledger, Row, Runner, chunk_size
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
+    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
 __all__ = ["Batch", "Sweep", "sweep"]
@@ -59,6 +60,7 @@ def sweep(
     layers: Sequence[int] | None = None,
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
+    found_values: dict[tuple[Any, ...], Value] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     seed: int = 0,
     chunk: str | int = "auto",
@@ -81,6 +83,8 @@ def sweep(
         layers: where to edit; default everywhere.
         settings: of the editor.
         statistics: key statistics of all these layers; collected in one pass when left out.
+        found_values: shared between calls, lets editors that differ in the solve alone share the
+            value optimisation, nearly all of the time (one worker only; see :class:`Workbench`).
         metrics: names of ``evaluation.METRICS``; missing probes are counted as unscored.
         seed: of the sampled prefixes and statistics, of kl's draw and fluency's sampling.
         chunk: facts per batch; halved by itself when memory runs out.
@@ -143,7 +147,7 @@ def sweep(
             on_progress(finished, total)
 
     if tasks and engine == "local" and workers == 1:
-        runner = Runner(model, job)
+        runner = Runner(model, job, found_values)
         for task in tasks:
             take(runner.run(task))
     elif tasks:

@@ -24,6 +24,7 @@ from goldenlayers.locate.lga import out_of_memory
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
+    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
 Row = dict[str, Any]
@@ -150,10 +151,14 @@ class Ledger:
 class Runner:
     """Works off tasks with one loaded model; what a chunk's layers share is kept between them."""
 
-    def __init__(self, model: Model, job: Job) -> None:
+    def __init__(
+        self, model: Model, job: Job, found_values: dict[tuple[Any, ...], Value] | None = None
+    ) -> None:
         self.model, self.job = model, job
         self._editor = editor(job.method)
         self._bench = Workbench(model, job.settings, job.statistics, job.seed)
+        if found_values is not None:
+            self._bench.found_values = found_values
         self._plans: dict[tuple[int, ...], EvaluationPlan] = {}
         self._most: int | None = None  # facts at once, since memory ran out
 

@@ -20,6 +20,7 @@ from goldenlayers.verify.racing import Evidence, VerifiedChoice, race
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.editors import EditSettings
+    from goldenlayers.editors.values import Value
     from goldenlayers.facts import Fact
     from goldenlayers.locate.ranking import LayerRanking
     from goldenlayers.models.model import Model
@@ -38,6 +39,7 @@ def verify(
     n_facts: int = 8,
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
+    found_values: dict[tuple[Any, ...], Value] | None = None,
     metrics: Sequence[str] = METRICS,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -56,6 +58,7 @@ def verify(
         n_facts: N, the most facts to edit at one layer.
         settings: of the editor.
         statistics: key statistics of all candidates; collected in one pass when left out.
+        found_values: shared between calls, spares values found before; see :class:`Workbench`.
         metrics: what Overall is made of.
         seed: see :class:`VerifiedChoice`.
         on_progress: told (edits done, edits at most).
@@ -85,6 +88,8 @@ def verify(
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics(model, needed, seed=seed)
     bench = Workbench(model, settings, statistics, seed)
+    if found_values is not None:
+        bench.found_values = found_values
     plans: list[EvaluationPlan] = []
     failures: list[UserError] = []
 
