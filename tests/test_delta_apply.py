@@ -11,7 +11,7 @@ from deltas import bits, ids, logits, low, random_delta, same_bits, wrapped
 from families import CONFIGS, build, shared
 
 from goldenlayers.delta import WeightDelta, applied_per_example
-from goldenlayers.delta.apply import base_fingerprint, deltas_in_force
+from goldenlayers.delta.apply import base_fingerprint, deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.models.layers import LayerMap
 
@@ -137,6 +137,22 @@ def test_the_base_fingerprint_is_found_under_a_plain_models_delta() -> None:
             pass
         assert same_bits(hf, edited)
     assert model.fingerprint() == known
+
+
+def test_untouched_lifts_every_delta_for_a_moment() -> None:
+    hf = build("llama")
+    before = bits(hf)
+    with untouched(hf):
+        assert same_bits(hf, before)
+    first, second = random_delta(hf, [1], seed=0), random_delta(hf, [1, 2], seed=1)
+    with first.applied(hf), second.applied(hf):
+        inside = bits(hf)
+        assert not same_bits(hf, before)
+        with pytest.raises(ZeroDivisionError), untouched(hf):
+            assert same_bits(hf, before)
+            raise ZeroDivisionError
+        assert same_bits(hf, inside) and deltas_in_force(hf) == 2
+    assert same_bits(hf, before)
 
 
 def test_merge_is_applied_for_good() -> None:

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.compare.runs import LocateRun
-from goldenlayers.locate.ranking import Fence, _choose, _keep
+from goldenlayers.locate.ranking import Fence
+from goldenlayers.locate.ranking import choose as _choose
+from goldenlayers.locate.ranking import keep as _keep
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ recomputed on the way out and every bit returns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
@@ -101,6 +101,14 @@ def deltas_in_force(model: Model | nn.Module) -> int:
     return len(state.levels) if state else 0
 
 
+@contextmanager
+def untouched(model: Model | nn.Module) -> Iterator[None]:
+    """The model without the deltas in force on it, for a moment."""
+    state = _IN_FORCE.get(hf_of(model))
+    with nullcontext() if state is None else state.suspended():
+        yield
+
+
 def base_weight(hf: nn.Module, target: Target) -> Tensor:
     """The parameter as it is without the deltas in force, as stored."""
     state = _IN_FORCE.get(hf)
@@ -121,9 +129,9 @@ def base_fingerprint(model: Model | nn.Module) -> str:
 def _fingerprint(model: Model | nn.Module) -> str:
     if not isinstance(model, nn.Module):
         return model.fingerprint()
-    from goldenlayers.models.model import _hash_weights
+    from goldenlayers.models.model import hash_weights
 
-    return _hash_weights(cast("PreTrainedModel", model))
+    return hash_weights(cast("PreTrainedModel", model))
 
 
 def check_base(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from goldenlayers.delta import apply as _apply
 from goldenlayers.hooks import capture, final_hidden, resume_from
 from goldenlayers.tokens import pad_ids
 
@@ -291,14 +290,6 @@ def divergence(layers: LayerMap, before: Tensor, after: Tensor) -> float:
 def wide(x: Tensor) -> Tensor:
     """Half-precision numbers as float32; others as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-@contextlib.contextmanager
-def untouched(model: Model) -> Iterator[None]:
-    """The model without the deltas in force on it, for a moment."""
-    state = _apply._IN_FORCE.get(model.hf)
-    with contextlib.nullcontext() if state is None else state.suspended():
-        yield
 
 
 def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:

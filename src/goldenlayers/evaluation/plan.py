@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from goldenlayers.delta import Selection, WeightDelta, applied_per_example
-from goldenlayers.delta.apply import deltas_in_force
+from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
 from goldenlayers.evaluation.passes import (
@@ -24,7 +24,6 @@ from goldenlayers.evaluation.passes import (
     merge,
     read,
     states_hold,
-    untouched,
 )
 from goldenlayers.evaluation.scorers import NO_NUMBER, Outcome, Words, rows_of, unscored
 from goldenlayers.evaluation.texts import Texts, reason_of

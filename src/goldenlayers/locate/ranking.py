@@ -168,7 +168,7 @@ def _fences(scores: Array, kappa: float) -> tuple[Array, Array]:
     return q1 - kappa * (q3 - q1), q3 + kappa * (q3 - q1)
 
 
-def _keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
+def keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
     """Which scores (R, L) lie within their row's fences, the bounds included.
 
     With kappa < 1/2 and two layers nothing may be left; such a row is kept whole.
@@ -180,7 +180,7 @@ def _keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
     return kept | ~kept.any(axis=1, keepdims=True)
 
 
-def _choose(scores: Array, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
+def choose(scores: Array, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The best kept layer (R,) of each row (R, L); of ties the first, the shallower."""
     return np.where(kept, scores, -np.inf).argmax(axis=1)
 
@@ -302,8 +302,8 @@ class RankingBuilder:
             scores = self._reduce(phi[None])  # (1, L)
         if not np.isfinite(scores).all():
             raise UserError("the scores are too large to add up in float64")
-        kept = _keep(scores, self.fence, self.kappa)
-        golden = int(_choose(scores, kept)[0])
+        kept = keep(scores, self.fence, self.kappa)
+        golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
         wins = self._wins(phi)
         means = {name: self._mean(name, order) for name in ("cosine", "norm_old", "norm_new")}
@@ -361,7 +361,7 @@ class RankingBuilder:
         step = max(1, _CHUNK // (n * n_layers))
         for start in range(0, self.bootstrap, step):
             scores = self._reduce(phi[draws[start : start + step]])  # (step, L)
-            chosen = _choose(scores, _keep(scores, self.fence, self.kappa))
+            chosen = choose(scores, keep(scores, self.fence, self.kappa))
             wins += np.bincount(chosen, minlength=n_layers)
         return wins / self.bootstrap
 

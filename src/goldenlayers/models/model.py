@@ -94,14 +94,12 @@ class Model:
         return TextEncoder(self.tokenizer, context_length(self.config))
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, shapes and values of all weights, as hexadecimal text.
+        """SHA-256 over all weights, the same in several number formats: see :func:`hash_weights`.
 
-        Values are rounded to bfloat16 first, so that the same checkpoint loaded in float32, float64
-        or bfloat16 has one fingerprint (float16 rounds differently). Tied weights count once.
         Computed once and kept: code that changes weights calls :meth:`forget_fingerprint`.
         """
         if self._fingerprint is None:
-            self._fingerprint = _hash_weights(self.hf)
+            self._fingerprint = hash_weights(self.hf)
         return self._fingerprint
 
     def forget_fingerprint(self) -> None:
@@ -109,7 +107,12 @@ class Model:
         self._fingerprint = None
 
 
-def _hash_weights(hf_model: PreTrainedModel) -> str:
+def hash_weights(hf_model: PreTrainedModel) -> str:
+    """SHA-256 over the names, shapes and values of all weights, as hexadecimal text.
+
+    Values are rounded to bfloat16 first, so that the same checkpoint loaded in float32, float64
+    or bfloat16 has one fingerprint (float16 rounds differently). Tied weights count once.
+    """
     import torch
 
     digest = hashlib.sha256()
