@@ -24,12 +24,12 @@ from goldenlayers.locate.tracing import (
     _noise,
     noise_sigma,
     restored_modules,
-    subject_tokens,
     tracing_grid,
     tracing_rows,
     windows,
 )
 from goldenlayers.models.model import Model
+from goldenlayers.tokens import subject_tokens
 
 FACTS = [
     Fact(

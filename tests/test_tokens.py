@@ -25,6 +25,7 @@ from goldenlayers.tokens import (
     last_token_in,
     length_batches,
     pad_ids,
+    subject_tokens,
 )
 
 KINDS = list(TOKENIZERS)
@@ -135,6 +136,19 @@ def test_lookup_of_a_repeated_subject(kind: str, prompt: str, subject: str, at: 
     assert encoding.lookup is not None
     start, end = encoding.spans[encoding.lookup]
     assert start < at + len(subject) <= end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_subject_tokens_are_those_of_the_last_mention(kind: str) -> None:
+    subject = "Danielle Darrieux"
+    for prompt in (f"{subject} is not {subject} of", f"About {subject}"):
+        fact = Fact("a", subject, prompt, "English")
+        made = encoder(kind)
+        encoding = made.fact(fact, "English")
+        start, end = subject_tokens(fact, encoding)
+        assert end - 1 == encoding.lookup
+        assert shown(made.tokenizer, encoding.ids[start:end]).strip() == subject
+        assert subject not in shown(made.tokenizer, encoding.ids[start + 1 : end])
 
 
 def test_no_lookup_without_the_subject_or_inside_the_answer() -> None:

@@ -278,11 +278,25 @@ def pad_ids(rows: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
     return Batch(ids.to(device), lengths.to(device))
 
 
+def subject_tokens(fact: Fact, encoding: Encoding) -> tuple[int, int]:
+    """Tokens [start, end) of the subject's last mention; end − 1 is the lookup token.
+
+    ``encoding`` is of :meth:`TextEncoder.fact`, which refuses a subject without tokens.
+    """
+    within = _tokens_in(encoding.spans, fact.subject_span)
+    return within[0], within[-1] + 1
+
+
 def last_token_in(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> int | None:
     """Index of the last token whose characters overlap ``span``."""
-    start, end = span
-    overlapping = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
+    overlapping = _tokens_in(spans, span)
     return overlapping[-1] if overlapping else None
+
+
+def _tokens_in(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> list[int]:
+    """Indices of the tokens whose characters overlap ``span``."""
+    start, end = span
+    return [i for i, (a, b) in enumerate(spans) if a < end and b > start]
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

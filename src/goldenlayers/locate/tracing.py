@@ -26,7 +26,7 @@ from goldenlayers.locate.grid import TracingGrid
 from goldenlayers.locate.known import known_facts
 from goldenlayers.locate.lga import Row, _row, backing_off
 from goldenlayers.losses import token_nll
-from goldenlayers.tokens import Encoding, pad_ids
+from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
 
 if TYPE_CHECKING:
     from goldenlayers.models.layers import Matrix
@@ -200,13 +200,6 @@ def noise_sigma(model: Model, facts: Sequence[Fact], noise: float = 3.0) -> floa
     with torch.no_grad():
         embedded = model.layers.embedding(torch.tensor([ids], device=model.device))
     return noise * float(embedded.double().std(correction=0)) if noise else 0.0
-
-
-def subject_tokens(fact: Fact, encoding: Encoding) -> tuple[int, int]:
-    """Tokens [start, end) of the subject's last mention; end − 1 is the lookup token."""
-    first, last = fact.subject_span
-    within = [i for i, (a, b) in enumerate(encoding.spans) if a < last and b > first]
-    return within[0], within[-1] + 1
 
 
 class Traces:
