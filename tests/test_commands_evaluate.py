@@ -87,6 +87,22 @@ def test_bad_input_exits_2_without_a_traceback(
         assert "Traceback" not in capsys.readouterr().err
 
 
+def test_an_unknown_metric_is_told_with_its_near_matches_before_the_work(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("goldenlayers.models.load", lambda *a, **_: asked.append(a))
+    for wrong, near in (("rewrit", "rewrite"), ("localty", "locality"), ("fluencey", "fluency")):
+        assert golden(checkpoint, tmp_path / "bad", "--metrics", "kl", wrong) == 2
+        shown = capsys.readouterr()
+        message = f"unknown metric '{wrong}'. Did you mean '{near}'"
+        assert shown.out == "" and message in " ".join(shown.err.split())
+    assert not asked and list(tmp_path.iterdir()) == []
+
+
 def test_the_layer_is_chosen_on_other_facts_than_the_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
