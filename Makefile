@@ -3,6 +3,8 @@
 PYTHON    ?= python3
 PIP_FLAGS ?=
 WORKERS   ?= 2
+# For make study: such as STUDY="--model gemma3-270m --minutes 60" or STUDY="--shared DIRECTORY".
+STUDY     ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -11,7 +13,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-real check format bench clean
+.PHONY: help install demo test test-real check format bench study clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -54,6 +56,11 @@ bench: install ## measure side by side; JSON in runs/bench
 	  echo "== $$script"; \
 	  $(BIN)/python -P $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
 	done
+
+# Hours on 2 cores: cells that are there are not computed again, so it can be stopped and goes on.
+study: install ## the study of docs/results/golden-layers.md: its missing cells, then the page
+	$(BIN)/python tools/results/study.py $(STUDY)
+	$(BIN)/python tools/results/golden_layers.py
 
 clean: ## remove caches and build products (not .venv, not runs)
 	rm -rf .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist src/*.egg-info

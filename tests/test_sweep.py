@@ -57,6 +57,33 @@ def test_rows_are_those_of_one_edit_at_a_time(model, statistics, method):
     assert found.seconds_per_cell > 0
 
 
+def test_editors_that_differ_in_the_solve_share_values(model, statistics, monkeypatch):
+    """ROME's values serve EMMET and a race of layers: the same rows, and nothing searched twice."""
+    from goldenlayers.editors import values as values_module
+    from goldenlayers.verify import verify
+
+    alone = run(model, statistics, "emmet")
+    race = {"n_facts": 2, "settings": FAST, "statistics": statistics}
+    choice = verify(model, some_facts(3), [0, 2], "rome", **race)
+    searched: list[int] = []
+    honest = values_module.optimise_values
+
+    def counting(model: Model, facts: Any, *more: Any, **options: Any) -> Any:
+        searched.append(len(facts))
+        return honest(model, facts, *more, **options)
+
+    monkeypatch.setattr(values_module, "optimise_values", counting)
+    found: dict[Any, Any] = {}
+    run(model, statistics, "rome", found_values=found)
+    assert sum(searched) == 9 == len(found)
+    searched.clear()
+    together = run(model, statistics, "emmet", found_values=found)
+    again = verify(model, some_facts(3), [0, 2], "rome", found_values=found, **race)
+    assert sum(searched) == 0
+    assert canonical(together.rows) == canonical(alone.rows)
+    assert [one.to_json() for one in again.evidence] == [one.to_json() for one in choice.evidence]
+
+
 def test_evidence_is_left_out_unless_asked_for(model, statistics, whole):
     assert all("evidence" not in row for row in whole.rows)
     assert all(row["reason"] for row in whole.rows if row["score"] is None)
