@@ -101,6 +101,12 @@ def deltas_in_force(model: Model | nn.Module) -> int:
     return len(state.levels) if state else 0
 
 
+def changes_in_force(model: Model | nn.Module) -> tuple[Changes, ...]:
+    """What the deltas applied to the model right now change, outermost first."""
+    state = _IN_FORCE.get(hf_of(model))
+    return tuple(level.changes for level in state.levels) if state else ()
+
+
 @contextmanager
 def untouched(model: Model | nn.Module) -> Iterator[None]:
     """The model without the deltas in force on it, for a moment."""

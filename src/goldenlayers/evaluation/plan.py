@@ -16,6 +16,7 @@ from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
+from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.passes import (
     Ids,
     Read,
@@ -25,7 +26,7 @@ from goldenlayers.evaluation.passes import (
     read,
     states_hold,
 )
-from goldenlayers.evaluation.scorers import NO_NUMBER, Outcome, Words, rows_of, unscored
+from goldenlayers.evaluation.scorers import Outcome, Words, outcome_of, rows_of, unscored
 from goldenlayers.evaluation.texts import Texts, reason_of
 from goldenlayers.evaluation.units import DEFAULT_METRICS, Unit, units
 from goldenlayers.facts import Fact
@@ -48,7 +49,7 @@ class EvaluationPlan:
         facts: the facts to be judged; their ids must differ.
         metrics: names of ``units.METRICS``.
         others: where kl takes its unrelated prompts from; default ``facts``.
-        text: the held-out text of perplexity.
+        text: the held-out text of perplexity, or what other plans have read of it already.
         text_tokens: how many tokens of it.
         seed: of kl's draw and fluency's sampling.
         batch_size: rows per batch; None fits it to the device.
@@ -65,7 +66,7 @@ class EvaluationPlan:
         metrics: Sequence[str] = DEFAULT_METRICS,
         *,
         others: Sequence[Fact] | None = None,
-        text: str | None = None,
+        text: str | HeldOut | None = None,
         text_tokens: int = 1024,
         seed: int = 0,
         batch_size: int | None = None,
@@ -75,7 +76,10 @@ class EvaluationPlan:
         self.batch_size, self.on_progress = batch_size, on_progress
         check_ids(facts)
         self.units: list[Unit] = units(facts, metrics, others=others, seed=seed)
-        self._texts = Texts(model, self.units, text, text_tokens)
+        if not isinstance(text, HeldOut) and any(u.rule == "perplexity" for u in self.units):
+            text = HeldOut(model, text, text_tokens, batch_size=batch_size)
+        self._held_out = text if isinstance(text, HeldOut) else None
+        self._texts = Texts(model, self.units)
         self._before: dict[int, Outcome] | None = None
         self._states: States | None = None
         self._words = Words(model.tokenizer)
@@ -214,6 +218,7 @@ class EvaluationPlan:
         chosen = list(chosen)
         carriers, prefixes = carriers or {}, prefixes or {}
         reasons: dict[int, str] = {}
+        on_text: list[int] = []
         readings: list[Reading] = []
         owner: list[int] = []
         texts: dict[int, Ids] = {}
@@ -221,6 +226,11 @@ class EvaluationPlan:
             unit = self.units[u]
             carrier, prefix = carriers.get(unit.fact, -1), prefixes.get(unit.fact, "")
             try:
+                if unit.rule == "perplexity":
+                    if prefix:
+                        raise UserError("a prompt changes no weights")
+                    on_text.append(u)
+                    continue
                 if unit.rule in ("generate", "fluency"):
                     texts[u] = self._texts.open_prompt(u, prefix)
                     continue
@@ -257,10 +267,29 @@ class EvaluationPlan:
         for u, one in zip(owner, reads, strict=True):
             parts.setdefault(u, []).append(one)
         outcomes = {u: Outcome(reason=reason) for u, reason in reasons.items()}
-        for u, mine in parts.items():
-            bad = any(-1 in one.tokens for one in mine)
-            outcomes[u] = Outcome(reason=NO_NUMBER) if bad else Outcome(reads=tuple(mine))
+        outcomes |= {u: outcome_of(mine) for u, mine in parts.items()}
+        outcomes |= self._perplexity(on_text, carriers, selection, first_layer, before=keep)
         return outcomes | self._generate(texts, carriers, selection)
+
+    def _perplexity(
+        self,
+        chosen: Sequence[int],
+        carriers: Mapping[int, int],
+        selection: Selection | None,
+        first_layer: int,
+        *,
+        before: bool,
+    ) -> dict[int, Outcome]:
+        """The units of the held-out text: one outcome per state of the weights, whoever asks."""
+        held_out, tell = self._held_out, self.on_progress
+        if held_out is None or not chosen:
+            return {}
+        if selection is not None:
+            of_unit = {u: carriers.get(self.units[u].fact, -1) for u in chosen}
+            found = held_out.selected(of_unit.values(), selection, first_layer, tell)
+            return {u: found[carrier] for u, carrier in of_unit.items()}
+        one = held_out.before(tell) if before else held_out.applied(first_layer, tell)
+        return dict.fromkeys(chosen, one)
 
     def _reference(self, u: int) -> Tensor | None:
         """The untouched model's state behind the prompt of a kl unit."""

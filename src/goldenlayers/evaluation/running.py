@@ -14,6 +14,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefix, workbench
 from goldenlayers.errors import UserError, near_matches
+from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.metrics import Summary, summarise
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids, first_block
 from goldenlayers.evaluation.sequential import run_sequence, saved, store
@@ -132,6 +133,10 @@ def evaluate(
         "batch_size": _batch_size(batch_size),
     }
     _check(facts, method, delta, layer, mode)
+    if "perplexity" in job.metrics:
+        # One for all plans: every fact's perplexity is of this text.
+        size = job.options["batch_size"]
+        job.options["text"] = HeldOut(model, text, text_tokens, batch_size=size)
     job.resume(done)
     settings = settings or EditSettings()
     if delta is not None:

@@ -41,6 +41,13 @@ class Outcome:
     reason: str | None = None
 
 
+def outcome_of(reads: Sequence[Read]) -> Outcome:
+    """The outcome of forced readings; a reason where a prediction is no number."""
+    if any(-1 in one.tokens for one in reads):
+        return Outcome(reason=NO_NUMBER)
+    return Outcome(reads=tuple(reads))
+
+
 class Words:
     """Single tokens as text."""
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 CONTINUATION = 3
 """Tokens of its own greedy continuation along which a locality probe without answer is compared."""
 TOO_LONG = "the text is longer than the model's context"
-_WINDOW = 256  # tokens of one window of the held-out text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +40,16 @@ class Texts:
 
     Args:
         model: whose tokenizer and context.
-        units: what is asked.
-        text: the held-out text, if a unit asks for its perplexity.
-        text_tokens: how many tokens of it.
+        units: what is asked; perplexity has no text of its own here (see ``heldout``).
 
     ``reasons`` says which units (by place) have no text that can be run, and why.
     """
 
-    def __init__(
-        self, model: Model, units: Sequence[Unit], text: str | None, text_tokens: int
-    ) -> None:
+    def __init__(self, model: Model, units: Sequence[Unit]) -> None:
         self.model, self.units = model, units
         self.reasons: dict[int, str] = {}
         self._prompts: dict[tuple[str, str], Ids | str] = {}
-        self._windows: list[Ids] = []
         self.specs: dict[int, list[Spec]] = {}
-        if any(unit.rule == "perplexity" for unit in units):
-            self._windows = windows(model, text, text_tokens)
         for u, unit in enumerate(units):
             try:
                 if unit.reason:
@@ -102,10 +94,6 @@ class Texts:
             UserError: no text that can be run; with the reason.
         """
         unit = self.units[u]
-        if unit.rule == "perplexity":
-            if prefix:
-                raise UserError("a prompt changes no weights")
-            return [Reading(w[:-1], tuple(range(len(w) - 1)), w[1:], True) for w in self._windows]
         found = []
         for spec in self.specs[u]:
             prompt = self._prompt(unit.prompt, spec.answer, prefix)
@@ -172,23 +160,3 @@ def reason_of(error: UserError) -> str:
         return TOO_LONG
     found = error.found
     return "the answer has no tokens" if "has no tokens after" in found else found
-
-
-def windows(model: Model, text: str | None, n_tokens: int) -> list[Ids]:
-    """The text's first tokens in windows; what stands in front of a text (BOS) before each.
-
-    Raises:
-        UserError: no text, or none that gives two tokens.
-    """
-    if not text or not text.strip():
-        raise UserError("perplexity needs a held-out text", fix="Give one with --text FILE")
-    # A whole book need not be tokenised for a page.
-    ids, spans = model.encoder.tokens(text[: 16 * n_tokens])
-    n_front = next((i for i, span in enumerate(spans) if span != (0, 0)), len(ids))
-    front, body = ids[:n_front], ids[n_front:][:n_tokens]
-    width = min(_WINDOW, model.encoder.max_length or _WINDOW) - n_front
-    parts = [(*front, *body[s : s + width]) for s in range(0, len(body), width)]
-    parts = [part for part in parts if len(part) > 1]
-    if not parts:
-        raise UserError("the held-out text has no tokens to predict")
-    return parts
