@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,21 @@ def test_two_sweeps_on_one_folder(place: Path, capsys: Any):
     with RunFolder.create(place / "busy", {"command": "sweep"}):
         assert main(command(place, "busy")) == 2
     assert "is being written by another run (process" in capsys.readouterr().err
+
+
+def test_what_loads_a_workers_model_travels(place: Path, monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def caught(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("goldenlayers.sweep.sweep", caught)
+    assert main(command(place, "travels", "--dtype", "bfloat16", "--device", "auto")) == 130
+    model = pickle.loads(pickle.dumps(given["load"]))()
+    # All workers are on the device that this process found.
+    assert given["load"].args[0].device == str(model.device) != "auto"
+    assert str(model.dtype) == "torch.bfloat16" and model.name == str(place / "model")
 
 
 def test_bad_input_is_one_message(place: Path, capsys: Any):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.config import EvaluateConfig, to_record
+from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
     from goldenlayers.editors import EditSettings
     from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models.model import Model
-    from goldenlayers.store import RunFolder
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200
+# These change how fast the work is done, and where, not what comes out.
+_FREE = ("batch_size", "device", "cache_dir")
 _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
 
 
@@ -48,7 +48,9 @@ def run(config: EvaluateConfig) -> int:
     others = _others(config, facts)
     model = shared.load_model(config)
     settings, layer, statistics = _how(config, model, facts)
-    with _folder(config, model, facts) as folder:
+    with shared.run_folder(
+        config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
+    ) as folder:
         done = folder.read_rows(ROWS) if folder is not None else []
         if done:
             shared.say(f"Going on with {folder.path if folder else ''}: {len(done)} rows are there")
@@ -117,34 +119,11 @@ def _line(name: str, one: Estimate) -> tuple[Any, ...]:
     return name, number(one.mean), number(one.se), interval, one.scored, one.unscored
 
 
-@contextlib.contextmanager
-def _folder(config: EvaluateConfig, model: Model, facts: FactSet) -> Iterator[RunFolder | None]:
-    """The run folder; an unfinished one of the same settings is gone on with."""
-    from goldenlayers.store import RunFolder
-
-    if config.out is None:
-        yield None
-        return
-    settings = {k: v for k, v in to_record(config).items() if k != "overwrite"}
-    record = {
-        "command": "evaluate",
-        "settings": settings,
-        "model": {"name": model.name, "fingerprint": model.fingerprint()},
-        "data": {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)},
-    }
-    # These change how fast the work is done, not what comes out.
-    free = ["settings.out", "settings.batch_size", "settings.device", "settings.cache_dir"]
-    with RunFolder.create(
-        config.out, record, resume=True, overwrite=config.overwrite, ignore=free
-    ) as folder:
-        yield folder
-
-
 def _how(
     config: EvaluateConfig, model: Model, facts: FactSet
 ) -> tuple[EditSettings | None, int | None, Mapping[int, Covariance] | None]:
     """Settings, layer and key statistics of the method."""
-    from goldenlayers.commands.edit import key_statistics_for, settings_and_layer
+    from goldenlayers.commands.edit import editor_settings, key_statistics_for, settings_and_layer
     from goldenlayers.editors import EDITORS, edited_layers
 
     any_config: Any = config
@@ -152,7 +131,7 @@ def _how(
         if config.method == "none":
             return None, None, None
         # In-context: its number of worked examples is a setting, too; it has no layer.
-        settings, _ = settings_and_layer(dataclasses.replace(any_config, layer="0"), model)
+        settings, _ = editor_settings(config, model)
         return settings, None, None
     if config.layer == "auto" and config.preset is None:
         any_config = dataclasses.replace(config, layer=str(auto_layer(config, model, facts)))

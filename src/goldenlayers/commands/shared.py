@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 
 def load_model(options: ModelOptions) -> Model:
-    """The model a command was asked for."""
+    """The model a command was asked for; a sweep's workers load it by this, too."""
     from goldenlayers.models import load
 
     return load(
@@ -90,23 +90,47 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings a run folder records; ``overwrite`` is no part of what the run is."""
+    return {name: value for name, value in to_record(config).items() if name != "overwrite"}
+
+
 @contextlib.contextmanager
 def run_folder(
-    config: Any, command: str, *, model: Model | None = None, facts: FactSet | None = None
+    config: Any,
+    command: str,
+    *,
+    model: Model | None = None,
+    facts: FactSet | None = None,
+    resume: bool = False,
+    ignore: Collection[str] = (),
 ) -> Iterator[RunFolder | None]:
-    """The run folder of ``config.out`` with its resolved config, or None when none is asked for."""
+    """The run folder of ``config.out`` with its resolved config, or None when none is asked for.
+
+    Args:
+        config: of the command.
+        command: its name.
+        model: what it works on.
+        facts: what it works with.
+        resume: go on with an unfinished run of the same settings, if there is one.
+        ignore: settings that may differ then: those that change how fast the work is done, and
+            where, not what comes out.
+    """
     from goldenlayers.store import RunFolder
 
     if config.out is None:
         yield None
         return
-    record: dict[str, Any] = {"command": command, "settings": to_record(config)}
-    record["settings"] = {k: v for k, v in record["settings"].items() if k != "overwrite"}
+    record: dict[str, Any] = {"command": command, "settings": settings_of(config)}
     if model is not None:
         record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
     if facts is not None:
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
-    with RunFolder.create(config.out, record, overwrite=config.overwrite) as folder:
+    # The same folder may be spelled in several ways.
+    free = [f"settings.{name}" for name in ("out", *ignore)]
+    with RunFolder.create(
+        config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
+    ) as folder:
         yield folder
 
 

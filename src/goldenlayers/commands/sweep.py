@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
-from goldenlayers.config import SweepConfig, to_record
+from goldenlayers.config import SweepConfig
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
 # These change how fast the work is done, and where, not what comes out.
-_FREE = ("out", "overwrite", "device", "cache_dir", "chunk", "workers", "engine", "address")
+_FREE = ("device", "cache_dir", "chunk", "workers", "engine", "address")
 
 
 def run(config: SweepConfig) -> int:
@@ -41,7 +42,10 @@ def run(config: SweepConfig) -> int:
     layers = layers_named(config.layers, len(model.layers))
     settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
     facts = _facts(config, model, source)
-    with _folder(config, model, source) as folder:
+    with shared.run_folder(
+        config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
+    ) as folder:
+        assert folder is not None  # --out is no option here
         done = folder.read_rows(ROWS)
         if folder.resumed:
             shared.say(f"Going on with {folder.path}: {len(done)} rows are there")
@@ -72,7 +76,7 @@ def run(config: SweepConfig) -> int:
                 workers=config.workers,
                 engine=config.engine,
                 address=config.address,
-                load=Loader(replace(config, device=str(model.device))),
+                load=partial(shared.load_model, replace(config, device=str(model.device))),
                 done=done,
                 on_rows=lambda rows: folder.append_rows(ROWS, rows),
                 on_batch=keep_time,
@@ -96,27 +100,6 @@ def run(config: SweepConfig) -> int:
         show(truth, summary)
         shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}, {FIGURE}.svg, {FIGURE}.png")
     return 0
-
-
-@dataclass(frozen=True)
-class Loader:
-    """How a worker loads the model; it travels to other processes."""
-
-    options: SweepConfig
-
-    def __call__(self) -> Model:
-        """Load it, quietly."""
-        from goldenlayers.models import load
-
-        o = self.options
-        return load(
-            o.model,
-            dtype=o.dtype,
-            device=o.device,
-            cache_dir=o.cache_dir,
-            trust_remote_code=o.trust_remote_code,
-            layer_paths=o.layer_paths or None,
-        )
 
 
 def layers_named(text: str, n_layers: int) -> list[int]:
@@ -234,26 +217,6 @@ def _per_cell(times: Sequence[dict[str, Any]]) -> float | None:
     return round(sum(row["seconds"] for row in times) / cells, 4) if cells else None
 
 
-def _record(config: SweepConfig) -> dict[str, Any]:
-    return {k: v for k, v in to_record(config).items() if k != "overwrite"}
-
-
-def _folder(config: SweepConfig, model: Model, facts: FactSet) -> RunFolder:
-    """The run folder; an unfinished one of the same settings is gone on with."""
-    from goldenlayers.store import RunFolder
-
-    record = {
-        "command": "sweep",
-        "settings": _record(config),
-        "model": {"name": model.name, "fingerprint": model.fingerprint()},
-        "data": {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)},
-    }
-    free = [f"settings.{name}" for name in _FREE]
-    return RunFolder.create(
-        config.out, record, resume=True, overwrite=config.overwrite, ignore=free
-    )
-
-
 def _finished(config: SweepConfig) -> RunFolder | None:
     """The finished sweep at --out, if there is one.
 
@@ -266,11 +229,11 @@ def _finished(config: SweepConfig) -> RunFolder | None:
     if not (config.out / CONFIG).is_file():
         return None
     folder = RunFolder.open(config.out)
-    old, new = folder.config.get("settings", {}), plain(_record(config))
+    old, new = folder.config.get("settings", {}), plain(shared.settings_of(config))
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()
-        if name not in _FREE and old.get(name, "(not set)") != value
+        if name not in ("out", *_FREE) and old.get(name, "(not set)") != value
     ]
     if folder.kind != "sweep" or changes:
         other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"
