@@ -366,6 +366,7 @@ def test_choices_that_look_at_no_fact() -> None:
     assert locate(model, FACTS, "middle").golden_layer == 2
     assert locate(model, FACTS, "published").golden_layer == published_layer(4)
     assert published_layer(28) == published_layer(32) == 5
+    assert published_layer(48) == 17  # GPT-2 XL
     assert published_layer(1) == 0
 
 

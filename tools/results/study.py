@@ -126,8 +126,13 @@ def verified(
     method: str,
     statistics: Any,
     values: dict[Any, Any],
+    seconds: dict[str, float],
 ) -> list[LocateRun]:
-    """The paper's LGA and plain transfer with their five best layers raced on proxy facts."""
+    """The paper's LGA and plain transfer with their five best layers raced on proxy facts.
+
+    Each race has values of its own, shared with the other editors' races of that choice alone;
+    ``seconds`` holds ROME's times, which the editors that take over its values would need too.
+    """
     found = list(runs)
     for i, run in enumerate(runs):
         if run.settings or run.method not in ("lga", "transfer"):
@@ -139,10 +144,20 @@ def verified(
             method,
             settings=SETTINGS,
             statistics=statistics,
-            found_values=values,
+            found_values=values.setdefault(run.run, {}),
         )
-        found[i] = dataclasses.replace(run, verified=choice.to_json())
+        record = choice.to_json()
+        if method == "rome":
+            seconds[run.run] = choice.seconds
+        elif shares_values(method) and run.run in seconds:
+            record["seconds"] = max(choice.seconds, seconds[run.run])
+        found[i] = dataclasses.replace(run, verified=record)
     return found
+
+
+def shares_values(method: str) -> bool:
+    """Whether the editor takes over what ROME's value search found."""
+    return method in ("r-rome", "emmet")
 
 
 def cell(
@@ -153,7 +168,8 @@ def cell(
     runs: list[LocateRun],
     statistics: Any,
     values: dict[Any, Any],
-    sweep_seconds: dict[str, float],
+    races: dict[Any, Any],
+    spent: dict[str, float],
 ) -> dict[str, Any]:
     """Sweep, judge, verify: one cell's record."""
     start = time.perf_counter()
@@ -167,11 +183,10 @@ def cell(
         found_values=values,
     )
     # Editors that take over ROME's values would need its time if they stood alone.
-    sweep_seconds[method] = found.seconds
-    shared_values = method in ("r-rome", "emmet") and "rome" in sweep_seconds
-    seconds = sweep_seconds["rome"] if shared_values else found.seconds
+    spent[method] = found.seconds
+    seconds = spent.get("rome", found.seconds) if shares_values(method) else found.seconds
     truth = Truth.from_rows(found.rows)
-    runs = verified(model, facts, runs, method, statistics if needs else None, values)
+    runs = verified(model, facts, runs, method, statistics if needs else None, races, spent)
     judged = compare(truth, runs, sweep_seconds=seconds, sizes=SIZES, n_layers=len(model.layers))
     record = judged.to_json()
     summary = to_json(truth)
@@ -274,9 +289,10 @@ def main() -> None:
         facts = draw(model, data, args.shared)
         runs = located(model, data, facts, statistics)
         values: dict[Any, Any] = {}
-        seconds: dict[str, float] = {}
+        races: dict[Any, Any] = {}
+        spent: dict[str, float] = {}
         for method in missing:
-            record = cell(model, data, method, facts, runs, statistics, values, seconds)
+            record = cell(model, data, method, facts, runs, statistics, values, races, spent)
             write(path_of(name, data, method), record)
             print(f"  {method}: golden {record['golden_layers']['overall']}", flush=True)
             for choice in record["compare"]["choices"]:

@@ -65,7 +65,7 @@ class EditSettings:
     null_space_absolute: bool = False
     """alphaedit: take null_space as an absolute eigenvalue, as published."""
 
-    l2: float = 0.01
+    l2: float = 0.1
     """alphaedit: weight of the update's size, as a share of the text's mean squared key."""
 
     l2_absolute: bool = False

@@ -21,8 +21,9 @@ Method = Literal["lga", "transfer", "cma", "saliency", "middle", "published"]
 METHODS: tuple[str, ...] = ("lga", "transfer", "cma", "saliency", "middle", "published")
 
 # Published ROME/MEMIT settings edit layer 5 of 28-32 layer models and 17 of 48 for GPT-2 XL; as a
-# fraction of depth: 5/28 .. 5/32 and 17/48. The first is the more widely copied.
+# fraction of depth: 5/28 .. 5/32 and 17/48.
 _PUBLISHED_DEPTH = 5 / 30
+_PUBLISHED_DEEP = (48, 17 / 48)
 
 
 def locate(
@@ -142,7 +143,9 @@ def locate(
 
 def published_layer(n_layers: int) -> int:
     """The layer that published configurations copy from one another, at this depth."""
-    return min(n_layers - 1, round(_PUBLISHED_DEPTH * n_layers))
+    deep, fraction = _PUBLISHED_DEEP
+    depth = fraction if n_layers >= deep else _PUBLISHED_DEPTH
+    return min(n_layers - 1, round(depth * n_layers))
 
 
 def _prepare(

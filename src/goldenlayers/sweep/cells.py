@@ -157,6 +157,7 @@ class Runner:
         self.model, self.job = model, job
         self._editor = editor(job.method)
         self._bench = Workbench(model, job.settings, job.statistics, job.seed)
+        self._keeps_values = found_values is not None
         if found_values is not None:
             self._bench.found_values = found_values
         self._plans: dict[tuple[int, ...], EvaluationPlan] = {}
@@ -207,6 +208,8 @@ class Runner:
         except UserError as error:
             # The fault may be this layer's: the sweep decides, which knows the other layers.
             failure, edits = error, [error] * len(facts)
+        if not self._keeps_values:  # no later cell asks for them: memory stays bounded
+            self._bench.found_values.clear()
         rows = self._plan(places).score(edits)
         return [self._finished(row, layer) for row in rows], failure
 
