@@ -176,6 +176,21 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, end
 
 
+def absolute(path: str | Path) -> str:
+    """The path as it is good from any working directory; as it was where nothing is there.
+
+    A link keeps its own name, which may say what kind of file it is where its target's does not.
+    """
+    try:
+        place = Path(path).expanduser()
+        if not place.exists():
+            return str(path)
+        named = place.name not in ("", "..")
+        return str(place.parent.resolve() / place.name if named else place.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that cannot be a path
+        return str(path)
+
+
 def lock(descriptor: int) -> None:
     """Lock an open file for this process; the system lets go of it however the process ends.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.config import DataOptions, ModelOptions, to_record
+from goldenlayers.config import DataOptions, ModelOptions, path_settings, to_record
 from goldenlayers.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -92,7 +92,38 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings a run folder records; ``overwrite`` is no part of what the run is."""
-    return {name: value for name, value in to_record(config).items() if name != "overwrite"}
+    record = {name: value for name, value in to_record(config).items() if name != "overwrite"}
+    return with_absolute_paths(type(config), record)
+
+
+def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings whose files are found from any working directory.
+
+    Names of models and data sets stay as they are, and so does what is not there.
+    """
+    from goldenlayers.durable import plain
+
+    files = path_settings(kind) | {"model", "data", "facts", "statistics"}
+
+    def found(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(name, one) for one in value]
+        return _absolute(name, value) if name in files and isinstance(value, str) else value
+
+    return {name: found(name, value) for name, value in plain(settings).items()}
+
+
+def _absolute(name: str, value: str) -> str:
+    """A setting's text as it is good from any working directory, by the rules of its own room."""
+    if name == "model":
+        from goldenlayers.models.sources import absolute_name
+    elif name in ("data", "facts"):
+        from goldenlayers.datasets.loading import absolute_name
+    elif name == "statistics":
+        from goldenlayers.statistics.corpus import absolute_name
+    else:
+        from goldenlayers.durable import absolute as absolute_name
+    return absolute_name(value)
 
 
 @contextlib.contextmanager
@@ -126,12 +157,27 @@ def run_folder(
         record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
     if facts is not None:
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
-    # The same folder may be spelled in several ways.
-    free = [f"settings.{name}" for name in ("out", *ignore)]
+    # Files may be named in several ways; the weights and the facts themselves are compared.
+    free = ["model.name", *(f"settings.{name}" for name in ("out", *ignore))]
+    if resume:
+        free += _respelled(config, record["settings"])
     with RunFolder.create(
         config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
     ) as folder:
         yield folder
+
+
+def _respelled(config: Any, settings: Mapping[str, Any]) -> list[str]:
+    """Settings of the unfinished run that name, from here, the files that are named now."""
+    from goldenlayers.store import RunFolder
+
+    try:
+        part = RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
+    except UserError:
+        return []
+    old = part.config.get("settings") or {}
+    now = with_absolute_paths(type(config), old)
+    return [f"settings.{name}" for name in old if now[name] == settings.get(name)]
 
 
 def refuse_taken(path: Path) -> None:

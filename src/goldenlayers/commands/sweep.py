@@ -223,13 +223,13 @@ def _finished(config: SweepConfig) -> RunFolder | None:
     Raises:
         UserError: it has other settings; with the difference.
     """
-    from goldenlayers.durable import plain
     from goldenlayers.store import CONFIG, RunFolder
 
     if not (config.out / CONFIG).is_file():
         return None
     folder = RunFolder.open(config.out)
-    old, new = folder.config.get("settings", {}), plain(shared.settings_of(config))
+    old = shared.with_absolute_paths(SweepConfig, folder.config.get("settings", {}))
+    new = shared.settings_of(config)
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()

@@ -11,7 +11,13 @@ from goldenlayers.config.edits import (
     ExportConfig,
 )
 from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
-from goldenlayers.config.options import DataOptions, ModelOptions, from_record, to_record
+from goldenlayers.config.options import (
+    DataOptions,
+    ModelOptions,
+    from_record,
+    path_settings,
+    to_record,
+)
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
 
 __all__ = [
@@ -29,5 +35,6 @@ __all__ = [
     "RunConfig",
     "SweepConfig",
     "from_record",
+    "path_settings",
     "to_record",
 ]

@@ -74,6 +74,11 @@ def to_record(config: Any) -> dict[str, Any]:
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def path_settings(kind: type[Any]) -> set[str]:
+    """Names of a config's settings that are paths, or lists of them."""
+    return {f.name for f in dataclasses.fields(kind) if "Path" in str(f.type)}
+
+
 def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
     """The config saved by :func:`to_record`.
 
@@ -87,8 +92,10 @@ def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
         if name not in fields:
             raise UserError(f"unknown setting '{name}'", fix=near_matches(name, fields))
 
+    paths = path_settings(kind)
+
     def rich(name: str, value: Any) -> Any:
-        if "Path" not in str(fields[name].type) or value is None:
+        if name not in paths or value is None:
             return value
         return [Path(one) for one in value] if isinstance(value, list) else Path(value)
 

@@ -11,6 +11,7 @@ from goldenlayers.datasets import registry, source
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
 from goldenlayers.datasets.source import Table
+from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.facts import Fact
 
@@ -111,6 +112,16 @@ def _find(
         if not source.exists(name):
             _explain_name(name, prefix, rest)
     return source.from_file(data), None
+
+
+def absolute_name(data: str) -> str:
+    """``data`` of :func:`load_facts` as it is good from any working directory."""
+    if data == "starter" or data.startswith("hub:"):
+        return data
+    prefix, colon, rest = data.partition(":")
+    if colon and rest and registry.is_name(prefix):
+        return f"{prefix}:{absolute(rest)}"
+    return absolute(data)
 
 
 def _explain_name(name: str, prefix: str, rest: str) -> None:

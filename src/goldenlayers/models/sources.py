@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache, hub, packaged
 from goldenlayers.models.checks import (
@@ -86,7 +87,7 @@ def locate(
 
     """
     text = str(name).strip()
-    model = packaged.registry().get(text.casefold().replace("_", "-"))
+    model = _packaged(text)
     if model is not None:
         return _packaged_folder(model, cache.models_root(cache_dir), progress)
     path = Path(text).expanduser()
@@ -108,6 +109,17 @@ def locate(
     if not hint.startswith("Did you mean"):
         hint = "A hub model is named with its owner, as in openai-community/gpt2"
     raise UserError(f"Unknown model '{text}'", expected=_forms(), fix=hint)
+
+
+def absolute_name(name: str) -> str:
+    """``name`` of :func:`load` as it is good from any working directory."""
+    text = name.strip()
+    return name if not text or _packaged(text) is not None else absolute(text)
+
+
+def _packaged(text: str) -> packaged.PackagedModel | None:
+    """The packaged model that goes by this name; it comes before a directory of that name."""
+    return packaged.registry().get(text.casefold().replace("_", "-"))
 
 
 def open_folder(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches
 
 FIELD = "text"
@@ -169,6 +170,11 @@ def open_documents(text: str | Path) -> Documents:
     if isinstance(text, str) and text.startswith("hub:"):
         return HubDocuments(text.removeprefix("hub:"))
     return FileDocuments(Path(text).expanduser())
+
+
+def absolute_name(text: str) -> str:
+    """``text`` of ``key_statistics`` as it is good from any working directory."""
+    return text if text in ("model", "none") or text.startswith("hub:") else absolute(text)
 
 
 def windows(documents: Documents, order: list[int], size: int) -> Iterator[str]:
