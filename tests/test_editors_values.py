@@ -212,6 +212,19 @@ def test_a_fact_done_at_once_is_not_moved() -> None:
         assert value.nll_before == value.nll_after
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_where_no_change_reaches_the_answer_nothing_is_moved(name: str) -> None:
+    """In the last block a subject in mid-prompt is out of the answer's reach."""
+    model = wrapped(name)
+    last = len(model.layers) - 1
+    values = optimise_values(model, FACTS, last, PREFIXES, settings())
+    mid, end = values[:2], values[2]  # "gold" ends its prompt
+    assert all(v.steps == 0 and not v.delta.any() for v in mid)
+    assert end.steps == 4 and end.nll_after < end.nll_before
+    for value in optimise_values(model, FACTS, last - 1, PREFIXES, settings()):
+        assert value.delta.any() and value.nll_after < value.nll_before
+
+
 def test_the_clamp_holds() -> None:
     model = wrapped("llama")
     values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(lr=3.0, clamp=0.5))

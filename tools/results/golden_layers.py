@@ -10,66 +10,33 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from render import RESULTS, table
-from study import DATASETS, METHODS, MODELS, PROXY, SETTINGS, STUDY, TRACED, path_of
+from study import DATASETS, METHODS, MODELS, PROXY, SETTINGS, STUDY, TRACED
+from study_figures import curves_figure, sizes_figure
+from study_record import (
+    KTA,
+    LGA,
+    MAIN,
+    NAMES,
+    RANK_ONE,
+    Cell,
+    by_size,
+    choices,
+    load,
+    mean_of,
+    number,
+    truth_of,
+)
 
-from goldenlayers.report.figures import OKABE_ITO, save, style
 from goldenlayers.truth import Truth, transfer_matrix
 
-Cell = dict[str, Any]
 PAGE = RESULTS / "golden-layers.md"
 READING = STUDY / "reading.md"
-RANK_ONE = ("rome", "r-rome", "emmet")
-# Choices by their name in compare.json, and what the page calls them.
-LGA, KTA = "lga mlp sequence tukey", "transfer"
-NAMES = {
-    LGA: "LGA (the paper's: MLP, whole text, fences)",
-    "lga mlp sequence raw": "LGA without fences",
-    "lga mlp sequence cosine": "LGA, mean cosine",
-    "lga mlp sequence normalised": "LGA over the gradients' norms",
-    "lga mlp answer tukey": "LGA, answer loss",
-    "lga mlp answer raw": "LGA, answer loss, without fences",
-    "lga down sequence tukey": "LGA, down projection only",
-    "lga attention sequence tukey": "LGA, attention",
-    "lga block sequence tukey": "LGA, whole block",
-    KTA: "KTA",
-    "transfer reach": "KTA with reach",
-    "lga+transfer mlp sequence": "LGA and KTA, mean of ranks",
-    "cma": "CMA",
-    "saliency mlp sequence": "saliency",
-    "published": "published depth (1/6)",
-    "middle": "middle layer",
-    "random layer": "a random layer (expected)",
-    f"{LGA} verified": "LGA, five best verified",
-    f"{KTA} verified": "KTA, five best verified",
-}
-MAIN = (LGA, KTA, "cma", "saliency", "published", "middle", "random layer")
-COLOURS = dict(zip(DATASETS, ("blue", "vermillion", "bluish green", "reddish purple"), strict=True))
-
-
-def load() -> list[Cell]:
-    """The cells that are there, in a fixed order."""
-    paths = [path_of(m, d, e) for m in MODELS for d in DATASETS for e in METHODS]
-    return [json.loads(p.read_text(encoding="utf-8")) for p in paths if p.exists()]
-
-
-def truth_of(cell: Cell) -> Truth:
-    """Overall by fact and layer."""
-    values = np.array([[np.nan if v is None else v for v in row] for row in cell["overall"]])
-    return Truth(tuple(cell["facts"]), tuple(range(values.shape[1])), {"overall": values})
-
-
-def choices(cell: Cell) -> dict[str, dict[str, Any]]:
-    return {one["name"]: one for one in cell["compare"]["choices"]}
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
+CONTROLS = STUDY / "controls.json"
 
 
 def interval(one: dict[str, Any] | None) -> str:
@@ -78,11 +45,6 @@ def interval(one: dict[str, Any] | None) -> str:
     low, high = one.get("low"), one.get("high")
     ends = "" if low is None or high is None else f" ({low:.1f}–{high:.1f})"
     return f"{one['value']:.1f}{ends}"
-
-
-def mean_of(values: Iterable[float | None]) -> float:
-    known = [v for v in values if v is not None and v == v]
-    return statistics.fmean(known) if known else float("nan")
 
 
 def existence(cells: Sequence[Cell]) -> str:
@@ -211,111 +173,6 @@ def sizes_table(cells: Sequence[Cell]) -> str:
     return table(["choice", *(f"{n} facts" for n in counts)], rows)
 
 
-def by_size(cells: Sequence[Cell]) -> dict[str, dict[int, list[tuple[float, float]]]]:
-    """Rule → number of facts → (regret, agreement) of each cell that has that many."""
-    wanted = (
-        LGA,
-        "lga mlp answer tukey",
-        "lga mlp sequence cosine",
-        KTA,
-        "lga+transfer mlp sequence",
-        "saliency mlp sequence",
-    )
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for name in wanted:
-        for c in cells:
-            for curve in c["compare"]["proxy_sizes"]:
-                if curve["name"] == name:
-                    for point in curve["points"]:
-                        where = found.setdefault(name, {}).setdefault(point["n"], [])
-                        where.append((point["regret"], point["agreement"]))
-    return found
-
-
-def curves_figure(cells: Sequence[Cell], stem: Path) -> None:
-    """Overall by layer of every cell: models down, editors across, a line per data set."""
-    from matplotlib.figure import Figure
-
-    models = [m for m in MODELS if any(c["model"] == m for c in cells)]
-    methods = [e for e in METHODS if any(c["method"] == e for c in cells)]
-    with style():
-        figure = Figure(
-            figsize=(2.6 * len(methods) + 1, 2.5 * len(models) + 0.6), layout="constrained"
-        )
-        axes = figure.subplots(len(models), len(methods), squeeze=False, sharey="row")
-        for (i, model), (j, method) in [
-            ((i, m), (j, e)) for i, m in enumerate(models) for j, e in enumerate(methods)
-        ]:
-            ax = axes[i, j]
-            for c in cells:
-                if c["model"] != model or c["method"] != method:
-                    continue
-                means = c["by_metric"]["overall"]
-                colour = OKABE_ITO[COLOURS[c["data"]]]
-                ax.plot(range(len(means)), means, color=colour, linewidth=1.2, label=c["data"])
-                golden = c["golden_layers"]["overall"]
-                ax.plot(
-                    [golden],
-                    [means[golden]],
-                    marker="*",
-                    color=colour,
-                    markersize=9,
-                    markeredgecolor="black",
-                    markeredgewidth=0.5,
-                )
-            ax.set_title(f"{method}, {model}", fontsize=8)
-            ax.grid(axis="y", linewidth=0.3)
-            if j == 0:
-                ax.set_ylabel("Overall")
-            if i == len(models) - 1:
-                ax.set_xlabel("edited layer")
-        lines: dict[str, Any] = {}
-        for ax in axes.flat:
-            for line, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                lines.setdefault(label, line)
-        figure.legend(
-            lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False
-        )
-        save(figure, stem, ("svg",))
-
-
-def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
-    """Mean regret and agreement against the number of proxy facts."""
-    from matplotlib.figure import Figure
-
-    looks = zip(OKABE_ITO.values(), "osD^vP", strict=False)
-    with style():
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for (name, points), (colour, mark) in zip(by_size(cells).items(), looks, strict=False):
-            counts = sorted(points)
-            look: dict[str, Any] = {
-                "color": colour,
-                "marker": mark,
-                "linewidth": 1.2,
-                "markersize": 5,
-            }
-            left.plot(
-                counts,
-                [mean_of(r for r, _ in points[n]) for n in counts],
-                label=NAMES[name],
-                **look,
-            )
-            # With all facts there is one subset, which agrees with itself.
-            some = counts[:-1]
-            right.plot(some, [100 * mean_of(a for _, a in points[n]) for n in some], **look)
-        for ax, label in ((left, "mean regret (points)"), (right, "subsets that agree (%)")):
-            ax.set_xscale("log")
-            ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
-            ax.minorticks_off()
-            ax.set_xlabel("proxy facts")
-            ax.set_ylabel(label)
-            ax.set_ylim(bottom=0)
-            ax.grid(linewidth=0.3)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        save(figure, stem, ("svg",))
-
-
 def wanted(cells: Sequence[Cell]) -> str:
     """What was hoped for, and what came out."""
     rank_one = [c for c in cells if c["method"] in RANK_ONE]
@@ -323,23 +180,22 @@ def wanted(cells: Sequence[Cell]) -> str:
     def regret(name: str, some: Sequence[Cell]) -> float:
         return mean_of(choices(c)[name]["regret"] for c in some if name in choices(c))
 
-    def ratio(name: str, some: Sequence[Cell]) -> str:
-        ups = [choices(c)[name]["speed_up"] for c in some if name in choices(c)]
-        return f"{statistics.median([u for u in ups if u]):.0f}×"
+    def ratio(seconds: Callable[[Cell], tuple[float, int]], name: str) -> str:
+        """How much faster per fact, and as it was run with the numbers of facts it was given."""
+        pairs = [
+            (*seconds(c), choices(c)[name]["seconds"], choices(c)[name]["n_proxy"])
+            for c in cells
+            if name in choices(c) and "cma" in choices(c)
+        ]
+        each = statistics.median((a / n) / (b / m) for a, n, b, m in pairs)
+        whole = statistics.median(a / b for a, n, b, m in pairs)
+        return f"{each:.0f}× per fact, {whole:.1f}× as run"
 
-    def against_cma(name: str) -> str:
-        found = [
-            (choices(c)["cma"]["seconds"] / choices(c)["cma"]["n_proxy"])
-            / (choices(c)[name]["seconds"] / choices(c)[name]["n_proxy"])
-            for c in cells
-            if "cma" in choices(c)
-        ]
-        whole = [
-            choices(c)["cma"]["seconds"] / choices(c)[name]["seconds"]
-            for c in cells
-            if "cma" in choices(c)
-        ]
-        return f"{statistics.median(found):.0f}× per fact, {statistics.median(whole):.1f}× as run"
+    def sweep(c: Cell) -> tuple[float, int]:
+        return c["sweep_seconds"], c["n_test"]
+
+    def cma(c: Cell) -> tuple[float, int]:
+        return choices(c)["cma"]["seconds"], choices(c)["cma"]["n_proxy"]
 
     rho = mean_of(choices(c)[KTA]["spearman"] for c in rank_one)
     best = min(regret(f"{LGA} verified", cells), regret(f"{KTA} verified", cells))
@@ -349,12 +205,41 @@ def wanted(cells: Sequence[Cell]) -> str:
         ["KTA's mean regret, rank-one editors", "≤ 1.0", number(regret(KTA, rank_one))],
         ["KTA's mean rank correlation, rank-one editors", "≥ 0.8", number(rho, 2)],
         ["the better of the verified choices, mean regret", "≤ 0.5", number(best)],
-        ["LGA faster than the sweep", "≥ 100×", ratio(LGA, cells)],
-        ["KTA faster than the sweep", "≥ 100×", ratio(KTA, cells)],
-        ["LGA faster than CMA", "≥ 10×", against_cma(LGA)],
-        ["KTA faster than CMA", "≥ 10×", against_cma(KTA)],
+        ["LGA faster than the sweep", "≥ 100×", ratio(sweep, LGA)],
+        ["KTA faster than the sweep", "≥ 100×", ratio(sweep, KTA)],
+        ["LGA faster than CMA", "≥ 10×", ratio(cma, LGA)],
+        ["KTA faster than CMA", "≥ 10×", ratio(cma, KTA)],
     ]
     return table(["figure", "hoped for", "measured"], rows)
+
+
+def controls() -> str:
+    """LGA beside itself with other facts' answers."""
+    if not CONTROLS.exists():
+        return ""
+    record = json.loads(CONTROLS.read_text(encoding="utf-8"))
+    rows = [
+        [
+            one["model"],
+            one["data"],
+            {"sequence": "whole text", "answer": "answer"}[one["loss"]],
+            str(one["layer"]),
+            str(one["layer_with_other_answers"]),
+            number(one["correlation_with_other_answers"], 2),
+            number(one["correlation_with_norms"], 2),
+        ]
+        for _, one in sorted(record.items())
+    ]
+    head = [
+        "model",
+        "data",
+        "loss",
+        "LGA's layer",
+        "with other facts' answers",
+        "rank correlation of the two",
+        "of LGA with the gradients' norms alone",
+    ]
+    return table(head, rows)
 
 
 def page(cells: Sequence[Cell]) -> str:
@@ -373,7 +258,8 @@ def page(cells: Sequence[Cell]) -> str:
         "locality and portability, in points of 100. Layers are chosen on "
         f"{PROXY} proxy facts about other subjects ({TRACED} known ones for CMA, which is dear). "
         "*Regret* is the golden layer's test score minus the chosen layer's. Starter facts are "
-        "such as the model knows; other data are taken as they come. Editors run with "
+        "such as the model knows; other data are taken as they come, facts with more kinds of "
+        "probes first. Editors run with "
         f"{SETTINGS.steps} steps of length {SETTINGS.lr} and {SETTINGS.prefixes} sampled prefixes "
         "(a third of the default's work), key statistics from Wikipedia text. ROME, R-ROME and "
         "EMMET share the value search, and its time counts for each. Times are of one thread of a "
@@ -403,6 +289,15 @@ def page(cells: Sequence[Cell]) -> str:
     ]
     if tuned:
         parts += ["### Fine-tuning (FT-M)", methods_table(tuned)]
+    if controls():
+        parts += [
+            "### What LGA's ranking is made of",
+            "LGA on the same proxy facts, with both answers of each fact replaced by those of "
+            "another (`python tools/results/controls.py`): if the layers are ranked the same, the "
+            "ranking does not come from what is to be edited. Beside it, the rank correlation of "
+            "S_L with the summed products of the two gradients' norms, their angle left out.",
+            controls(),
+        ]
     parts += [
         "### Cell by cell",
         "Chosen layer and its regret.",

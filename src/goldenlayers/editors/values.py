@@ -17,7 +17,7 @@ width, F MLP width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,7 @@ class _Group:
         with_attention: bool,
         reuse: bool,
     ) -> None:
-        self.settings = settings
+        self.settings, self.dtype = settings, model.dtype
         block = model.layers[layer]
         sites: dict[str, nn.Module] = {"mlp": block.down.module}
         if with_attention:
@@ -172,6 +172,17 @@ class _Group:
         loss, nll = self._loss(delta, base)
         found = torch.autograd.grad(loss.sum(), list(delta.values())) if slopes else ()
         return loss.detach(), nll, found
+
+    def _out_of_reach(self, slopes: Sequence[Tensor], base: Mapping[str, Tensor]) -> Tensor:
+        """Facts (B,) whose loss does not respond to a change as long as the clean value.
+
+        In the last block a subject in mid-prompt no longer touches the answer, and the KL term is
+        at its minimum: what is left of the gradient is rounding, which Adam would blow up.
+        """
+        size = torch.stack(
+            [g.norm(dim=1) * norm for g, norm in zip(slopes, base.values(), strict=True)]
+        ).norm(dim=0)
+        return size < torch.finfo(self.dtype).eps ** 0.5
 
     def _bare(self, states: Callable[[Part], Tensor], n_facts: int) -> list[Tensor]:
         """``states`` (N, ·) of each part's prompt rows, by fact: (P, ·), the bare prompt first."""
@@ -215,6 +226,8 @@ class _Group:
             if step == 0:
                 nll_before = nll.tolist()
             finished = (loss < s.stop_loss) | last
+            if step == 0 and not last:
+                finished |= self._out_of_reach(slopes, base)
             for b in torch.nonzero(finished).flatten().tolist():
                 i = place[b]
                 yield (
