@@ -65,7 +65,8 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
     """Mean regret and agreement against the number of proxy facts."""
     from matplotlib.figure import Figure
 
-    looks = zip(OKABE_ITO.values(), "osD^vP", strict=False)
+    names = ("orange", "sky blue", "bluish green", "vermillion", "blue", "reddish purple")
+    looks = zip((OKABE_ITO[name] for name in names), "osD^vP", strict=True)
     with style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)

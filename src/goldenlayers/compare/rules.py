@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.compare.runs import LocateRun
-from goldenlayers.locate.ranking import Fence
-from goldenlayers.locate.ranking import choose as _choose
-from goldenlayers.locate.ranking import keep as _keep
+from goldenlayers.locate.ranking import Fence, choose, keep
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]
@@ -50,7 +48,7 @@ class Rule:
 
     def choose(self, weights: Floats) -> NDArray[np.intp]:
         """Chosen layer (S,) for weights (S, N); ties go to the shallower layer."""
-        return _choose(*self.score(weights))
+        return choose(*self.score(weights))
 
     def order(self) -> list[int]:
         """All kept layers by the rule over all facts, best first."""
@@ -111,7 +109,7 @@ def _sums(values: Floats, over: Floats | None, fence: Fence, kappa: float) -> Sc
         size = weights.sum(axis=1, keepdims=True) if over is None else weights @ over
         # Where nothing counts (only vanishing gradients) a layer has no merit: 0.
         scores = np.divide(total, size, out=np.zeros_like(total), where=size > 0)
-        return scores, _keep(scores, fence, kappa)
+        return scores, keep(scores, fence, kappa)
 
     return score
 
