@@ -18,6 +18,7 @@ from goldenlayers.config import LocateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import overall_by_fact
 from goldenlayers.locate.ranking import LayerRanking, LayerScore
+from goldenlayers.store import RunFolder
 from goldenlayers.sweep import sweep
 from goldenlayers.verify import VerifiedChoice, best_layers, race, verify, with_neighbours
 from goldenlayers.verify.racing import difference, t_quantile
@@ -249,10 +250,11 @@ def test_bad_input(facts: int, candidates: list[int], more: dict[str, Any], said
         verify(tiny("llama"), some_facts(facts), candidates, statistics={}, **more)
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def located_with(place: Path, *more: str) -> list[str]:
+    """Put a model and facts into the folder; the command that locates there, with its --out."""
     model = tiny("llama")
-    model.hf.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
+    model.hf.save_pretrained(place / "model")
+    model.tokenizer.save_pretrained(place / "model")
     rows = [
         {
             "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target_new,
@@ -260,12 +262,17 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         }
         for f in some_facts(4)
     ]  # fmt: skip
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        *("locate", str(tmp_path / "model"), str(tmp_path / "facts.jsonl")),
-        *("--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "run")),
-        *("--verify", "2", "--verify-facts", "2", "--verify-method", "ft-m", "--neighbours"),
+    (place / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        *("locate", str(place / "model"), str(place / "facts.jsonl")),
+        *("--cache-dir", str(place / "cache"), "--out", str(place / "run")),
+        *more,
     ]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    more = ("--verify", "2", "--verify-facts", "2", "--verify-method", "ft-m", "--neighbours")
+    command = located_with(tmp_path, *more)
     assert main(command) == 0
     shown = capsys.readouterr().out
     verified = json.loads((tmp_path / "run" / "verified.json").read_text())
@@ -276,3 +283,30 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "Verified with ft-m on proxy facts" in shown and "no locality probes" in shown
     assert shown.strip().splitlines()[-1].startswith(f"Golden layer {verified['layer']}, verified")
     assert main([*command, "--overwrite", "--verify-method", "romulus"]) == 2
+
+
+@pytest.mark.parametrize("error", [UserError("no edit could be scored"), KeyboardInterrupt()])
+def test_a_stopped_race_leaves_the_ranking(
+    tmp_path: Path,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    command = located_with(tmp_path, "--verify", "2", "--verify-method", "ft-m")
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("goldenlayers.verify.verify", stopped)
+    assert main(command) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    shown = capsys.readouterr()
+    run = RunFolder.open(tmp_path / "run")  # finished
+    assert run.json("ranking.json")["n_facts"] == 4 == len(run.rows("per_fact.jsonl"))
+    assert not run.file("verified.json").exists() and run.file("ranking.svg").exists()
+    assert "Golden layer" in shown.out and "not verified" in run.file("log.txt").read_text()
+    assert "Warning: the golden layer is not verified" in shown.err and str(run.path) in shown.err
+    # A defect is none of this: nothing that looks whole.
+    monkeypatch.setattr("goldenlayers.verify.verify", None)
+    with pytest.raises(TypeError):
+        main([*command, "--overwrite", "--out", str(tmp_path / "defect")])
+    assert not (tmp_path / "defect").exists()

@@ -5,9 +5,11 @@ Exit status: 0 done, 2 the user's input (one message, no traceback), 1 a defect,
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from goldenlayers import config
@@ -37,18 +39,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"goldenlayers {__version__}")
         return 0
+    status = 0
+    with showing():
+        try:
+            status = dispatch(parse(arguments))
+        except UserError as error:
+            status = 2
+            say(f"golden: {error}")
+        except KeyboardInterrupt:
+            status = 130
+            say("golden: interrupted")
+    return status
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results go to standard output, this does not."""
     try:
-        return dispatch(parse(arguments))
-    except UserError as error:
-        print(f"golden: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("golden: interrupted", file=sys.stderr)
-        return 130
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # as in `2>&1 | head`: no reason to stop the work
+        _to_nowhere(sys.stderr)
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """Within it, output whose reader went away (head, less) ends the block, and no more than that.
+
+    What is printed afterwards goes nowhere, so the work behind the block is done in any case.
+    """
+    try:
+        yield
+        if sys.stdout is not None:  # it is None where it was closed from the start
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output (head, less) went away: nothing left to say.
-        sys.stderr.close()
-        return 0
+        _to_nowhere(sys.stdout)
+    except SystemExit as stop:
+        # Rich makes this of it. A block also ends so after --help, or with wrong flags.
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: Any) -> None:
+    """Let what is still buffered, and what comes later, vanish: else the exit would complain."""
+    with contextlib.suppress(OSError, ValueError):  # no real file, as in a notebook
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def parse(arguments: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import CompareConfig
 from goldenlayers.errors import UserError
@@ -44,11 +45,13 @@ def run(config: CompareConfig) -> int:
         warnings=warnings,
     )
     with shared.run_folder(config, "compare") as folder:
-        show(found, f"{origin['method']} on {origin['model']}", origin["data"])
         if folder is not None:
             folder.write_json(COMPARE, found.to_json() | {"sweep": origin})
             folder.finish()
-            shared.say(f"Written to {folder.path}: {COMPARE}")
+    with showing():
+        show(found, f"{origin['method']} on {origin['model']}", origin["data"])
+    if folder is not None:
+        shared.say(f"Written to {folder.path}: {COMPARE}")
     return 0
 
 

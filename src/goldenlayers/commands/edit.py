@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
 from goldenlayers.config import EditConfig
 from goldenlayers.errors import DataError, UserError
@@ -52,14 +53,16 @@ def run(config: EditConfig) -> int:
             )
         with delta.applied(model):
             after = answers.greedy_answers(model, facts)
-        answers.show(model, facts, before, after)
-        _show_change(model, delta)
-        _warn(model, facts, after, delta)
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
-            size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
-            shared.say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
+    with showing():
+        answers.show(model, facts, before, after)
+        _show_change(model, delta)
+    _warn(model, facts, after, delta)
+    if folder is not None:
+        size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
+        shared.say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
@@ -75,11 +76,13 @@ def run(config: EvaluateConfig) -> int:
                 on_rows=None if folder is None else lambda rows: folder.append_rows(ROWS, rows),
                 on_progress=bar,
             )
-        show(found, facts.name)
         if folder is not None:
             folder.write_json(SUMMARY, found.to_json())
             folder.finish()
-            shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
+    with showing():
+        show(found, facts.name)
+    if folder is not None:
+        shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
     return 0
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import LocateConfig
+from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(config: LocateConfig) -> int:
-    """Locate, print the table, and write the run folder if one is asked for."""
+    """Locate, write the run folder if one is asked for, and print the table."""
     from goldenlayers.locate import locate
     from goldenlayers.report.terminal import show_ranking
 
@@ -62,16 +64,33 @@ def run(config: LocateConfig) -> int:
                 on_progress=bar,
                 on_dropped=shared.tell_dropped,
             )
-        show_ranking(ranking)
-        verified = None
+        verified: VerifiedChoice | None = None
+        stopped: UserError | KeyboardInterrupt | None = None
         if config.verify is not None:
             if folder is not None:
                 folder.write_json("ranking.json", ranking.to_json())
+            with showing():  # the race may take minutes
+                show_ranking(ranking)
             proxy = [fact for fact in facts if fact.id in set(used)] or list(facts)
-            verified = _verify(config, model, proxy, ranking, statistics)
-            show_verified(verified)
+            try:
+                verified = _verify(config, model, proxy, ranking, statistics)
+            except (UserError, KeyboardInterrupt) as error:
+                stopped = error  # the ranking stands without the race
+                if folder is not None:
+                    folder.log(f"not verified: {type(error).__name__}: {error}")
         if folder is not None:
             write(folder, ranking, verified)
+    with showing():
+        if config.verify is None:
+            show_ranking(ranking)
+        if verified is not None:
+            show_verified(verified)
+    if folder is not None:
+        _tell_files(folder)
+    if stopped is not None:
+        kept = f" The ranking is kept in {folder.path}, without verified.json." if folder else ""
+        shared.say(f"Warning: the golden layer is not verified: the race was stopped.{kept}")
+        raise stopped
     return 0
 
 
@@ -173,6 +192,9 @@ def write(folder: RunFolder, ranking: LayerRanking, verified: VerifiedChoice | N
         folder.write_json("verified.json", verified.to_json())
     ranking_figure(ranking, folder.file("ranking"))
     folder.finish()
+
+
+def _tell_files(folder: RunFolder) -> None:
     names = ("ranking.json", "verified.json", "per_fact.jsonl", "ranking.svg", "ranking.png")
     there = ", ".join(name for name in names if folder.file(name).exists())
     shared.say(f"Written to {folder.path}: {there}")

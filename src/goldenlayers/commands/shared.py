@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import say
 from goldenlayers.config import DataOptions, ModelOptions, path_settings, to_record
 from goldenlayers.errors import DataError, UserError
 
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; results go to standard output, this does not."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def load_model(options: ModelOptions) -> Model:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.config import SweepConfig
@@ -35,7 +36,8 @@ def run(config: SweepConfig) -> int:
         raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
     if not config.overwrite and (finished := _finished(config)) is not None:
         shared.say(f"{finished.path} is finished already; this is what it holds")
-        show(truth_of(finished), finished.json(SUMMARY))
+        with showing():
+            show(truth_of(finished), finished.json(SUMMARY))
         return 0
     source = shared.load_facts(config)
     model = shared.load_model(config)
@@ -97,8 +99,9 @@ def run(config: SweepConfig) -> int:
             "settings": dict(found.settings),
         }
         write(folder, truth, summary)
+    with showing():
         show(truth, summary)
-        shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}, {FIGURE}.svg, {FIGURE}.png")
+    shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}, {FIGURE}.svg, {FIGURE}.png")
     return 0
 
 
