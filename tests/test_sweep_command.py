@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -91,6 +92,63 @@ def test_a_finished_sweep_says_so_and_shows_itself(place: Path, capsys: Any):
     assert main(command(place, "whole", steps=3)) == 2
     said = capsys.readouterr().err
     assert "other settings: set: {'steps': '2'" in said and "--overwrite" in said
+
+
+@pytest.mark.parametrize("name", ["generation", "counterfact", "fluency", "kl"])
+def test_a_sweep_without_overall(place: Path, name: str, capsys: Any):
+    """What was scored is shown, and drawn where it can have a golden layer."""
+    assert main(command(place, name, "--metrics", name, "--layers", "1-2")) == 0
+    shown = capsys.readouterr()
+    summary = json.loads((place / name / "summary.json").read_text())
+    assert summary["golden_layer"] is None and summary["golden_layers"]["overall"] is None
+    first = {"generation": "generation_rewrite", "counterfact": "efficacy_success"}.get(name, name)
+    assert first in shown.out and "Overall" not in shown.out and "cells have no" not in shown.err
+    if name == "kl":  # the edit that changes nothing would be the best
+        assert "no golden layer" in shown.out and "Best layers" not in shown.out
+        assert "sweep.svg" not in shown.err and not (place / name / "sweep.svg").exists()
+    else:
+        assert summary["golden_layers"][first] in (1, 2)
+        assert f"Best layers by {first}" in shown.out and "sweep.svg" in shown.err
+        figure = (place / name / "sweep.svg").read_text()
+        assert f"Golden layer {summary['golden_layers'][first]} by {first}" in figure
+    # Shown again, and judged by.
+    assert main(command(place, name, "--metrics", name, "--layers", "1-2")) == 0
+    assert capsys.readouterr().out == shown.out
+    assert main(["compare", str(place / name), "--repeats", "2"]) == 2
+    said = capsys.readouterr().err
+    if name != "kl":
+        assert f"Add --metric {first}" in " ".join(said.split())
+        judged = ["compare", str(place / name), "--repeats", "2", "--metric", first]
+        assert main(judged) == 0
+
+
+def test_a_sweep_of_which_nothing_was_scored(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    from goldenlayers.sweep.cells import Runner
+
+    real = Runner.run
+
+    def unscored(self: Runner, task: Any) -> Any:
+        batch = real(self, task)
+        rows = [{**row, "score": None} for row in batch.rows]
+        return dataclasses.replace(batch, rows=rows)
+
+    monkeypatch.setattr(Runner, "run", unscored)
+    assert main(command(place, "nothing", "--layers", "0", "--metrics", "rewrite", "kl")) == 2
+    assert "no edit of the sweep could be scored" in capsys.readouterr().err
+
+
+def test_compare_knows_how_deep_the_swept_model_is(place: Path, capsys: Any):
+    """Of a sweep of the lower layers alone, too: the middle is the model's."""
+    assert main(command(place, "lower", "--layers", "0-1", "--metrics", "rewrite")) == 0
+    out = place / "lower-judged"
+    assert main(["compare", str(place / "lower"), "--repeats", "2", "--out", str(out)]) == 0
+    choices = {
+        one["name"]: one for one in json.loads((out / "compare.json").read_text())["choices"]
+    }
+    assert json.loads((place / "lower" / "summary.json").read_text())["n_layers"] == 4
+    assert choices["middle"]["layer"] == 2 and choices["middle"]["note"] == "layer 2 was not swept"
 
 
 def disk_full(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -25,6 +25,12 @@ def run(config: CompareConfig) -> int:
     if config.out is not None and not config.overwrite:
         shared.refuse_taken(config.out)
     sweep, truth = _sweep(config)
+    if config.metric == "overall" and truth.leading not in ("overall", None):
+        raise UserError(
+            f"nothing that Overall is made of was scored in {sweep.path}",
+            expected=f"a metric of this sweep: {', '.join(m for m in truth.metrics[:-1])}",
+            fix=f"Add --metric {truth.leading}",
+        )
     runs = [LocateRun.read(RunFolder.open(path)) for path in config.with_]
     origin = _origin(sweep)
     warnings = overlap_warnings(
@@ -39,6 +45,8 @@ def run(config: CompareConfig) -> int:
         runs,
         metric=config.metric,
         sweep_seconds=origin["seconds"],
+        # A run ranks all layers of its model, the sweep may have been of some.
+        n_layers=None if runs else origin["n_layers"],
         sizes=config.sizes,
         repeats=config.repeats,
         seed=config.seed,
@@ -79,6 +87,7 @@ def _origin(folder: RunFolder) -> dict[str, Any]:
         "data": data.get("name", ""),
         "data_sha256": data.get("sha256", ""),
         "seconds": summary.get("seconds"),
+        "n_layers": summary.get("n_layers"),
     }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from goldenlayers.truth import Truth
 
 ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
+_ORACLE = "Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each."
 # These change how fast the work is done, and where, not what comes out.
 _FREE = ("device", "cache_dir", "chunk", "workers", "engine", "address")
 
@@ -93,6 +94,7 @@ def run(config: SweepConfig) -> int:
             "model": model.name,
             "fingerprint": model.fingerprint(),
             "data": source.name,
+            "n_layers": len(model.layers),
             **to_json(truth, groups=subjects),
             "seconds": round(sum(row["seconds"] for row in times), 3),
             "seconds_per_cell": _per_cell(times),
@@ -101,7 +103,9 @@ def run(config: SweepConfig) -> int:
         write(folder, truth, summary)
     with showing():
         show(truth, summary)
-    shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}, {FIGURE}.svg, {FIGURE}.png")
+    names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
+    there = ", ".join(name for name in names if folder.file(name).exists())
+    shared.say(f"Written to {folder.path}: {there}")
     return 0
 
 
@@ -141,10 +145,10 @@ def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
     from goldenlayers.report.sweeps import sweep_figure
 
     folder.write_json(SUMMARY, summary)
-    if summary["golden_layer"] is not None:
+    if truth.leading is not None:
         title = f"{summary['method']} on {summary['model']} · {_facts_of(summary)}"
         with disk_errors(folder.file(FIGURE)):
-            sweep_figure(truth, folder.file(FIGURE), title=title)
+            sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
     folder.finish()
 
 
@@ -153,21 +157,23 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
     from goldenlayers.report.terminal import show as put
     from goldenlayers.report.terminal import table
 
-    if summary["golden_layer"] is None:
+    names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
+    if not names:
         raise UserError(
             "no edit of the sweep could be scored, so there is no golden layer",
             fix=f"The reasons are in {ROWS}",
         )
     title = f"{summary['method']} on {summary['model']}: {_facts_of(summary)}"
-    rows = []
-    for name in ("overall", *(name for name in truth.metrics if name != "overall")):
+    rows, without = [], []
+    for name in dict.fromkeys(names):
         one = summary["metrics"][name]
         if one["golden_layer"] is None:
+            without.append(name)
             continue
         place = truth.layers.index(one["golden_layer"])
         rows.append(
             (
-                "Overall" if name == "overall" else name,
+                _titled(name),
                 one["golden_layer"],
                 f"{one['mean'][place]:.1f}",
                 _interval(one["low"][place], one["high"][place]),
@@ -177,16 +183,18 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
             )
         )
     columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
-    put(table(title, columns, rows))
-    means = dict(zip(truth.layers, truth.means(), strict=True))
-    best = [
-        (layer, f"{means[layer]:.1f}", f"{100 * summary['wins'].get(str(layer), 0):.0f} %")
-        for layer in truth.ranking()[:5]
-    ]
-    put(table("Best layers by Overall", ("layer", "score", "golden in resamples"), best))
-    put(table("Best layers of single facts", ("layer", "facts", ""), _histogram(truth)))
-    print(f"Overall: mean of {', '.join(truth.overall_of)}.")
-    print("Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each.")
+    if rows:
+        put(table(title, columns, rows))
+    for name in without:
+        means = [f"{value:.3g}" for value in truth.means(name)]
+        lines = list(zip(truth.layers, means, truth.scored(name).tolist(), strict=True))
+        put(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
+    if truth.leading is not None:
+        _show_best(truth, truth.leading)
+    if "overall" in names:
+        print(f"Overall: mean of {', '.join(truth.overall_of)}.")
+    if rows:
+        print(_ORACLE)
     if split := summary["split_half"]:
         regret = split["regret"]
         print(
@@ -198,8 +206,27 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
         shared.say(f"Warning: {warning}.")
 
 
-def _histogram(truth: Truth, width: int = 30) -> list[tuple[Any, ...]]:
-    counts = truth.histogram()
+def _show_best(truth: Truth, metric: str) -> None:
+    """The best layers by a metric, and those of single facts."""
+    from goldenlayers.report.terminal import show, table
+
+    means, wins = dict(zip(truth.layers, truth.means(metric), strict=True)), truth.wins(metric)
+    best = [
+        (layer, f"{means[layer]:.1f}", f"{100 * wins[layer]:.0f} %")
+        for layer in truth.ranking(metric)[:5]
+    ]
+    columns = ("layer", "score", "golden in resamples")
+    show(table(f"Best layers by {_titled(metric)}", columns, best))
+    rows = _histogram(truth, metric)
+    show(table("Best layers of single facts", ("layer", "facts", ""), rows))
+
+
+def _titled(metric: str) -> str:
+    return "Overall" if metric == "overall" else metric
+
+
+def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ...]]:
+    counts = truth.histogram(metric)
     most = max(counts.max(), 1e-9)
     return [
         (layer, f"{count:.1f}", "#" * round(width * count / most))

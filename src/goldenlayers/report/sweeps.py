@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from goldenlayers.truth import Truth
 
+_OVERALL = "overall"
 # Told apart by colour, marker and dash; Overall is the thick black one.
 _LOOKS: dict[str, dict[str, Any]] = {
     "overall": {"color": "black", "marker": "o", "linewidth": 2.2},
@@ -30,9 +31,13 @@ def sweep_figure(
     path_stem: str | os.PathLike[str],
     *,
     title: str = "",
+    metric: str = _OVERALL,
     formats: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
     """Draw the mean score by layer of each metric with its 95 % band, and the histogram of optima.
+
+    ``metric`` is what the golden layer, the oracle and the optima are of. Those that Overall is
+    made of are drawn beside it; another metric is drawn alone, as it may have another scale.
 
     The golden layer bears a star and a line through both panels; the dashed line is the oracle,
     each fact at its own best layer. A fact with k best layers counts 1/k at each of them.
@@ -42,14 +47,15 @@ def sweep_figure(
     """
     from matplotlib.figure import Figure
 
-    golden = truth.golden_layer()
+    golden = truth.golden_layer(metric)
     with style():
         width = min(11.0, max(6.4, 2.6 + 0.2 * len(truth.layers)))
         figure = Figure(figsize=(width, 5.6), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        _draw_scores(top, truth, golden)
-        _draw_optima(bottom, truth, golden)
-        heading = f"Golden layer {golden}" + (f" · {title}" if title else "")
+        _draw_scores(top, truth, golden, metric)
+        _draw_optima(bottom, truth, golden, metric)
+        by = "" if metric == _OVERALL else f" by {metric}"
+        heading = f"Golden layer {golden}{by}" + (f" · {title}" if title else "")
         top.set_title(heading.replace("$", r"\$"), loc="left", fontsize=10)
         bottom.set_xlabel("edited layer (0 = nearest the input)")
         low, high = truth.layers[0], truth.layers[-1]
@@ -60,17 +66,18 @@ def sweep_figure(
         return save(figure, path_stem, formats)
 
 
-def _draw_scores(axes: Axes, truth: Truth, golden: int) -> None:
-    shown = [name for name in truth.metrics if name in _LOOKS and truth.scored(name).any()]
-    for name in sorted(shown, key=list(_LOOKS).index, reverse=True):
-        look = {"linewidth": 1.3, "markersize": 3.5, **_LOOKS[name]}
+def _draw_scores(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
+    looks = _LOOKS if metric == _OVERALL else {metric: _LOOKS[_OVERALL]}
+    shown = [name for name in truth.metrics if name in looks and truth.scored(name).any()]
+    for name in sorted(shown, key=list(looks).index, reverse=True):
+        look = {"linewidth": 1.3, "markersize": 3.5, **looks[name]}
         means, ends = truth.means(name), truth.intervals(name)
-        label = "Overall" if name == "overall" else name
+        label = "Overall" if name == _OVERALL else name
         axes.plot(truth.layers, means, label=label, zorder=3, **look)
         axes.fill_between(
             truth.layers, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.13, linewidth=0
         )
-    oracle = truth.oracle()
+    oracle = truth.oracle(metric)
     axes.axhline(oracle.value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
     axes.annotate(
         f"oracle {oracle.value:.1f}",
@@ -82,7 +89,7 @@ def _draw_scores(axes: Axes, truth: Truth, golden: int) -> None:
         fontsize=7.5,
         annotation_clip=False,
     )
-    score = truth.means()[truth.layers.index(golden)]
+    score = truth.means(metric)[truth.layers.index(golden)]
     axes.plot(
         [golden],
         [score],
@@ -94,8 +101,10 @@ def _draw_scores(axes: Axes, truth: Truth, golden: int) -> None:
         label=f"golden layer {golden}: {score:.1f}",
         zorder=5,
     )
-    axes.set_ylim(-2, 102)
-    axes.set_ylabel("mean score after the edit\n(0-100, band: 95 %)")
+    if metric == _OVERALL:
+        axes.set_ylim(-2, 102)
+    scale = "0-100, " if metric == _OVERALL else ""
+    axes.set_ylabel(f"mean score after the edit\n({scale}band: 95 %)")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
         handles[::-1],
@@ -107,8 +116,8 @@ def _draw_scores(axes: Axes, truth: Truth, golden: int) -> None:
     )
 
 
-def _draw_optima(axes: Axes, truth: Truth, golden: int) -> None:
-    shares = truth.histogram()
+def _draw_optima(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
+    shares = truth.histogram(metric)
     colors = [
         OKABE_ITO["yellow"] if layer == golden else OKABE_ITO["sky blue"] for layer in truth.layers
     ]

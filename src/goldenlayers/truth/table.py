@@ -116,6 +116,16 @@ class Truth:
         """All metrics, Overall last."""
         return tuple(self.scores)
 
+    @property
+    def leading(self) -> str | None:
+        """The metric to go by: Overall, or where none of it was asked for, the first that has a
+        golden layer; None if none has.
+        """
+        for name in (OVERALL, *self.scores):
+            if name not in LOWER_IS_BETTER and best_place(self.scores[name]) is not None:
+                return name
+        return None
+
     # --- layers -----------------------------------------------------------------------------------
 
     def means(self, metric: str = OVERALL) -> Floats:
@@ -243,10 +253,11 @@ class Truth:
     def warnings(self) -> tuple[str, ...]:
         """What to know before leaning on these figures."""
         found = []
-        counts, n = self.scored(), len(self.facts)
+        metric = self.leading or next((m for m in self.scores if self.scored(m).any()), OVERALL)
+        counts, n = self.scored(metric), len(self.facts)
         thin = [layer for layer, c in zip(self.layers, counts, strict=True) if c < n]
         if thin:
-            cells = self.missing()
+            cells = self.missing(metric)
             found.append(
                 f"{cells} of {n * len(self.layers)} cells have no score (layers "
                 f"{listed(thin)}): the layers' means are over different facts"
