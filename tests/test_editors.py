@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -299,6 +301,9 @@ def failing(call: str, model: Model) -> object:
         "preset of another model": lambda: preset("rome/gpt2-xl", model),
         "unknown setting": lambda: EditSettings().replace(step=3),
         "bad setting": lambda: EditSettings(steps=0),
+        "not a number": lambda: EditSettings(kl_factor=float("nan")),
+        "more than all": lambda: EditSettings(null_space=2.0),
+        "unknown mode": lambda: edit(model, FACTS, "ft-m", layer=1, mode="bacth"),  # type: ignore[arg-type]
     }
     return calls[call]()
 
@@ -315,6 +320,9 @@ def failing(call: str, model: Model) -> object:
         ("preset of another model", "48 layers"),
         ("unknown setting", "'steps'"),
         ("bad setting", "1 or more"),
+        ("not a number", "kl_factor is nan"),
+        ("more than all", "null_space_absolute"),
+        ("unknown mode", "'batch'"),
     ],
 )
 def test_bad_input_is_told_plainly(call: str, says: str) -> None:
@@ -337,8 +345,33 @@ def test_presets_are_whole_and_fit_their_method() -> None:
     for name, found in PRESETS.items():
         assert isinstance(found, Preset)
         assert found.method in EDITORS and name.startswith(found.method + "/")
-        assert 0 <= found.layer < found.n_layers
+        assert 0 <= found.layer < found.shape[0]
         EditSettings().replace(**found.settings)
+
+
+def test_a_preset_is_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama-2-7B, Llama-3-8B and Mistral-7B have one depth and one width."""
+    model = tiny("llama")
+    layers = model.layers
+    shape = (len(layers), layers.d_model, layers.d_mlp, layers.vocab_size)
+    monkeypatch.setitem(PRESETS, "memit/tiny", Preset("memit", 1, shape, {"steps": 3}))
+    assert preset("memit/tiny", model)[1].steps == 3
+    for i in range(4):
+        other = tuple(n + (i == k) for k, n in enumerate(shape))
+        monkeypatch.setitem(PRESETS, "memit/tiny", Preset("memit", 1, other, {}))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=str(other[i])):
+            preset("memit/tiny", model)
+
+
+def test_facts_that_contradict_each_other_are_told() -> None:
+    model = tiny("llama")
+    against = [FACTS[0], dataclasses.replace(FACTS[0], id="against", target_new="in Ulm")]
+    work = bench(model)
+    with pytest.warns(UserWarning, match="emmet at layer 1.*contradict"):
+        editor("emmet").together(work, against, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        editor("emmet").together(work, FACTS, 1)
 
 
 def test_progress_counts_every_fact() -> None:

@@ -24,7 +24,7 @@ from goldenlayers.editors.tails import Tails
 from goldenlayers.editors.values import Value, fact_prompts, optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import final_hidden
+from goldenlayers.hooks import capture, final_hidden
 from goldenlayers.models.model import Model
 
 # Subjects at the beginning, in the middle and at the end; answers of one and of several tokens.
@@ -131,8 +131,6 @@ def test_the_kl_term_is_there_and_can_be_left_out() -> None:
 
 
 def test_keys_and_values_are_the_clean_ones() -> None:
-    from goldenlayers.hooks import capture
-
     for name in ("gpt2", "opt", "gemma3", "bloom"):
         model = wrapped(name)
         values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(steps=2))
@@ -232,6 +230,20 @@ def test_the_clamp_holds() -> None:
         assert float(value.delta.norm()) == pytest.approx(
             0.5 * float(value.values[0].norm()), rel=1e-4
         )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
+def test_published_clamps_count_in_lengths_of_the_blocks_output(name: str) -> None:
+    model = wrapped(name)
+    s = settings(steps=24, lr=3.0, clamp=0.2, block_norm=True)
+    block = model.layers[LAYER].module
+    for value in optimise_values(model, FACTS, LAYER, PREFIXES, s):
+        e = fact_prompts(model, value.fact, PREFIXES, value.fact.target_new)[0]
+        with torch.no_grad(), capture({0: block}) as out:
+            model.hf(input_ids=torch.tensor([e.ids]), use_cache=False)
+        length = float(out[0][0, e.lookup].norm())
+        assert float(value.delta.norm()) == pytest.approx(0.2 * length, rel=1e-4)
+        assert length != pytest.approx(float(value.values[0].norm()), rel=0.05)
 
 
 def test_published_step_sizes_are_per_coordinate() -> None:

@@ -29,7 +29,7 @@ def run(config: EditorsConfig) -> int:
         for f in dataclasses.fields(EditSettings)
     ]
     show(table("Settings (--set NAME VALUE)", ("name", "default", "what it is"), settings))
-    presets = [(name, p.n_layers, p.d_model, p.layer) for name, p in PRESETS.items()]
+    presets = [(name, *p.shape[:2], p.layer) for name, p in PRESETS.items()]
     show(table("Presets", ("name", "layers", "width", "edited layer"), presets))
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.covariance import Covariance
 from goldenlayers.delta import WeightDelta
@@ -123,11 +123,13 @@ def edit(
         on_done: told how many facts have been optimised.
 
     Raises:
-        UserError: unknown editor, layer out of range, no facts, a target the model already
-            answers with nothing to change, or numbers that are not finite.
+        UserError: unknown editor or mode, layer out of range, no facts, or numbers that are not
+            finite.
     """
     if not facts:
         raise UserError("there are no facts to edit", expected="at least one fact")
+    if mode is not None and mode not in get_args(Mode):
+        raise UserError(f"unknown mode '{mode}'", fix=near_matches(mode, get_args(Mode)))
     bench = workbench(
         model,
         method,

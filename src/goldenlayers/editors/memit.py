@@ -12,6 +12,7 @@ Shapes: B facts, D model width, F MLP width. Keys and values in the solves are c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ class LeastSquares:
                 keys = states.keys
             for members, change in zip(groups, changes, strict=True):
                 update = self.solve(bench, at, keys[members].T, residual[members].T)
+                for text in update.warnings:
+                    warnings.warn(f"{self.name} at layer {at}: {text}", stacklevel=2)
                 change[down.parameter_name] = LowRank(update.left.float(), update.right.float())
                 if remember:
                     bench.previous_keys[at] = append_keys(

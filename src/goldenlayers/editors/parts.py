@@ -65,11 +65,13 @@ class Part:
         layer: int,
         rows: Sequence[Row],
         sites: Mapping[str, nn.Module],
+        beside: Mapping[str, nn.Module],
         *,
         reuse: bool,
     ) -> None:
         self._layers, self._sites, self.rows = model.layers, sites, list(rows)
-        self.tails = Tails(model, [row.run for row in rows], layer, sites, reuse=reuse)
+        watched = {**sites, **beside}
+        self.tails = Tails(model, [row.run for row in rows], layer, watched, reuse=reuse)
         self._index()
         self._kl_clean = self._kl_log_probs(self.tails.clean)
 
@@ -164,14 +166,18 @@ def parts_of(
     layer: int,
     rows: Sequence[Row],
     sites: Mapping[str, nn.Module],
+    beside: Mapping[str, nn.Module],
     *,
     reuse: bool,
 ) -> list[Part]:
-    """``rows`` in parts; without ``reuse`` whole rows are run each time."""
+    """``rows`` in parts; without ``reuse`` whole rows are run each time.
+
+    Changes go to the outputs of ``sites``; of the modules ``beside`` the clean output is kept, too.
+    """
     widths = [row.tail if reuse else len(row.run) for row in rows]
     overhead = _OVERHEAD.get(model.device.type, _OVERHEAD_ELSEWHERE)
     return [
-        Part(model, layer, [rows[i] for i in members], sites, reuse=reuse)
+        Part(model, layer, [rows[i] for i in members], sites, beside, reuse=reuse)
         for members in split(widths, overhead)
     ]
 

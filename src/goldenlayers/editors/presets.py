@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings published for one method on one model: its depth and width tell which model."""
+    """Settings published for one method on one model.
+
+    ``shape`` tells which model: layers, width, MLP width and vocabulary.
+    """
 
     method: str
     layer: int
-    n_layers: int
-    d_model: int
+    shape: tuple[int, int, int, int]
     settings: dict[str, float | int | bool] = field(default_factory=dict)
 
+
+_GPT2_XL = (48, 1600, 6400, 50257)
+_GPT_J = (28, 4096, 16384, 50400)
+_LLAMA_2_7B = (32, 4096, 11008, 32000)
+_LLAMA_3_8B = (32, 4096, 14336, 128256)
 
 _ROME = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "clamp": 4.0, "prefixes": 20}
 _MEMIT = {
@@ -36,39 +43,36 @@ _MEMIT = {
     "lr_absolute": True,
     "kl_factor": 0.0625,
     "weight_decay": 0.5,
+    "block_norm": True,
     "prefixes": 5,
 }
 
 PRESETS: dict[str, Preset] = {
-    "rome/gpt2-xl": Preset("rome", 17, 48, 1600, {**_ROME, "steps": 20, "weight_decay": 0.5}),
-    "rome/gpt-j-6b": Preset("rome", 5, 28, 4096, {**_ROME, "steps": 20, "weight_decay": 0.5}),
-    "rome/llama-2-7b": Preset("rome", 5, 32, 4096, {**_ROME, "steps": 25, "weight_decay": 1e-3}),
+    "rome/gpt2-xl": Preset("rome", 17, _GPT2_XL, {**_ROME, "steps": 20, "weight_decay": 0.5}),
+    "rome/gpt-j-6b": Preset("rome", 5, _GPT_J, {**_ROME, "steps": 20, "weight_decay": 0.5}),
+    "rome/llama-2-7b": Preset("rome", 5, _LLAMA_2_7B, {**_ROME, "steps": 25, "weight_decay": 1e-3}),
     "memit/gpt2-xl": Preset(
         "memit",
         17,
-        48,
-        1600,
+        _GPT2_XL,
         {**_MEMIT, "steps": 20, "clamp": 0.75, "layers_before": 4, "memit_lambda": 20000.0},
     ),
     "memit/gpt-j-6b": Preset(
         "memit",
         8,
-        28,
-        4096,
+        _GPT_J,
         {**_MEMIT, "steps": 25, "clamp": 0.75, "layers_before": 5, "memit_lambda": 15000.0},
     ),
     "memit/llama-2-7b": Preset(
         "memit",
         8,
-        32,
-        4096,
+        _LLAMA_2_7B,
         {**_MEMIT, "steps": 25, "weight_decay": 1e-3, "clamp": 4.0, "layers_before": 4},
     ),
     "alphaedit/llama-3-8b": Preset(
         "alphaedit",
         8,
-        32,
-        4096,
+        _LLAMA_3_8B,
         {
             **_MEMIT,
             "lr": 0.1,
@@ -88,16 +92,22 @@ def preset(name: str, model: Model) -> tuple[Preset, EditSettings]:
     """A published preset, checked against the model it is to be used on.
 
     Raises:
-        UserError: unknown preset, or one for a model of another depth or width.
+        UserError: unknown preset, or one for a model of another shape.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}'", fix=near_matches(name, PRESETS))
     found = PRESETS[name]
-    have = (len(model.layers), model.layers.d_model)
-    if have != (found.n_layers, found.d_model):
+    layers = model.layers
+    have = (len(layers), layers.d_model, layers.d_mlp, layers.vocab_size)
+    if have != found.shape:
         raise UserError(
-            f"preset '{name}' is for a model of {found.n_layers} layers and width {found.d_model}; "
-            f"'{model.name}' has {have[0]} layers and width {have[1]}",
+            f"preset '{name}' is for a model of {_said(found.shape)}; '{model.name}' has "
+            f"{_said(have)}",
             fix="Leave the preset out: the defaults scale with the model's own norms",
         )
     return found, EditSettings().replace(**found.settings)
+
+
+def _said(shape: tuple[int, int, int, int]) -> str:
+    n_layers, d_model, d_mlp, vocabulary = shape
+    return f"{n_layers} layers, width {d_model}, MLP width {d_mlp}, vocabulary {vocabulary}"

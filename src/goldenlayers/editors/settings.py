@@ -37,6 +37,10 @@ class EditSettings:
     weight_decay: float = 1e-3
     """Weight of the change's length against the clean value's length, squared."""
 
+    block_norm: bool = False
+    """Count clamp and weight_decay against the length of the block's output at the lookup token, as
+    published settings of memit and alphaedit do, in place of the MLP's output."""
+
     stop_loss: float = 0.05
     """A fact is done when its loss is below this."""
 
@@ -89,11 +93,17 @@ class EditSettings:
             ("emmet_lambda", 0),
             ("demonstrations", 0),
         ):
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:  # NaN is refused, too
                 raise UserError(f"{name} is {getattr(self, name)}", expected=f"{low} or more")
         for name in ("lr", "ft_lr", "clamp", "memit_lambda", "null_space", "l2", "epsilon"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}", expected="a number above 0")
+        if not self.null_space_absolute and self.null_space > 1:
+            raise UserError(
+                f"null_space is {self.null_space}",
+                expected="a share of the text's key energy, at most 1",
+                fix="For an eigenvalue, as published, also set null_space_absolute",
+            )
 
     @property
     def of_values(self) -> tuple[float | int | bool, ...]:
@@ -105,6 +115,7 @@ class EditSettings:
             self.clamp,
             self.kl_factor,
             self.weight_decay,
+            self.block_norm,
             self.stop_loss,
             self.prefixes,
             self.prefix_tokens,

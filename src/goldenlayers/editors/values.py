@@ -17,7 +17,7 @@ width, F MLP width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,47 +142,49 @@ class _Group:
         with_attention: bool,
         reuse: bool,
     ) -> None:
-        self.settings, self.dtype = settings, model.dtype
+        self.settings = settings
+        self.is_last_block = layer == len(model.layers) - 1
         block = model.layers[layer]
         sites: dict[str, nn.Module] = {"mlp": block.down.module}
         if with_attention:
             sites["attention"] = block.attention
+        self.sites = tuple(sites)
         self.n_prefixes = sum(row.fact == 0 and row.prompt is not None for row in rows)
-        self.parts = parts_of(model, layer, rows, sites, reuse=reuse)
+        beside = {"block": block.module} if settings.block_norm else {}
+        self.parts = parts_of(model, layer, rows, sites, beside, reuse=reuse)
 
-    def _loss(self, delta: dict[str, Tensor], base: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _loss(self, delta: dict[str, Tensor], limit: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss and NLL (mean over prefixes) of every active fact, each (B,)."""
         s = self.settings
-        nll, kl = (torch.zeros_like(base["mlp"]) for _ in range(2))
+        nll, kl = (torch.zeros_like(limit["mlp"]) for _ in range(2))
         for part in self.parts:
             part.add_losses(delta, nll, kl)
         nll = nll / self.n_prefixes
         # KL(clean ‖ edited), the clean prediction being what is to be kept.
         loss = nll + s.kl_factor * kl
         for name, change in delta.items():
-            loss = loss + s.weight_decay * change.norm(dim=1) / base[name] ** 2
-        return loss, nll.detach()
+            loss = loss + s.weight_decay * change.norm(dim=1) / limit[name] ** 2
+        return loss, nll
 
     def _at(
-        self, delta: dict[str, Tensor], base: dict[str, Tensor], *, slopes: bool
+        self, delta: dict[str, Tensor], limit: dict[str, Tensor], *, slopes: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Loss and NLL of every active fact, and if wanted the loss's gradient at each change."""
         for change in delta.values():
             change.requires_grad_(slopes)
-        loss, nll = self._loss(delta, base)
+        loss, nll = self._loss(delta, limit)
         found = torch.autograd.grad(loss.sum(), list(delta.values())) if slopes else ()
-        return loss.detach(), nll, found
+        return loss.detach(), nll.detach(), found
 
-    def _out_of_reach(self, slopes: Sequence[Tensor], base: Mapping[str, Tensor]) -> Tensor:
-        """Facts (B,) whose loss does not respond to a change as long as the clean value.
+    def _out_of_reach(self, delta: dict[str, Tensor], limit: dict[str, Tensor]) -> Tensor:
+        """Facts (B,) whose answer no change can touch: in the last block, a subject in mid-prompt.
 
-        In the last block a subject in mid-prompt no longer touches the answer, and the KL term is
-        at its minimum: what is left of the gradient is rounding, which Adam would blow up.
+        Their NLL has no gradient at all, and the KL term is at its minimum. What is left of the
+        loss's gradient is rounding, which Adam would blow up.
         """
-        size = torch.stack(
-            [g.norm(dim=1) * norm for g, norm in zip(slopes, base.values(), strict=True)]
-        ).norm(dim=0)
-        return size < torch.finfo(self.dtype).eps ** 0.5
+        _, nll = self._loss(delta, limit)
+        slopes = torch.autograd.grad(nll.sum(), list(delta.values()))
+        return ~torch.stack([g.ne(0).any(dim=1) for g in slopes]).any(dim=0)
 
     def _bare(self, states: Callable[[Part], Tensor], n_facts: int) -> list[Tensor]:
         """``states`` (N, ·) of each part's prompt rows, by fact: (P, ·), the bare prompt first."""
@@ -202,8 +204,11 @@ class _Group:
             for name in self.parts[0].tails.outputs
         }
         values_of = [x.cpu() for x in outputs["mlp"]]
-        clean = {name: wide(torch.stack([y[0] for y in out])) for name, out in outputs.items()}
-        base = {name: out.norm(dim=1).clamp_min(1e-30) for name, out in clean.items()}
+        bare = {name: wide(torch.stack([y[0] for y in out])) for name, out in outputs.items()}
+        norms = {name: out.norm(dim=1).clamp_min(1e-30) for name, out in bare.items()}
+        clean, base = ({name: x[name] for name in self.sites} for x in (bare, norms))
+        # What clamp and weight decay count in.
+        limit = {name: norms["block" if s.block_norm else name] for name in self.sites}
         width = next(iter(clean.values())).shape[1]
         rate = {
             name: torch.full_like(norm, s.lr) if s.lr_absolute else s.lr * norm / width**0.5
@@ -216,7 +221,7 @@ class _Group:
         place = list(range(len(facts)))  # of each active fact in the group
         for step in range(s.steps):
             last = step == s.steps - 1
-            loss, nll, slopes = self._at(delta, base, slopes=not last)
+            loss, nll, slopes = self._at(delta, limit, slopes=not last)
             if not bool(torch.isfinite(loss).all()):
                 bad = facts[place[int(torch.nonzero(~torch.isfinite(loss))[0])]]
                 raise UserError(
@@ -226,8 +231,8 @@ class _Group:
             if step == 0:
                 nll_before = nll.tolist()
             finished = (loss < s.stop_loss) | last
-            if step == 0 and not last:
-                finished |= self._out_of_reach(slopes, base)
+            if step == 0 and self.is_last_block and not last:
+                finished |= self._out_of_reach(delta, limit)
             for b in torch.nonzero(finished).flatten().tolist():
                 i = place[b]
                 yield (
@@ -253,14 +258,14 @@ class _Group:
                     mean = first[name] / (1 - 0.9 ** (step + 1))
                     square = second[name] / (1 - 0.999 ** (step + 1))
                     moved = change - rate[name][:, None] * mean / (square.sqrt() + 1e-8)
-                    # Projected on the ball ‖δ‖ ≤ clamp·‖v0‖.
+                    # Projected on the ball ‖δ‖ ≤ clamp · limit.
                     length = moved.norm(dim=1).clamp_min(1e-30)
-                    moved *= (s.clamp * base[name] / length).clamp_max(1.0)[:, None]
+                    moved *= (s.clamp * limit[name] / length).clamp_max(1.0)[:, None]
                     delta[name] = moved
             if bool(finished.any()):
                 keep = torch.nonzero(~finished).flatten()
                 place = [place[b] for b in keep.tolist()]
-                for store in (delta, first, second, base, rate):
+                for store in (delta, first, second, base, limit, rate):
                     for name in store:
                         store[name] = store[name][keep]
                 new = {old: b for b, old in enumerate(keep.tolist())}

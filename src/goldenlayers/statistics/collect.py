@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from goldenlayers.covariance import DEFAULT_RIDGE
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
@@ -221,7 +222,8 @@ def key_statistics(
         again = manifest if manifest is not None and manifest.layers else None
         stop_rows = again.n_rows if again else math.ceil(budget / source.tokens_per_row)
         if store is not None:
-            store.folder.mkdir(parents=True, exist_ok=True)
+            with disk_errors(store.folder):
+                store.folder.mkdir(parents=True, exist_ok=True)
         sums = MomentSums.empty(
             {layer: widths[layer] for layer in missing},
             memory_limit=memory_limit,
