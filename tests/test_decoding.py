@@ -7,11 +7,13 @@ from functools import cache
 
 import pytest
 import torch
+from evaluations import tight
 from families import shared
 from reference import full_logits, slow_greedy
 from tokenizers_built import TOKENIZERS
 
 from goldenlayers.decoding import end_ids, forced_predictions, greedy, sample
+from goldenlayers.errors import UserError
 from goldenlayers.models.model import Model
 from goldenlayers.tokens import Encoding
 
@@ -149,3 +151,27 @@ def test_sampling_follows_the_models_probabilities() -> None:
     assert float((seen / 3000 - expected).abs().sum()) < 0.4  # total variation of a fair draw
     uniform = torch.full_like(expected, 1 / len(expected))
     assert float((seen / 3000 - uniform).abs().sum()) > 0.4
+
+
+def test_what_is_decoded_does_not_depend_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped("llama")
+    rows = [[9, 70, 33], [201, 4, 5], [7, 8, 9], [5, 4, 77], [6, 7]]
+    encodings = [Encoding("", tuple(row), ((0, 0),) * len(row), 1) for row in rows]
+    told: list[int] = []
+    new, forced = greedy(model, rows, 3), forced_predictions(model, encodings)
+    tried = tight(monkeypatch, 2)
+    stops: dict[int, int] = {}
+
+    def stop(i: int, ids: list[int]) -> bool:
+        stops[i] = len(ids)
+        return False
+
+    assert greedy(model, rows, 3, stop=stop, on_batch=told.extend) == new
+    # Both the batch that was too large and its halves are told; nothing is kept of the first.
+    assert sorted(told) == sorted([0, 1, 2, 3, *range(5)]) and 4 in tried
+    assert stops == {i: len(ids) for i, ids in enumerate(new)}
+    assert forced_predictions(model, encodings) == forced
+    tight(monkeypatch, 0)
+    for run in (lambda: greedy(model, rows, 3), lambda: forced_predictions(model, encodings)):
+        with pytest.raises(UserError, match="memory ran out on a text of 3 tokens alone"):
+            run()

@@ -16,6 +16,7 @@ ROOT = Path(goldenlayers.__file__).parent
 # calls them through importlib, so `golden run` can hand a saved command back to it.
 ORDER: list[str] = [
     "errors",
+    "memory",
     "facts",
     "durable",
     "store",

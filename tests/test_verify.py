@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import Greedy
 from families import tiny
 from sweep_helpers import FAST, some_facts
 
@@ -211,6 +212,18 @@ def test_real_edits_agree_with_a_sweep():
     assert "f1" not in found.facts
     again = verify(model, facts, [0, 1, 2], "ft-m", n_facts=4, settings=FAST, seed=3)
     assert untimed(again) == untimed(found)
+
+
+def test_memory_that_is_tight_changes_nothing_and_too_little_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    how = {"method": "ft-m", "n_facts": 3, "settings": FAST}
+    whole = verify(tiny("llama"), some_facts(3), [0, 1], **how)
+    monkeypatch.setattr("goldenlayers.editors.editor", lambda _name: Greedy(1, "ft-m"))
+    assert untimed(verify(tiny("llama"), some_facts(3), [0, 1], **how)) == untimed(whole)
+    monkeypatch.setattr("goldenlayers.editors.editor", lambda _name: Greedy(0, "ft-m"))
+    with pytest.raises(UserError, match=r"memory ran out on fact 'f\d' at layer 0 alone.*--dtype"):
+        verify(tiny("llama"), some_facts(3), [0, 1], **how)
 
 
 def test_it_collects_its_statistics_once_and_reports_what_facts_lack(

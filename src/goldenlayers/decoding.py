@@ -10,6 +10,7 @@ import torch
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.losses import argmax_rows
+from goldenlayers.memory import fitting
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches
 
 if TYPE_CHECKING:
@@ -49,14 +50,20 @@ def greedy(
     Rows of equal length decode together with a cache, so no row is ever padded. A row ends at an
     end-of-text token (not included) or when ``stop(row index, new ids)`` says so; the token that
     made it stop is kept. ``on_batch`` is told the row indices of each batch
-    before it is run. ``forbid_first`` are tokens not allowed as the first one.
+    before it is run. ``forbid_first`` are tokens not allowed as the first one. Where memory runs
+    out, a batch is halved.
+
+    Raises:
+        OutOfMemory: memory runs out on a single row.
     """
     ends = end_ids(model)
     results: list[list[int]] = [[] for _ in rows]
-    for members in equal_length_groups(rows, batch_size):
+
+    def decode(members: list[int]) -> list[list[int]]:
         if on_batch is not None:
             on_batch(members)
         ids = torch.tensor([list(rows[i]) for i in members], device=model.device)
+        new: dict[int, list[int]] = {i: [] for i in members}
         running = set(members)
         past = None
         for step in range(max_new_tokens):
@@ -70,11 +77,17 @@ def greedy(
                 if token in ends:
                     running.discard(i)
                     continue
-                results[i].append(token)
-                if stop is not None and stop(i, results[i]):
+                new[i].append(token)
+                if stop is not None and stop(i, new[i]):
                     running.discard(i)
             if not running:
                 break
+        return list(new.values())
+
+    groups = equal_length_groups(rows, batch_size)
+    for members, found in fitting(groups, decode, lambda i: f"a text of {len(rows[i])} tokens"):
+        for i, new in zip(members, found, strict=True):
+            results[i] = new
     return results
 
 
@@ -88,10 +101,15 @@ def forced_predictions(
 ) -> list[list[int]]:
     """Arg-max tokens at each encoding's answer positions, under teacher forcing.
 
-    Equal to ``answer_ids`` exactly where free greedy decoding would have given the answer.
+    Equal to ``answer_ids`` exactly where free greedy decoding would have given the answer. Where
+    memory runs out, a batch is halved.
+
+    Raises:
+        OutOfMemory: memory runs out on a single text.
     """
     results: list[list[int]] = [[] for _ in encodings]
-    for members in length_batches([len(e) for e in encodings], batch_size):
+
+    def predict(members: list[int]) -> list[list[int]]:
         if on_batch is not None:
             on_batch(members)
         part = [encodings[i] for i in members]
@@ -99,8 +117,16 @@ def forced_predictions(
         cells = [(b, t) for b, e in enumerate(part) for t in range(e.n_prompt - 1, len(e) - 1)]
         rows, columns = zip(*cells, strict=True)
         hidden = final_hidden(model, batch.ids)[list(rows), list(columns)]
+        found: list[list[int]] = [[] for _ in members]
         for b, token in zip(rows, argmax_rows(model.layers, hidden).tolist(), strict=True):
-            results[members[b]].append(token)
+            found[b].append(token)
+        return found
+
+    groups = length_batches([len(e) for e in encodings], batch_size)
+    sizes = [f"a text of {len(e)} tokens" for e in encodings]
+    for members, found in fitting(groups, predict, sizes.__getitem__):
+        for i, tokens in zip(members, found, strict=True):
+            results[i] = tokens
     return results
 
 

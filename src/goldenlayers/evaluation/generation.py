@@ -13,6 +13,7 @@ import torch
 
 from goldenlayers.decoding import end_ids, greedy
 from goldenlayers.hooks import last_logits
+from goldenlayers.memory import fitting
 from goldenlayers.tokens import equal_length_groups
 
 if TYPE_CHECKING:
@@ -65,16 +66,21 @@ def sampled(
 ) -> list[list[int]]:
     """``n_tokens`` tokens behind each row, drawn from the five likeliest; never an end of text.
 
-    Each row draws with its own seed, so a text does not depend on what shares its batch.
+    Each row draws with its own seed, so a text does not depend on what shares its batch. Where
+    memory runs out, a batch is halved.
+
+    Raises:
+        OutOfMemory: memory runs out on a single row.
     """
     ends = [i for i in sorted(end_ids(model)) if 0 <= i < model.layers.vocab_size]
     chances = [[g.random() for _ in range(n_tokens)] for g in map(random.Random, seeds)]
     results: list[list[int]] = [[] for _ in rows]
-    for members in equal_length_groups(rows, batch_size):
+
+    def draw(members: list[int]) -> list[list[int]]:
         if on_batch is not None:
             on_batch(members)
         ids = torch.tensor([list(rows[i]) for i in members], device=model.device)
-        past = None
+        past, steps = None, []
         for step in range(n_tokens):
             logits, past = last_logits(model, ids, past)  # (B, V)
             logits[:, ends] = float("-inf")
@@ -83,6 +89,11 @@ def sampled(
             u = torch.tensor([[chances[i][step]] for i in members], dtype=torch.float64)
             chosen = (bounds < u).sum(-1, keepdim=True).clamp_max(top.shape[1] - 1)
             ids = tokens.gather(1, chosen.to(tokens.device))
-            for i, token in zip(members, ids[:, 0].tolist(), strict=True):
-                results[i].append(token)
+            steps.append(ids[:, 0].tolist())
+        return [list(tokens) for tokens in zip(*steps, strict=True)]
+
+    groups = equal_length_groups(rows, batch_size)
+    for members, found in fitting(groups, draw, lambda i: f"a text of {len(rows[i])} tokens"):
+        for i, tokens in zip(members, found, strict=True):
+            results[i] = tokens
     return results

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from goldenlayers.hooks import capture, final_hidden, resume_from
+from goldenlayers.memory import fitting
 from goldenlayers.tokens import pad_ids
 
 if TYPE_CHECKING:
@@ -77,11 +78,15 @@ class States:
 
     def add(self, rows: Sequence[Ids], found: dict[int, Tensor]) -> None:
         """Keep the states of a batch: ``found`` maps a layer to its input (B, T, D)."""
+        # All copied before any is kept: memory may run out, and half a batch would be misplaced.
+        kept = {
+            layer: [found[layer][b, : len(ids)].clone() for b, ids in enumerate(rows)]
+            for layer in self.layers
+        }
         start = len(next(iter(self._rows.values()))) if self._rows else 0
-        for b, ids in enumerate(rows):
-            self._place[ids] = start + b
-            for layer in self.layers:
-                self._rows[layer].append(found[layer][b, : len(ids)].clone())
+        self._place.update({ids: start + b for b, ids in enumerate(rows)})
+        for layer, parts in kept.items():
+            self._rows[layer] += parts
 
     def alias(self, ids: Ids, row: Ids) -> None:
         """Say that ``ids`` is the beginning of ``row``."""
@@ -128,28 +133,26 @@ def read(
 
     Returns:
         One result per reading, in their order. It does not depend on the batches.
+
+    Raises:
+        OutOfMemory: memory runs out on a single row.
     """
     rows, home = merge(readings)
     of_row: list[list[int]] = [[] for _ in rows]
     for i, r in enumerate(readings):
         of_row[home[r.carrier, r.ids]].append(i)
     results: list[Read | None] = [None] * len(readings)
-    queue = list(batches([len(ids) for _, ids in rows], batch_size, model.device.type))
-    done = 0
-    while queue:
-        members = queue.pop(0)
+
+    def run(members: list[int]) -> tuple[list[int], list[Read]]:
         mine = [(b, readings[i], i) for b, m in enumerate(members) for i in of_row[m]]
-        try:
-            found = _read_batch(
-                model, [rows[m] for m in members], mine, selection, states, first_layer, keep
-            )
-        except torch.OutOfMemoryError:
-            if len(members) == 1:
-                raise
-            half = len(members) // 2
-            queue[:0] = [members[:half], members[half:]]
-            continue
-        for (_, _, i), one in zip(mine, found, strict=True):
+        chosen = [rows[m] for m in members]
+        found = _read_batch(model, chosen, mine, selection, states, first_layer, keep)
+        return [i for _, _, i in mine], found
+
+    parts = batches([len(ids) for _, ids in rows], batch_size, model.device.type)
+    done = 0
+    for members, (places, found) in fitting(parts, run, lambda m: _named(rows[m][1])):
+        for i, one in zip(places, found, strict=True):
             results[i] = one
         done += len(members)
         if on_progress is not None:
@@ -299,17 +302,27 @@ def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:
     """
     if not states.layers or not rows:
         return False
-    batch = pad_ids(rows, model.device)
-    whole = final_hidden(model, batch.ids)
-    try:
+
+    def hold(members: list[int]) -> bool:
+        some = [rows[m] for m in members]
+        batch = pad_ids(some, model.device)
+        whole = final_hidden(model, batch.ids)
         for layer in {states.layers[0], states.layers[-1]}:
-            with resume_from(model, layer, states.inputs(layer, rows)):
+            with resume_from(model, layer, states.inputs(layer, some)):
                 resumed = final_hidden(model, batch.ids)
-            for b, ids in enumerate(rows):
+            for b, ids in enumerate(some):
                 a, c = whole[b, : len(ids)].float(), resumed[b, : len(ids)].float()
                 bound = (1e-3 if model.dtype.itemsize >= 4 else 3e-2) * float(a.abs().max())
                 if not float((a - c).abs().max()) <= bound:
                     return False
+        return True
+
+    everyone = [list(range(len(rows)))]
+    try:
+        return all(ok for _, ok in fitting(everyone, hold, lambda m: _named(rows[m])))
     except (TypeError, ValueError, IndexError, AttributeError, KeyError):
         return False
-    return True
+
+
+def _named(ids: Ids) -> str:
+    return f"a text of {len(ids)} tokens"

@@ -14,6 +14,7 @@ import torch
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locate.gradients import Loss, Scope, observe_factors, pair_products
+from goldenlayers.memory import out_of_memory
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -130,15 +131,6 @@ def backing_off(
             continue
         todo = todo[len(members) :]
         yield rows
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out (CUDA, MPS, or the CPU allocator)."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in text for words in ("out of memory", "can't allocate", "not enough memory"))
-    )
 
 
 def _row(fact: Fact) -> Row:

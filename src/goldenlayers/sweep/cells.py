@@ -20,7 +20,7 @@ from goldenlayers.evaluation.plan import Edit, EvaluationPlan
 from goldenlayers.evaluation.running import edit_each_safely
 from goldenlayers.evaluation.units import units
 from goldenlayers.facts import Fact
-from goldenlayers.locate.lga import out_of_memory
+from goldenlayers.memory import out_of_memory
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance

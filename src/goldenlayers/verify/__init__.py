@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from goldenlayers.errors import UserError
+from goldenlayers.memory import OutOfMemory, fitting, memory_told
 from goldenlayers.verify.racing import Evidence, VerifiedChoice, race
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def verify(
         on_progress: told (edits done, edits at most).
 
     Raises:
-        UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, or no
-            edit that could be scored.
+        UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, no
+            edit that could be scored, or memory that runs out on a single fact.
     """
     from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
     from goldenlayers.evaluation.metrics import overall_by_fact
@@ -97,16 +98,28 @@ def verify(
         if not plans:
             plans.append(EvaluationPlan(model, drawn, metrics, seed=seed))
         some = [drawn[i] for i in places]
-        try:
-            edits: list[Any] = list(edit_each_safely(bench, chosen, some, layer))
-        except UserError as error:  # every fact fails alike: the layer's fault
-            edits = [error] * len(some)
+
+        def edit(members: list[int]) -> list[Any]:
+            part = [some[m] for m in members]
+            try:
+                return list(edit_each_safely(bench, chosen, part, layer))
+            except UserError as error:  # every fact fails alike: the layer's fault
+                return [error] * len(part)
+
+        def what(member: int) -> str:
+            return f"fact '{some[member].id}' at layer {layer}"
+
+        everyone = [list(range(len(some)))]
+        edits = [one for _, part in fitting(everyone, edit, what) for one in part]
         failures.extend(edit for edit in edits if isinstance(edit, UserError))
         found = overall_by_fact(plans[0].score(edits, facts=places), metrics)
         return [found.get(fact.id, math.nan) for fact in some]
 
     try:
-        choice = race(layers, len(drawn), score, seed=seed, on_progress=on_progress)
+        with memory_told(f"memory ran out in verifying layers of {model.name}"):
+            choice = race(layers, len(drawn), score, seed=seed, on_progress=on_progress)
+    except OutOfMemory:
+        raise
     except UserError as error:
         raise (failures[0] if failures else error) from error
     return replace(

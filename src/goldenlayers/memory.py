@@ -1,0 +1,93 @@
+"""Memory that runs out: told apart from other errors, met with smaller batches, said plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from goldenlayers.errors import UserError
+
+T = TypeVar("T")
+
+SMALLER = "Use a smaller --dtype such as bfloat16, or drop the longest facts"
+
+
+class OutOfMemory(UserError, MemoryError):  # noqa: N818
+    """Memory ran out and no smaller batch is left to try.
+
+    It is a ``MemoryError`` too, so that a caller who can do with less at once may still go on.
+    """
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out (CUDA, MPS, or the CPU allocator)."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in text for words in ("out of memory", "can't allocate", "not enough memory"))
+    )
+
+
+def fitting(
+    batches: Iterable[list[int]],
+    run: Callable[[list[int]], T],
+    what: Callable[[int], str],
+    *,
+    for_good: bool = False,
+) -> Iterator[tuple[list[int], T]]:
+    """Run each batch; yield its members with the result, in parts where memory does not suffice.
+
+    A part that runs out of memory is halved and tried again. ``what`` names a member to the user.
+
+    Args:
+        batches: members, by number.
+        run: what is done with some of them. It must leave nothing behind when it fails.
+        what: a member in words.
+        for_good: keep later batches as small. Else each begins whole: they are of shorter texts.
+
+    Raises:
+        OutOfMemory: memory runs out on one member alone.
+    """
+    most: int | None = None
+    for batch in batches:
+        todo, size = list(batch), most or len(batch)
+        while todo:
+            members = todo[:size]
+            found: tuple[T] | None = None
+            try:
+                found = (run(members),)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(members) == 1:
+                    if isinstance(error, OutOfMemory):
+                        raise
+                    raise OutOfMemory(
+                        f"memory ran out on {what(members[0])} alone", fix=SMALLER
+                    ) from error
+            if found is None:  # only here, with the exception gone, are its tensors free
+                size = max(1, len(members) // 2)
+                most = size if for_good else None
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            todo = todo[len(members) :]
+            yield members, found[0]
+
+
+@contextmanager
+def memory_told(found: str, fix: str = SMALLER) -> Iterator[None]:
+    """Within it, memory that runs out becomes a ``UserError``.
+
+    Raises:
+        OutOfMemory: with ``found`` and ``fix``, or as it was raised inside.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not out_of_memory(error):
+            raise
+        raise OutOfMemory(found, fix=fix) from error
