@@ -11,34 +11,16 @@ from typing import Any
 import pytest
 import torch
 from deltas import bits, same_bits
+from evaluations import LAYER, Choosy, Greedy, Killed, facts, means, run, tight
 from families import tiny
 
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors import EDITORS, EditSettings, edit_each
+from goldenlayers.editors import EditSettings, edit_each
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, running
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.facts import Fact, Probe
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
-
-LAYER = 1
-SETTINGS = EditSettings(steps=40, prefixes=1, prefix_tokens=3, lr=0.5, kl_factor=0.0)
-PLACES = [("France", "Rome"), ("Italy", "Paris"), ("Brazil", "Ulm"), ("Japan", "gold")]
-
-
-def facts() -> list[Fact]:
-    return [
-        Fact(
-            id=subject.lower(),
-            subject=subject,
-            prompt=f"The capital of {subject} is",
-            target_new=answer,
-            rephrasings=(f"The capital city of {subject} is",),
-            locality=(Probe("The composer of the opera is", "Albert", "neighborhood"),),
-        )
-        for subject, answer in PLACES
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +31,6 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def statistics(model: Model) -> KeyStatistics:
     return KeyStatistics.identity({LAYER: model.layers[LAYER].down.in_features})
-
-
-def run(model: Model, statistics: Any, method: str = "rome", **options: Any) -> Any:
-    given = {"layer": LAYER, "settings": SETTINGS, "statistics": statistics, **options}
-    return evaluate(model, facts(), method=method, **given)
-
-
-def means(rows: Any, metric: str) -> float:
-    scores = [r["score"] for r in rows if r["metric"] == metric and r["score"] is not None]
-    return sum(scores) / len(scores)
 
 
 def test_an_edit_installs_the_fact_and_a_random_change_of_its_length_does_not() -> None:
@@ -115,29 +87,6 @@ def test_batch_scores_all_facts_under_one_delta(
     assert inside.method == "applied"
 
 
-def test_sequential_shows_what_is_forgotten(
-    model: Model, statistics: KeyStatistics, tmp_path: Path
-) -> None:
-    found = run(model, statistics, mode="sequential", work=tmp_path)
-    at_once = [r for r in found.rows if r["metric"] == "rewrite_at_once"]
-    final = [r for r in found.rows if r["metric"] == "rewrite"]
-    assert [r["step"] for r in at_once] == [r["step"] for r in final] == [0, 1, 2, 3]
-    total = WeightDelta.load(tmp_path)
-    assert [entry["id"] for entry in total.facts] == [f.id for f in facts()]
-    plan = EvaluationPlan(model, facts())
-    plan.baseline()
-    with total.applied(model):
-        wanted = plan.score_applied()
-    plain = [{k: v for k, v in r.items() if k != "step"} for r in found.rows]
-    assert [r for r in plain if r["metric"] != "rewrite_at_once"] == wanted
-    # The last fact has had no time to be forgotten.
-    assert at_once[-1]["score"] == final[-1]["score"]
-
-
-class Killed(Exception):  # noqa: N818
-    pass
-
-
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 def test_a_killed_run_goes_on_without_scoring_again(
     model: Model, statistics: KeyStatistics, tmp_path: Path, mode: str
@@ -176,34 +125,6 @@ def test_finished_rows_need_no_model_pass(
     assert run(model, statistics, done=whole.rows).rows == whole.rows
 
 
-def test_sequential_rows_without_their_edits_are_refused(
-    model: Model, statistics: KeyStatistics
-) -> None:
-    row = {"fact": "france", "metric": "rewrite_at_once", "probe": 0, "score": 100.0}
-    with pytest.raises(UserError, match="are gone"):
-        run(model, statistics, mode="sequential", done=[row])
-
-
-class Choosy:
-    """ROME that refuses one fact."""
-
-    name = "rome"
-    needs_statistics = True
-    edits_together = False
-
-    def __init__(self, refuse: set[str]) -> None:
-        self.refuse = refuse
-        self.inner = EDITORS["rome"]
-
-    def each(self, bench: Any, facts: Any, layer: int) -> Any:
-        if any(fact.id in self.refuse for fact in facts):
-            raise UserError("the subject's key is abnormal")
-        return self.inner.each(bench, facts, layer)
-
-    def together(self, bench: Any, facts: Any, layer: int) -> Any:
-        return self.each(bench, facts, layer)[0]
-
-
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 def test_an_edit_that_fails_leaves_its_fact_unscored_and_the_rest_goes_on(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, mode: str
@@ -225,6 +146,72 @@ def test_an_edit_that_fails_for_all_facts_alike_is_an_error(
     monkeypatch.setattr(running, "editor", lambda _name: Choosy(everyone))
     with pytest.raises(UserError, match="abnormal"):
         run(model, statistics)
+
+
+def test_facts_that_all_fail_are_unscored_where_others_were_scored(
+    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "editor", lambda _name: Choosy({"brazil", "japan"}))
+    kept: list[dict[str, Any]] = []
+    found = run(model, statistics, chunk=2, on_rows=kept.extend)
+    lost = [r for r in found.rows if r["fact"] in ("brazil", "japan")]
+    assert len(lost) == 8 and {r["score"] for r in lost} == {None}
+    assert {r["fact"] for r in found.rows if r["score"] is not None} == {"france", "italy"}
+    # What was scored may also come from an earlier call.
+    done = [r for r in kept if r["fact"] in ("france", "italy")]
+    assert run(model, statistics, chunk=2, done=done).rows == found.rows
+    monkeypatch.setattr(running, "editor", lambda _name: Choosy({f.id for f in facts()}))
+    with pytest.raises(UserError, match="abnormal"):
+        run(model, statistics, chunk=2, done=lost)  # rows, but none with a score
+
+
+METRICS = ["rewrite", "locality", "generation", "fluency", "kl", "counterfact", "perplexity"]
+
+
+def test_rows_are_the_same_where_memory_is_tight(
+    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "The capital of Italy is Rome. The tower is in the city of Paris. " * 2
+    how = {"metrics": METRICS, "text": text, "text_tokens": 60}
+    whole = run(model, statistics, **how)
+    tried = tight(monkeypatch, 2)
+    found = run(model, statistics, **how)
+    assert max(tried) > 2  # larger batches were tried
+    for a, b in zip(found.rows, whole.rows, strict=True):
+        assert a["score"] == (None if b["score"] is None else pytest.approx(b["score"], abs=1e-3))
+
+
+@pytest.mark.parametrize("metric", ["rewrite", "locality", "generation", "fluency"])
+def test_memory_too_small_for_one_text_is_the_users_error(
+    model: Model, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    tight(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"memory ran out on a text of \d+ tokens alone.*--dtype"):
+        evaluate(model, facts(), metrics=[metric])
+
+
+def test_edits_are_made_of_fewer_facts_where_memory_is_tight(
+    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(model, statistics)
+    monkeypatch.setattr(running, "editor", lambda _name: Greedy(1))
+    assert run(model, statistics).rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("single", "memory ran out on fact 'france' alone"),
+        ("batch", "memory ran out in evaluating"),
+        ("sequential", "memory ran out in evaluating"),
+    ],
+)
+def test_memory_too_small_for_an_edit_is_the_users_error(
+    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, mode: str, said: str
+) -> None:
+    monkeypatch.setattr(running, "editor", lambda _name: Greedy(0, "memit"))
+    with pytest.raises(UserError, match=said):
+        run(model, statistics, "memit", mode=mode)
 
 
 def test_in_context_tells_the_fact_and_leaks_no_judged_subject(model: Model) -> None:

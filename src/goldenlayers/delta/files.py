@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def write(
     *,
     overwrite: bool,
 ) -> Path:
-    """Write both files; the tensors first, since they alone are a whole delta."""
+    """Write both files; at any moment the tensors there are a whole delta, old or new."""
     tensors: dict[str, Tensor] = {}
     for name, change in changes.items():
         if isinstance(change, LowRank):
@@ -90,9 +91,16 @@ def write(
     compact = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / TENSORS, to_bytes(tensors, {FORMAT: compact}))
         text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-        _replace(folder / RECORD, text.encode())
+        with (
+            _part(folder / TENSORS, to_bytes(tensors, {FORMAT: compact})) as whole,
+            _part(folder / RECORD, text.encode()) as readable,
+        ):
+            # Gone first: killed in between, tensors without a record are a delta, tensors beside
+            # another delta's record are refused.
+            (folder / RECORD).unlink(missing_ok=True)
+            whole.replace(folder / TENSORS)
+            readable.replace(folder / RECORD)
     except OSError as error:
         raise UserError(
             f"the delta could not be written to '{folder}': {error.strerror or error}",
@@ -101,15 +109,16 @@ def write(
     return folder
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` whole or not at all."""
+@contextmanager
+def _part(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside ``path`` that holds ``data``, on the disk; it is to be moved to ``path``."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        yield part
     finally:
         part.unlink(missing_ok=True)
 

@@ -38,6 +38,9 @@ Row = dict[str, Any]
 Edit = WeightDelta | str | UserError | None
 """A change of weights, a text put before every prompt, an edit that failed, or no edit."""
 
+FAILED = "the edit failed: "
+"""How the reason of a row begins whose fact could not be edited."""
+
 _DELTA_BYTES = 1 << 30  # of dense changes in one pass
 
 
@@ -138,7 +141,7 @@ class EvaluationPlan:
         for u in chosen:
             error = of_fact[self.units[u].fact]
             if isinstance(error, UserError):
-                after[u] = Outcome(reason=f"the edit failed: {reason_of(error)}")
+                after[u] = Outcome(reason=FAILED + reason_of(error))
         return self._rows(places, metrics, after)
 
     def score_applied(

@@ -16,10 +16,12 @@ from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefi
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.metrics import Summary, summarise
-from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids, first_block
-from goldenlayers.evaluation.sequential import run_sequence, saved, store
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids
+from goldenlayers.evaluation.sequential import run_sequence
+from goldenlayers.evaluation.together import run_batch, score_under
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
 from goldenlayers.facts import Fact
+from goldenlayers.memory import fitting, memory_told
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -31,6 +33,7 @@ Mode = Literal["single", "batch", "sequential"]
 
 NO_EDIT, IN_CONTEXT = "none", "in-context"
 METHODS = (NO_EDIT, IN_CONTEXT, *EDITORS)
+_LESS = "Use a smaller --dtype such as bfloat16, or edit fewer facts together (--limit)"
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def evaluate(
 
     Raises:
         UserError: unknown method, metric or mode; no layer; no facts; two facts with one id; a
-            method that cannot work in this mode. An edit that fails for one fact only is no
-            error: that fact's rows are unscored with the reason.
+            method that cannot work in this mode; memory that runs out on a single fact. An edit
+            that fails for some facts only is no error: their rows are unscored with the reason.
     """
     start = time.perf_counter()
     job = Job(model, list(facts), check_metrics(metrics), seed, on_rows, on_progress)
@@ -141,32 +144,25 @@ def evaluate(
     settings = settings or EditSettings()
     if delta is not None:
         method, mode, layer = delta.method or "delta", "batch", _only(delta.layers)
-        _score_delta(job, delta, chunk)
-    elif method in (NO_EDIT, IN_CONTEXT):
-        method = "applied" if method == NO_EDIT and deltas_in_force(model) else method
-        _without_weights(job, method, others, settings, chunk)
-    else:
-        assert layer is not None  # held by _check
-        bench = workbench(
-            model,
-            method,
-            layer,
-            settings=settings,
-            statistics=statistics,
-            seed=seed,
-            found_values=found_values,
-        )
-        chosen = editor(method)
-        if mode == "single":
-            for places in job.todo(chunk):
-                edits = edit_each_safely(bench, chosen, [job.facts[i] for i in places], layer)
-                job.add(job.plan(places).score(edits), len(places))
-        elif mode == "batch":
-            total = saved(work) or chosen.together(bench, job.facts, layer)
-            store(work, total)
-            _score_delta(job, total, chunk)
+    elif method == NO_EDIT and deltas_in_force(model):
+        method = "applied"
+    with memory_told(f"memory ran out in evaluating {model.name}", _LESS):
+        if delta is not None:
+            score_under(job, delta, chunk)
+        elif method not in EDITORS:
+            _without_weights(job, method, others, settings, chunk)
         else:
-            run_sequence(job, bench, chosen, layer, work, chunk)
+            assert layer is not None  # held by _check
+            bench = workbench(
+                model,
+                method,
+                layer,
+                settings=settings,
+                statistics=statistics,
+                seed=seed,
+                found_values=found_values,
+            )
+            _with_editor(job, bench, editor(method), layer, mode, work, chunk)
     rows = job.ordered()
     return Evaluation(
         tuple(rows),
@@ -245,6 +241,10 @@ class Job:
         if n_facts and self._on_progress is not None:
             self._on_progress(self._finished, len(self.facts))
 
+    def any_scored(self) -> bool:
+        """Whether some row has a score."""
+        return any(row["score"] is not None for row in self.rows)
+
     def ordered(self) -> list[Row]:
         """All rows in the order of the facts."""
         place = {fact.id: i for i, fact in enumerate(self.facts)}
@@ -273,13 +273,41 @@ def edit_each_safely(
         return results
 
 
-def _score_delta(job: Job, delta: WeightDelta, chunk: int) -> None:
-    first = first_block(job.model, [delta])
-    for places in job.todo(chunk):
-        plan = job.plan(places)
-        plan.baseline()
-        with delta.applied(job.model):
-            job.add(plan.score_applied(first_layer=first), len(places))
+def _with_editor(
+    job: Job,
+    bench: Workbench,
+    chosen: Editor,
+    layer: int,
+    mode: str,
+    work: Path | None,
+    chunk: int,
+) -> None:
+    if mode == "single":
+        _score_each(job, bench, chosen, layer, chunk)
+    elif mode == "batch":
+        run_batch(job, bench, chosen, layer, work, chunk)
+    else:
+        run_sequence(job, bench, chosen, layer, work, chunk)
+
+
+def _score_each(job: Job, bench: Workbench, chosen: Editor, layer: int, chunk: int) -> None:
+    def rows(places: list[int]) -> list[Row]:
+        try:
+            edits: list[Edit] = list(
+                edit_each_safely(bench, chosen, [job.facts[i] for i in places], layer)
+            )
+        except UserError as error:
+            # Where others were edited and scored, the fault is these facts'.
+            if not job.any_scored():
+                raise
+            edits = [error] * len(places)
+        return job.plan(places).score(edits)
+
+    def what(place: int) -> str:
+        return f"fact '{job.facts[place].id}'"
+
+    for places, found in fitting(job.todo(chunk), rows, what, for_good=True):
+        job.add(found, len(places))
 
 
 def _without_weights(

@@ -5,37 +5,28 @@ What has been edited so far is kept in a folder, so that a killed run goes on wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from goldenlayers.delta import WeightDelta
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, first_block
-from goldenlayers.facts import Fact
+from goldenlayers.evaluation.plan import first_block
+from goldenlayers.evaluation.together import (
+    Work,
+    ids_of,
+    saved,
+    score_under,
+    set_keys,
+    store,
+    told_failures,
+)
 
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench
-    from goldenlayers.models.model import Model
 
 AT_ONCE = "rewrite_at_once"
-_KEYS = "previous_keys.safetensors"
-_FAILED = "the edit failed: "
-
-
-class Work(Protocol):
-    """What a sequence needs of the evaluation it is a part of."""
-
-    model: Model
-    facts: list[Fact]
-    rows: list[Row]
-
-    def plan(
-        self, places: Sequence[int], metrics: Sequence[str] | None = None
-    ) -> EvaluationPlan: ...
-    def todo(self, chunk: int) -> Iterator[list[int]]: ...
-    def add(self, rows: Collection[Row], n_facts: int) -> None: ...
+_KEYS = "previous_keys"
 
 
 def run_sequence(
@@ -53,15 +44,11 @@ def run_sequence(
     model = work.model
     _ = bench.base_fingerprint, bench.prefixes  # both belong to the untouched model
     total = saved(folder)
-    _read_keys(folder, bench)
-    seen = {row["fact"]: row for row in work.rows if row["metric"] == AT_ONCE}
-    failed: dict[str, UserError] = {
-        fact: UserError(row["reason"].removeprefix(_FAILED))
-        for fact, row in seen.items()
-        if str(row.get("reason", "")).startswith(_FAILED)
-    }
-    inside = {str(entry.get("id")) for entry in (total.facts if total else ())}
-    if not seen.keys() <= inside | failed.keys():
+    _read_keys(folder, bench, len(total.facts) if total is not None else 0)
+    seen = {row["fact"] for row in work.rows if row["metric"] == AT_ONCE}
+    failed = told_failures(row for row in work.rows if row["metric"] == AT_ONCE)
+    inside = ids_of(total)
+    if not seen <= inside | failed.keys():
         raise UserError(
             "the edits that were made before the interruption are gone",
             fix="Begin anew without the earlier rows",
@@ -73,15 +60,18 @@ def run_sequence(
             continue
         edit: UserError | None = None
         if fact.id not in inside:
+            keys = dict(bench.previous_keys)
             try:
                 with nullcontext() if total is None else total.applied(model):
                     step = chosen.together(bench, [fact], layer)
             except UserError as error:
                 edit = failed[fact.id] = error
+                set_keys(bench, keys)  # it may have come as far as to leave some
             else:
                 total = step if total is None else total + step
-                _write_keys(folder, bench)
+                _write_keys(folder, bench, len(total.facts))
                 store(folder, total)
+                _drop_keys(folder, len(total.facts))
         if edit is not None:
             rows = quick.score([edit], facts=[i])
         else:
@@ -92,48 +82,50 @@ def run_sequence(
     step_of = {fact.id: i for i, fact in enumerate(work.facts)}
     if total is None:
         raise next(iter(failed.values()))
-    first = first_block(model, [total])
-    for places in work.todo(chunk):
-        plan = work.plan(places)
-        plan.baseline()
-        names = [work.facts[place].id for place in places]
-        lost = [n for n, name in enumerate(names) if name in failed]
-        kept = [n for n in range(len(names)) if n not in lost]
-        errors: list[Edit] = [failed[names[n]] for n in lost]
-        rows = plan.score(errors, facts=lost) if lost else []
-        with total.applied(model):
-            rows += plan.score_applied(facts=kept, first_layer=first) if kept else []
-        work.add([{**row, "step": step_of[row["fact"]]} for row in rows], len(places))
+    score_under(work, total, chunk, failed, step_of)
 
 
-def saved(folder: Path | None) -> WeightDelta | None:
-    """The delta that :func:`store` left, if there is one."""
-    if folder is None or not (folder / "delta.json").is_file():
-        return None
-    return WeightDelta.load(folder)
+def _keys_file(folder: Path, n_facts: int) -> Path:
+    """The keys of the first ``n_facts`` edits.
+
+    Each number has a file of its own: whenever a kill comes, one belongs to the delta.
+    """
+    return folder / f"{_KEYS}.{n_facts}.safetensors"
 
 
-def store(folder: Path | None, delta: WeightDelta) -> None:
-    """Keep the delta in a run's folder."""
-    if folder is not None:
-        delta.save(folder, overwrite=True)
-
-
-def _write_keys(folder: Path | None, bench: Workbench) -> None:
-    """Keep the keys AlphaEdit keeps clear of."""
+def _write_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
+    """Keep the keys AlphaEdit keeps clear of; to be called before the delta is stored."""
     if folder is None or not bench.previous_keys:
         return
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    part = folder / f"{_KEYS}.part"
-    save_file({str(layer): k.contiguous() for layer, k in bench.previous_keys.items()}, str(part))
-    part.replace(folder / _KEYS)
+    file = _keys_file(folder, n_facts)
+    part = file.with_name(f"{file.name}.part")
+    with disk_errors(file):
+        part.write_bytes(save({str(at): k.contiguous() for at, k in bench.previous_keys.items()}))
+        part.replace(file)
 
 
-def _read_keys(folder: Path | None, bench: Workbench) -> None:
-    if folder is None or not (folder / _KEYS).is_file():
+def _drop_keys(folder: Path | None, n_facts: int) -> None:
+    """Remove the keys of other numbers of edits."""
+    if folder is None:
+        return
+    for file in folder.glob(f"{_KEYS}.*"):
+        if file != _keys_file(folder, n_facts):
+            file.unlink(missing_ok=True)
+
+
+def _read_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
+    if folder is None or not any(folder.glob(f"{_KEYS}.*")) or n_facts == 0:
         return
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = load_file(str(folder / _KEYS))
+    file = _keys_file(folder, n_facts)
+    if not file.is_file():
+        raise UserError(
+            f"the keys of the {n_facts} edits made before the interruption are gone: "
+            f"there is no {file.name} in {folder}",
+            fix="Begin anew without the earlier rows",
+        )
+    found = load_file(str(file))
     bench.previous_keys.update({int(layer): keys for layer, keys in found.items()})

@@ -1,0 +1,178 @@
+"""One delta of many facts: made without the facts that cannot be edited, kept in a run's folder so
+that a killed run finds it again, and all facts scored under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from goldenlayers.delta import WeightDelta
+from goldenlayers.delta.files import RECORD, TENSORS
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.plan import FAILED, Edit, EvaluationPlan, Row, first_block
+from goldenlayers.facts import Fact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from goldenlayers.editors import Editor, Workbench
+    from goldenlayers.models.model import Model
+
+
+class Work(Protocol):
+    """What an edit of many facts needs of the evaluation it is a part of."""
+
+    model: Model
+    facts: list[Fact]
+    rows: list[Row]
+
+    def plan(
+        self, places: Sequence[int], metrics: Sequence[str] | None = None
+    ) -> EvaluationPlan: ...
+    def todo(self, chunk: int) -> Iterator[list[int]]: ...
+    def add(self, rows: Collection[Row], n_facts: int) -> None: ...
+
+
+def run_batch(
+    work: Work, bench: Workbench, chosen: Editor, layer: int, folder: Path | None, chunk: int
+) -> None:
+    """Edit all facts together, then score each under that one delta.
+
+    The rows of facts that cannot be edited are unscored with the reason.
+
+    Raises:
+        UserError: see :func:`edit_together`.
+    """
+    delta = saved(folder)
+    if delta is None:
+        delta, failed = edit_together(bench, chosen, work.facts, layer)
+        store(folder, delta)
+    else:
+        inside, told = ids_of(delta), told_failures(work.rows)
+        failed = {
+            fact.id: told.get(fact.id)
+            or _failure(bench, chosen, [fact], layer)
+            or UserError("the delta of the earlier call was made without it")
+            for fact in work.facts
+            if fact.id not in inside
+        }
+    score_under(work, delta, chunk, failed)
+
+
+def edit_together(
+    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
+) -> tuple[WeightDelta, dict[str, UserError]]:
+    """One delta of all facts that can be edited; the others by id, each with its error.
+
+    The facts at fault are found by halving: a few of them cost about as much as two edits more.
+
+    Raises:
+        UserError: the editor takes one fact at a time; no fact can be edited; or those that can be
+            edited by themselves cannot be together.
+    """
+    keys = dict(bench.previous_keys)
+    try:
+        return chosen.together(bench, facts, layer), {}
+    except UserError:
+        set_keys(bench, keys)
+        if len(facts) == 1 or not chosen.edits_together:
+            raise
+        failed = _failures(bench, chosen, facts, layer)
+        kept = [fact for fact in facts if fact.id not in failed]
+        if not failed or not kept:
+            raise
+    return chosen.together(bench, kept, layer), failed
+
+
+def _failures(
+    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
+) -> dict[str, UserError]:
+    """The facts that cannot be edited by themselves, of some that cannot be edited together."""
+    found: dict[str, UserError] = {}
+    half = len(facts) // 2
+    for part in (facts[:half], facts[half:]):
+        error = _failure(bench, chosen, part, layer)
+        if error is not None:
+            alone = len(part) == 1
+            found |= {part[0].id: error} if alone else _failures(bench, chosen, part, layer)
+    return found
+
+
+def _failure(
+    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
+) -> UserError | None:
+    """Why the facts cannot be edited together; None if they can."""
+    keys = dict(bench.previous_keys)
+    try:
+        chosen.together(bench, facts, layer)
+    except UserError as error:
+        return error
+    finally:
+        set_keys(bench, keys)  # a try is no edit for later ones to keep clear of
+    return None
+
+
+def set_keys(bench: Workbench, keys: Mapping[int, Tensor]) -> None:
+    """Make ``keys`` the ones that later edits keep clear of."""
+    bench.previous_keys.clear()
+    bench.previous_keys.update(keys)
+
+
+def score_under(
+    work: Work,
+    delta: WeightDelta,
+    chunk: int,
+    failed: Mapping[str, UserError] | None = None,
+    steps: Mapping[str, int] | None = None,
+) -> None:
+    """Score all facts under one delta; the rows of ``failed`` facts (by id) get their error.
+
+    ``steps``: places in a sequence, by fact, that the rows are to hold.
+    """
+    failed, steps = failed or {}, steps or {}
+    first = first_block(work.model, [delta])
+    for places in work.todo(chunk):
+        plan = work.plan(places)
+        plan.baseline()
+        names = [work.facts[place].id for place in places]
+        lost = [n for n, name in enumerate(names) if name in failed]
+        kept = [n for n in range(len(names)) if n not in lost]
+        errors: list[Edit] = [failed[names[n]] for n in lost]
+        rows = plan.score(errors, facts=lost) if lost else []
+        with delta.applied(work.model):
+            rows += plan.score_applied(facts=kept, first_layer=first) if kept else []
+        if steps:
+            rows = [{**row, "step": steps[row["fact"]]} for row in rows]
+        work.add(rows, len(places))
+
+
+def ids_of(delta: WeightDelta | None) -> set[str]:
+    """Ids of the facts in a delta."""
+    return {str(entry.get("id")) for entry in (delta.facts if delta else ())}
+
+
+def told_failures(rows: Iterable[Row]) -> dict[str, UserError]:
+    """The errors of edits, by fact, as the rows tell them."""
+    return {
+        row["fact"]: UserError(row["reason"].removeprefix(FAILED))
+        for row in rows
+        if str(row.get("reason", "")).startswith(FAILED)
+    }
+
+
+def saved(folder: Path | None) -> WeightDelta | None:
+    """The delta that :func:`store` left, if there is one."""
+    if folder is None or not (folder / TENSORS).is_file():
+        return None
+    delta = WeightDelta.load(folder)
+    if not (folder / RECORD).is_file():  # the kill came between the two files
+        store(folder, delta)
+    return delta
+
+
+def store(folder: Path | None, delta: WeightDelta) -> None:
+    """Keep the delta in a run's folder."""
+    if folder is not None:
+        delta.save(folder, overwrite=True)
