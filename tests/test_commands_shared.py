@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,70 @@ def test_an_unfinished_run_that_recorded_relative_paths_is_gone_on_with(
     assert golden(*command) == 0
     assert "resumed" in (here / "run" / "log.txt").read_text()
     assert settings(here / "run")["data"] == str(here / "facts.jsonl")
+
+
+def test_an_unfinished_run_is_not_gone_on_with_when_its_files_have_changed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = ("edit", "model", "--facts", "facts.jsonl", "--layer", 1, "--method", "ft-m", "--out",
+            "edit", "--overwrite", "--set", "steps")  # fmt: skip
+    assert golden(*edit, 1) == 0
+    texts = ("--metrics", "rewrite", "perplexity", "--text", "text.txt")
+    command = ("evaluate", "model", "facts.jsonl", "--delta", "edit", *texts, "--statistics",
+               "text.txt", "--out", "run")  # fmt: skip
+    interrupted(monkeypatch, *command)
+    recorded = yaml.safe_load((here / "run.part" / "config.yaml").read_text())["inputs"]
+    assert set(recorded) == {"delta", "text", "statistics"}
+    assert recorded["text"] == hashlib.sha256(TEXT.encode()).hexdigest()
+
+    def refused(what: str) -> None:
+        capsys.readouterr()
+        assert golden(*command) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"has other settings: inputs.{what}: {recorded[what][:57]}... -> " in said, said
+
+    (here / "text.txt").write_text(TEXT + "More of it.")
+    refused("text")
+    (here / "text.txt").write_text(TEXT)
+    assert golden(*edit, 2) == 0
+    refused("delta")
+    assert golden(*edit, 1) == 0  # the same again
+    assert golden(*command) == 0
+    assert "resumed" in (here / "run" / "log.txt").read_text()
+    # A repetition of the finished run says so.
+    (here / "text.txt").write_text(TEXT + "More of it.")
+    capsys.readouterr()
+    assert golden("run", "run", "--out", "again") == 0
+    said = capsys.readouterr().err
+    assert "what --text names has changed" in said and "what --delta names" not in said
+
+
+def test_an_unfinished_run_of_a_version_that_hashed_no_files_is_gone_on_with(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", "model", "facts.jsonl", "--metrics", "rewrite", "perplexity", "--text",
+               "text.txt", "--out", "run")  # fmt: skip
+    interrupted(monkeypatch, *command)
+    config = here / "run.part" / "config.yaml"
+    record = yaml.safe_load(config.read_text())
+    assert record.pop("inputs")
+    config.write_text(yaml.safe_dump(record))
+    assert golden(*command) == 0
+    assert "resumed" in (here / "run" / "log.txt").read_text()
+
+
+def test_a_sweep_notices_other_statistics(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("sweep", "model", "facts.jsonl", "--method", "ft-m", "--layers", "0", "--set",
+               "steps", 1, "--statistics", "text.txt", "--out", "run")  # fmt: skip
+    assert golden(*command) == 0
+    (here / "text.txt").write_text(TEXT + "More of it.")
+    assert golden(*command) == 2
+    assert "other settings: content of statistics: " in " ".join(capsys.readouterr().err.split())
+    (here / "run").rename(here / "run.part")
+    assert golden(*command) == 2
+    assert "inputs.statistics" in capsys.readouterr().err
+    (here / "text.txt").write_text(TEXT)
+    assert golden(*command) == 0
 
 
 def test_a_finished_sweep_is_known_from_another_directory(

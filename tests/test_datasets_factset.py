@@ -48,6 +48,14 @@ def test_samples_keep_order_and_nest():
         made.sample(0)
 
 
+def test_facts_are_left_out_by_id_and_by_subject():
+    made = facts(["Rome", "ROME", "New  York", "new york", "Ulm", "Romeo"])
+    assert [f.id for f in made.without({"4"}, ["rome "])] == ["2", "3", "5"]
+    assert [f.id for f in made.without([], ["New York"])] == ["0", "1", "4", "5"]
+    assert made.without({"Rome"}, []) == made  # an id is no subject
+    assert made.without({"0"}).sha256 == made.sha256
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
 def test_splits_are_disjoint_by_fact_and_subject(n, seed):

@@ -41,6 +41,10 @@ def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
         old, new = (run.get(part, {}).get(key) for run in (before, after))
         if old != new:
             say(f"Warning: {what} not those of the first run ({part} {key} {old}, now {new}).")
+    old_inputs, new_inputs = (run.get("inputs") or {} for run in (before, after))
+    for name, sha256 in old_inputs.items():
+        if new_inputs.get(name) != sha256:
+            say(f"Warning: what --{name.replace('_', '-')} names has changed since the first run.")
     if before.get("version") != after.get("version"):
         say(f"Note: the first run was made by version {before.get('version')}.")
 

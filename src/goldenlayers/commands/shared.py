@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import say
-from goldenlayers.config import DataOptions, ModelOptions, path_settings, to_record
+from goldenlayers.config import (
+    ApartOptions,
+    DataOptions,
+    ModelOptions,
+    default_settings,
+    path_settings,
+    to_record,
+)
 from goldenlayers.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -37,11 +45,17 @@ def load_facts(options: DataOptions) -> FactSet:
     """The facts a command was asked for; says what was left out."""
     from goldenlayers.datasets import load_facts as load
 
-    facts = load(
-        options.data, limit=options.limit, seed=options.seed, skip_invalid=options.skip_invalid
-    )
+    runs = options.apart_from if isinstance(options, ApartOptions) else []
+    limit = None if runs else options.limit
+    facts = load(options.data, limit=limit, seed=options.seed, skip_invalid=options.skip_invalid)
     if facts.skipped:
         say(facts.summary())
+    if runs:
+        from goldenlayers.commands.apart import apart_from
+
+        facts = apart_from(facts, runs)
+        if options.limit is not None:
+            facts = facts.sample(options.limit, options.seed)
     return facts
 
 
@@ -153,34 +167,80 @@ def run_folder(
         record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
     if facts is not None:
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
+    if inputs := inputs_of(config):
+        record["inputs"] = inputs
     # Files may be named in several ways; the weights and the facts themselves are compared.
     free = ["model.name", *(f"settings.{name}" for name in ("out", *ignore))]
     if resume:
-        free += _respelled(config, record["settings"])
+        free += _alike(config, record["settings"])
     with RunFolder.create(
         config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
     ) as folder:
         yield folder
 
 
-def _respelled(config: Any, settings: Mapping[str, Any]) -> list[str]:
-    """Settings of the unfinished run that name, from here, the files that are named now."""
+def inputs_of(config: Any) -> dict[str, str]:
+    """What else a run reads, by the setting that names it: hashes of the content.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for name in ("delta", "text", "statistics"):
+        value = getattr(config, name, None)
+        if not isinstance(value, str | Path):
+            continue
+        path = Path(value).expanduser()
+        if name == "delta" and path.is_dir():
+            from goldenlayers.delta.files import TENSORS
+
+            path /= TENSORS  # complete in itself
+        # What is named is no file where it is a word (model, hub:...), or where it is missing,
+        # which is told by who needs it.
+        if path.is_file() and value not in ("model", "none"):
+            found[name] = _sha256(path)
+    if isinstance(config, ApartOptions) and config.apart_from:
+        from goldenlayers.commands.apart import digest
+
+        found["apart_from"] = digest(config.apart_from)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's recorded settings as they read from here: files as :func:`with_absolute_paths` has
+    them, and the default of what the version that made the run did not know.
+    """
+    return with_absolute_paths(kind, default_settings(kind) | (record.get("settings") or {}))
+
+
+def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
+    """What of the unfinished run's record is the same as now, though written otherwise."""
     from goldenlayers.store import RunFolder
 
     try:
         part = RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
     except UserError:
         return []
-    old = part.config.get("settings") or {}
-    now = with_absolute_paths(type(config), old)
-    return [f"settings.{name}" for name in old if now[name] == settings.get(name)]
+    old = recorded_settings(type(config), part.config)
+    alike = [f"settings.{name}" for name in old if old[name] == settings.get(name)]
+    # A version that hashed no files cannot say that they have changed.
+    return alike if "inputs" in part.config else [*alike, "inputs"]
 
 
-def refuse_taken(path: Path) -> None:
+def refuse_taken(path: Path, *, overwritable: bool = True) -> None:
     """Refuse an existing output.
 
     Raises:
         UserError: something stands at ``path``.
     """
     if path.exists():
-        raise UserError(f"{path} is there already", fix="Choose another --out, or add --overwrite")
+        more = ", or add --overwrite" if overwritable else ""
+        raise UserError(f"{path} is there already", fix=f"Choose another --out{more}")

@@ -258,8 +258,13 @@ def _finished(config: SweepConfig) -> RunFolder | None:
     if not (config.out / CONFIG).is_file():
         return None
     folder = RunFolder.open(config.out)
-    old = shared.with_absolute_paths(SweepConfig, folder.config.get("settings", {}))
+    old = shared.recorded_settings(SweepConfig, folder.config)
     new = shared.settings_of(config)
+    inputs = folder.config.get("inputs")
+    if inputs is not None:  # a version that hashed no files cannot say that they have changed
+        old |= {f"content of {name}": sha256 for name, sha256 in inputs.items()}
+        now = shared.inputs_of(config)
+        new |= {f"content of {name}": sha256 for name, sha256 in now.items()}
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()

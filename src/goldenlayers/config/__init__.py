@@ -12,8 +12,10 @@ from goldenlayers.config.edits import (
 )
 from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
 from goldenlayers.config.options import (
+    ApartOptions,
     DataOptions,
     ModelOptions,
+    default_settings,
     from_record,
     path_settings,
     to_record,
@@ -21,6 +23,7 @@ from goldenlayers.config.options import (
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
 
 __all__ = [
+    "ApartOptions",
     "AskConfig",
     "CompareConfig",
     "DataOptions",
@@ -34,6 +37,7 @@ __all__ = [
     "ModelsConfig",
     "RunConfig",
     "SweepConfig",
+    "default_settings",
     "from_record",
     "path_settings",
     "to_record",

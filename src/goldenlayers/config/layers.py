@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import DataOptions, ModelOptions, at_least
+from goldenlayers.config.options import ApartOptions, ModelOptions, at_least
 from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocateConfig(DataOptions, ModelOptions):
+class LocateConfig(ApartOptions, ModelOptions):
     """Find the golden layer: the one layer at which a model's facts are best edited."""
 
     method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
@@ -75,7 +75,7 @@ class LocateConfig(DataOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        DataOptions.__post_init__(self)
+        ApartOptions.__post_init__(self)
         at_least("kappa", self.kappa, 0)
         at_least("top_k", self.top_k, 1)
         at_least("bootstrap", self.bootstrap, 0)
@@ -87,7 +87,7 @@ class LocateConfig(DataOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(DataOptions, ModelOptions):
+class SweepConfig(ApartOptions, ModelOptions):
     """Edit every fact at every layer and score: the truth. Run again after a kill to go on."""
 
     method: str = "rome"
@@ -133,7 +133,7 @@ class SweepConfig(DataOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        DataOptions.__post_init__(self)
+        ApartOptions.__post_init__(self)
         at_least("workers", self.workers, 1)
         if self.chunk != "auto" and not (self.chunk.isdecimal() and int(self.chunk) > 0):
             raise UserError(f"--chunk is '{self.chunk}'", expected="a number above 0, or auto")

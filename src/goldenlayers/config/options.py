@@ -60,6 +60,15 @@ class DataOptions:
         at_least("limit", self.limit, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApartOptions(DataOptions):
+    """Which facts, apart from those of other runs."""
+
+    apart_from: Annotated[list[Path], arg(metavar="RUN")] = dataclasses.field(default_factory=list)
+    """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
+    facts about their subjects, before --limit draws: proxy and test facts from one file."""
+
+
 def at_least(name: str, value: float | None, low: float) -> None:
     if value is not None and value < low:
         raise UserError(f"--{name.replace('_', '-')} is {value}", expected=f"{low} or more")
@@ -72,6 +81,17 @@ def to_record(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def default_settings(kind: type[Any]) -> dict[str, Any]:
+    """The settings of a config that need not be named, as :func:`to_record` has them."""
+    found = {}
+    for f in dataclasses.fields(kind):
+        if f.default is not dataclasses.MISSING:
+            found[f.name] = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory()
+    return found
 
 
 def path_settings(kind: type[Any]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -64,6 +64,15 @@ class FactSet(Sequence[Fact]):
         chosen = sorted(_shuffled(len(self), seed)[:n])
         return dataclasses.replace(self, facts=tuple(self.facts[i] for i in chosen))
 
+    def without(self, ids: Collection[str], subjects: Collection[str] = ()) -> FactSet:
+        """The facts that have none of these ids and are about none of these subjects.
+
+        Subjects are compared without regard to case and spaces.
+        """
+        barred_ids, barred = set(ids), {_plain(subject) for subject in subjects}
+        kept = (f for f in self if f.id not in barred_ids and _plain(f.subject) not in barred)
+        return dataclasses.replace(self, facts=tuple(kept))
+
     def split(self, n_proxy: int, seed: int = 0) -> tuple[FactSet, FactSet]:
         """(proxy set of exactly ``n_proxy`` facts, test set): no fact and no subject in both.
 
@@ -77,8 +86,7 @@ class FactSet(Sequence[Fact]):
         _at_least_one(n_proxy, "the number of proxy facts")
         groups: dict[str, list[int]] = {}
         for place in _shuffled(len(self), seed):
-            subject = " ".join(self.facts[place].subject.casefold().split())
-            groups.setdefault(subject, []).append(place)
+            groups.setdefault(_plain(self.facts[place].subject), []).append(place)
         proxy: list[int] = []
         test: list[int] = []
         in_parts: list[list[int]] = []
@@ -145,6 +153,10 @@ class FactSet(Sequence[Fact]):
                 lines.append(f"    {count:,} × {reason}{where}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _plain(subject: str) -> str:
+    return " ".join(subject.casefold().split())
 
 
 def _shuffled(n: int, seed: int) -> list[int]:
