@@ -374,6 +374,25 @@ def test_facts_that_contradict_each_other_are_told() -> None:
         editor("emmet").together(work, FACTS, 1)
 
 
+@pytest.mark.parametrize("method", ["ft-m", "ft-l"])
+def test_many_facts_for_one_change_are_trained_in_passes(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded by the tokens of a pass; the change is that of one pass over all."""
+    from goldenlayers.editors import finetune
+
+    model = tiny("llama", dtype=torch.float64)
+    settings = EditSettings(steps=4)
+    changes = []
+    for tokens in (4096, 1):
+        monkeypatch.setattr(finetune, "_TOKENS_AT_ONCE", tokens)
+        delta = edit(model, FACTS, method, layer=1, mode="batch", settings=settings)
+        (change,) = delta.changes.values()
+        changes.append(change.dense)
+    assert torch.allclose(changes[0], changes[1], rtol=1e-9, atol=1e-12)
+    assert float(changes[0].norm()) > 0
+
+
 def test_progress_counts_every_fact() -> None:
     model = tiny("gpt2")
     for method in ("rome", "memit", "ft-m"):

@@ -134,6 +134,18 @@ def test_dense_changes(tmp_path: Path) -> None:
         export_peft(full, tmp_path / "zero", hf, rank=0)
 
 
+def test_low_rank_changes_are_cut_to_the_rank_that_is_asked_for(tmp_path: Path) -> None:
+    hf = shared("llama")
+    delta = random_delta(hf, [1], rank=3)
+    cut = export_peft(delta, tmp_path / "cut", hf, rank=1)
+    (error,) = cut.errors.values()
+    assert cut.rank == 1 and 0 < error < 1
+    whole = export_peft(delta, tmp_path / "whole", hf, rank=3)
+    assert whole.rank == 3 and not whole.errors
+    with pytest.raises(UserError, match="rank is 0"):
+        export_peft(delta, tmp_path / "none", hf, rank=0)
+
+
 def test_adapter_of_a_long_sum_is_no_wider_than_the_matrix(tmp_path: Path) -> None:
     hf = shared("gpt2")
     delta = sum(random_delta(hf, [1], rank=8, seed=i, size=0.1) for i in range(6))

@@ -37,8 +37,8 @@ EXACT = 1e-5
 class PeftExport:
     """A written adapter: its folder, the rank of its factors, what truncation cost per matrix.
 
-    ``errors`` maps parameter names to the relative Frobenius error of their factors (dense changes
-    only; the others are exact).
+    ``errors`` maps parameter names to the relative Frobenius error of their factors (of dense
+    changes and such as were cut; the others are exact).
     """
 
     path: Path
@@ -66,7 +66,7 @@ def export_peft(
         model: the base, to check the delta against it and to record how it stores its matrices; or
             the name to write down as the base; or None for the name in the delta. Without a model,
             peft finds out about Conv1D by itself when it loads the adapter.
-        rank: cut dense changes to this rank whatever it costs.
+        rank: cut changes to this rank whatever it costs.
         force: as for ``WeightDelta.applied``.
 
     Raises:
@@ -79,9 +79,13 @@ def export_peft(
         delta.check(model, force=force)
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
+    if rank is not None and rank < 1:
+        raise UserError(f"rank is {rank}", expected="1 or more")
     for name, change in delta.changes.items():
         if isinstance(change, Dense):
             factors[name], errors[name] = _factored(name, change, rank)
+        elif rank is not None and change.rank > rank:
+            factors[name], errors[name] = Dense(change.dense).truncated(rank)
         else:
             factors[name] = change.compressed(1e-7) if change.rank > min(change.shape) else change
     factors = {name: low for name, low in factors.items() if low.rank}
@@ -166,8 +170,6 @@ def export_merged(
 def _factored(name: str, change: Dense, rank: int | None) -> tuple[LowRank, float]:
     """A dense change as factors, and their relative error; refused when it costs accuracy."""
     if rank is not None:
-        if rank < 1:
-            raise UserError(f"rank is {rank}", expected="1 or more")
         return change.truncated(rank)
     values = change.singular_values()
     total = float(values.norm())

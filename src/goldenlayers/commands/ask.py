@@ -31,14 +31,18 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
     from goldenlayers.hooks import last_logits
 
     prompt = model.encoder.encode(config.prompt.rstrip() or config.prompt)
-    (tokens,) = greedy(model, [prompt.ids], config.tokens)
+    room = model.encoder.max_length
+    count = config.tokens if room is None else min(config.tokens, room - len(prompt))
+    (tokens,) = greedy(model, [prompt.ids], count) if count > 0 else ([],)
+    if count < config.tokens:
+        shared.say(f"Only {max(0, count)} tokens: the model's context ends there")
     if title:
         print(f"{title}:")
     print(f"  {prompt.text}{model.tokenizer.decode(tokens, skip_special_tokens=True)}")
     if config.top:
         with torch.no_grad():
             logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
-        best = logits[0].float().softmax(-1).topk(config.top)
+        best = logits[0].float().softmax(-1).topk(min(config.top, model.layers.vocab_size))
         shown = (
             f"{model.tokenizer.decode([i])!r} {p:.3f}"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,25 +35,29 @@ def run(config: EditConfig) -> int:
     facts, source = _facts(config)
     model = shared.load_model(config)
     facts = _worth_editing(model, facts, strict=config.facts is None)
+    refuse_batch(config.method, config.mode, len(facts))
     settings, layer = settings_and_layer(config, model)
     layers = edited_layers(model.layers[layer].index, settings)
-    statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
+    statistics = key_statistics_for(
+        config.method, model, layers, config.statistics, config.seed, config.cache_dir
+    )
     before = answers.greedy_answers(model, facts)
+    with shared.progress(f"editing with {config.method}", "facts") as bar:
+        delta = edit(
+            model,
+            facts,
+            config.method,
+            layer=layer,
+            mode=None if config.mode == "auto" else config.mode,
+            settings=settings,
+            statistics=statistics,
+            seed=config.seed,
+            on_done=lambda done: bar(done, len(facts)),
+        )
+    with delta.applied(model):
+        after = answers.greedy_answers(model, facts)
+    # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
     with shared.run_folder(config, "edit", model=model, facts=source) as folder:
-        with shared.progress(f"editing with {config.method}", "facts") as bar:
-            delta = edit(
-                model,
-                facts,
-                config.method,
-                layer=layer,
-                mode=None if config.mode == "auto" else config.mode,
-                settings=settings,
-                statistics=statistics,
-                seed=config.seed,
-                on_done=lambda done: bar(done, len(facts)),
-            )
-        with delta.applied(model):
-            after = answers.greedy_answers(model, facts)
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
@@ -63,11 +68,35 @@ def run(config: EditConfig) -> int:
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
         shared.say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
+    else:
+        shared.say("Not saved: add --out DIR to keep the edit")
     return 0
 
 
+def refuse_batch(method: str, mode: str, n_facts: int) -> None:
+    """Refuse many facts in one solve by an editor of single facts: before the work, not after.
+
+    Raises:
+        UserError: that is what is asked for.
+    """
+    from goldenlayers.editors import EDITORS
+
+    if mode != "batch" or n_facts == 1 or method not in EDITORS or EDITORS[method].edits_together:
+        return
+    able = [name for name, one in EDITORS.items() if one.edits_together]
+    raise UserError(
+        f"{method} edits one fact at a time, not {n_facts} together",
+        fix=f"Use --mode sequential, or for a batch another --method: {', '.join(able)}",
+    )
+
+
 def key_statistics_for(
-    method: str, model: Model, layers: Sequence[int], text: str, seed: int
+    method: str,
+    model: Model,
+    layers: Sequence[int],
+    text: str,
+    seed: int,
+    cache_dir: Path | None = None,
 ) -> Mapping[int, Covariance] | None:
     """The key statistics ``method`` needs, from the cache or collected now with a progress bar."""
     from goldenlayers.editors import editor
@@ -76,7 +105,9 @@ def key_statistics_for(
     if not editor(method).needs_statistics:
         return None
     with shared.progress("key statistics", "tokens") as bar:
-        return key_statistics(model, layers, text=text, seed=seed, progress=bar)
+        return key_statistics(
+            model, layers, text=text, seed=seed, cache_dir=cache_dir, progress=bar
+        )
 
 
 def pick_layer(config: Any, model: Model) -> int:
@@ -100,10 +131,9 @@ def pick_layer(config: Any, model: Model) -> int:
 
 def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     if config.facts is None:
-        assert config.subject and config.prompt and config.target  # held by the config
-        return [
-            Fact(id="edit", subject=config.subject, prompt=config.prompt, target_new=config.target)
-        ], None
+        # Held by the config; that none is empty the fact itself checks.
+        assert None not in (config.subject, config.prompt, config.target)
+        return [Fact("edit", config.subject or "", config.prompt or "", config.target or "")], None
     from goldenlayers.datasets import load_facts
 
     found = load_facts(
@@ -161,20 +191,34 @@ def editor_settings(config: Any, model: Model) -> tuple[EditSettings, int | None
                 fix=f"Add --method {found.method}",
             )
         layer = found.layer
-    changes = {name: _value(settings, name, text) for name, text in config.set.items()}
-    return settings.replace(**changes), layer
+    return changed(settings, config.set), layer
 
 
-def _value(settings: EditSettings, name: str, text: str) -> float | int | bool:
+def changed(
+    settings: EditSettings, changes: Mapping[str, str], flag: str = "--set"
+) -> EditSettings:
+    """The settings with those changed that a flag names, by NAME VALUE pairs.
+
+    Raises:
+        UserError: no such setting, or no value for it.
+    """
+    values = {name: _value(settings, name, text, flag) for name, text in changes.items()}
+    return settings.replace(**values)
+
+
+def _value(settings: EditSettings, name: str, text: str, flag: str) -> float | int | bool:
     """The setting's text as a value of the setting's own type."""
-    current = getattr(settings, name, 0.0)
+    known: dict[str, float | int | bool] = dataclasses.asdict(settings)
+    if name not in known:
+        settings.replace(**{name: 0})  # raises, with the names that are near
+    current = known[name]
     try:
         if isinstance(current, bool):
             return {"true": True, "false": False}[text.lower()]
-        return type(current)(text)
+        return int(text) if isinstance(current, int) else float(text)
     except (ValueError, KeyError):
         kind = {bool: "true or false", int: "a whole number"}.get(type(current), "a number")
-        raise UserError(f"--set {name} is '{text}'", expected=kind) from None
+        raise UserError(f"{flag} {name} is '{text}'", expected=kind) from None
 
 
 def _show_change(model: Model, delta: WeightDelta) -> None:

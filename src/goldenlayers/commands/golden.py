@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.commands import shared
+from goldenlayers.durable import disk_errors
+from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 _PROXY_FACTS = 200
+_VERSION = 1  # of what LGA computes: to be raised when its scores change
 
 
 def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
@@ -24,16 +27,19 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
 
     facts = load_facts("starter", limit=_PROXY_FACTS)
     folder = models_root(cache_dir).parent / "golden"
-    path = folder / f"{model.fingerprint()[:32]}-{facts.sha256[:16]}-{_PROXY_FACTS}.json"
+    path = (
+        folder / f"{model.fingerprint()[:32]}-{facts.sha256[:16]}-{_PROXY_FACTS}-v{_VERSION}.json"
+    )
     try:
         ranking = LayerRanking.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):  # not there, or of another version
         with shared.progress("locating with lga", "facts") as bar:
             ranking = locate(model, facts, "lga", data=facts.name, on_progress=bar)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(ranking.to_json()), encoding="utf-8")
-        part.replace(path)
+        with disk_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(ranking.to_json()), encoding="utf-8")
+            part.replace(path)
     shared.say(f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts")
     for warning in ranking.warnings:
         shared.say(f"  {warning}")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import DataOptions, ModelOptions, at_least
+from goldenlayers.config.options import DataOptions, Dtype, ModelOptions, at_least
 from goldenlayers.errors import UserError
 
 
@@ -166,6 +166,12 @@ class ExportConfig(ModelOptions):
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder of `golden edit`."""
 
+    model: str = ""
+    """The model, as for `golden edit` (default: the one that the run names)."""
+
+    dtype: Dtype = "auto"
+    """Number format to store a merged checkpoint in; auto keeps the model's own."""
+
     out: Path
     """Folder to write."""
 
@@ -173,7 +179,8 @@ class ExportConfig(ModelOptions):
     """A LoRA adapter, or the model with the edit merged in."""
 
     rank: int | None = None
-    """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank."""
+    """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
+    cut off is told."""
 
     force: bool = False
     """Export for a model with other weights than the edit was made on."""

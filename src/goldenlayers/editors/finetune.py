@@ -8,8 +8,9 @@ Shapes: G groups of facts (a weight change each), N rows, T tokens, D model widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,9 +22,15 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe, resume_from
 from goldenlayers.losses import token_nll
+from goldenlayers.tokens import Encoding, length_batches
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
 
 # Weight changes trained side by side: each needs itself, its gradient and two moments.
 _NUMBERS_AT_ONCE = 1 << 25
+# Tokens of one pass: gradients of many facts for one change are added up over passes.
+_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class FineTune:
         """One change trained on all facts."""
         down = bench.model.layers[layer].down
         (change,) = self._train(bench, facts, layer, [0] * len(facts))
+        if bench.on_done is not None:
+            bench.on_done(len(facts))
         return bench.delta({down.parameter_name: Dense(change)}, self.name, [layer], facts)
 
     def _train(
@@ -64,15 +73,11 @@ class FineTune:
         model, s = bench.model, bench.settings
         down = model.layers[layer].down
         encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
-        tails = Tails(model, [e.asking for e in encodings], layer, {}, reuse=False)
-        device = tails.ids.device
-        cells = [(b, t) for b, e in enumerate(encodings) for t in range(e.n_prompt - 1, len(e) - 1)]
-        rows, columns = (torch.tensor(part, device=device) for part in zip(*cells, strict=True))
-        wanted = torch.tensor([i for e in encodings for i in e.answer_ids], device=device)
-        counts = torch.tensor([len(e.answer_ids) for e in encodings], device=device)
         n_groups = max(group) + 1
+        device = model.device
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
+        passes = [_Pass(model, layer, encodings, part) for part in _parts(encodings)]
         weight = down.oriented(down.weight)
         rms = float(weight.detach().float().pow(2).mean().sqrt())
         rate = s.ft_lr if s.lr_absolute else s.ft_lr * rms
@@ -83,28 +88,25 @@ class FineTune:
         running = torch.ones(n_groups, dtype=torch.bool, device=device)
         for step in range(s.steps):
             change.requires_grad_(True)
-
-            def add(_key: int, x: Tensor, y: Tensor, change: Tensor = change) -> Tensor:
-                inputs = by_row(x, tails.ids).to(change.dtype)  # (N, T, F)
-                mine = change[member] if n_groups > 1 else change.expand(len(member), -1, -1)
-                extra = torch.bmm(inputs, mine.transpose(1, 2))  # (N, T, D)
-                return (by_row(y, tails.ids) + extra.to(y.dtype)).reshape(y.shape)
-
-            with resume_from(model, layer, tails.entering), observe({0: down.module}, add):
-                hidden = final_hidden(model, tails.ids)
-            nll = token_nll(model.layers, hidden[rows, columns], wanted)
-            per_fact = nll.new_zeros(len(facts)).index_add(0, rows, nll) / counts
-            loss = per_fact.new_zeros(n_groups).index_add(0, member, per_fact) / size
+            loss = torch.zeros(n_groups, dtype=dtype, device=device)
+            g = torch.zeros_like(change)
+            for one in passes:
+                mine = member[one.facts]
+                per_fact = one.nll(
+                    change[mine] if n_groups > 1 else change.expand(len(mine), -1, -1)
+                )
+                share = per_fact.to(dtype) / size[mine]
+                loss = loss.index_add(0, mine, share.detach())
+                g += torch.autograd.grad(share.sum(), change)[0]
             if not bool(torch.isfinite(loss).all()):
                 raise UserError(
                     f"{self.name} at layer {layer} gives a loss that is not a number",
                     fix="Load the model with --dtype float32, or lower the step size",
                 )
-            running &= loss.detach() >= s.stop_loss
+            running &= loss >= s.stop_loss
             if not bool(running.any()):
                 change = change.detach()
                 break
-            (g,) = torch.autograd.grad(loss.sum(), change)
             with torch.no_grad():
                 first.lerp_(g, 0.1)
                 second.lerp_(g * g, 0.001)
@@ -115,6 +117,44 @@ class FineTune:
                     moved.clamp_(-bound, bound)
                 change = torch.where(running[:, None, None], moved, change.detach())
         return [change[g].detach().cpu() for g in range(n_groups)]
+
+
+class _Pass:
+    """Facts whose rows run together. ``facts`` (N,) are their places among all of them."""
+
+    def __init__(
+        self, model: Model, layer: int, encodings: Sequence[Encoding], places: Sequence[int]
+    ) -> None:
+        some = [encodings[i] for i in places]
+        self.model, self.layer, self.down = model, layer, model.layers[layer].down.module
+        self.tails = Tails(model, [e.asking for e in some], layer, {}, reuse=False)
+        device = self.tails.ids.device
+        self.facts = torch.tensor(places, device=device)
+        cells = [(b, t) for b, e in enumerate(some) for t in range(e.n_prompt - 1, len(e) - 1)]
+        self._cells = [torch.tensor(part, device=device) for part in zip(*cells, strict=True)]
+        self._wanted = torch.tensor([i for e in some for i in e.answer_ids], device=device)
+        self._counts = torch.tensor([len(e.answer_ids) for e in some], device=device)
+
+    def nll(self, change: Tensor) -> Tensor:
+        """Mean NLL of each fact's answer tokens (N,), with ``change`` (N, D, F) of the matrix."""
+        ids = self.tails.ids
+
+        def add(_key: int, x: Tensor, y: Tensor) -> Tensor:
+            inputs = by_row(x, ids).to(change.dtype)  # (N, T, F)
+            extra = torch.bmm(inputs, change.transpose(1, 2))  # (N, T, D)
+            return (by_row(y, ids) + extra.to(y.dtype)).reshape(y.shape)
+
+        with resume_from(self.model, self.layer, self.tails.entering), observe({0: self.down}, add):
+            hidden = final_hidden(self.model, ids)
+        rows, columns = self._cells
+        nll = token_nll(self.model.layers, hidden[rows, columns], self._wanted)
+        return nll.new_zeros(len(self.facts)).index_add(0, rows, nll) / self._counts
+
+
+def _parts(encodings: Sequence[Encoding]) -> Iterator[list[int]]:
+    """Facts of similar length whose rows together hold at most ``_TOKENS_AT_ONCE`` tokens."""
+    lengths = [len(e) for e in encodings]
+    yield from length_batches(lengths, max(1, _TOKENS_AT_ONCE // max(lengths)))
 
 
 FT_M = FineTune("ft-m", bounded=False)
