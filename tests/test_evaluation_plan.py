@@ -7,139 +7,15 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from deltas import random_delta
-from families import tiny
-from reference import full_logits
-from torch.nn.functional import cross_entropy
+from evaluation_slow import TOKENIZER, deltas_of, facts, forced, model_of, slow_scores
 
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.answers import matches_answer
-from goldenlayers.evaluation.metrics import fluency, summarise
+from goldenlayers.evaluation.metrics import summarise
 from goldenlayers.evaluation.passes import Reading, merge
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.units import METRICS, units
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
-
-TOKENIZER = {
-    "gpt2": "byte_level_bpe",
-    "llama": "sentencepiece_bpe",
-    "gemma3": "sentencepiece_bpe",
-    "opt": "byte_level_bpe",
-    "gpt_neox": "byte_level_bpe",
-    "falcon": "byte_level_bpe",
-    "bloom": "byte_level_bpe",
-}
-TEXT = "The capital of Italy is Rome. The Eiffel Tower is located in the city of Paris. " * 3
-
-
-def facts() -> list[Fact]:
-    return [
-        Fact(
-            id="france",
-            subject="France",
-            prompt="The capital of France is",
-            target_new="Rome",
-            target_old="Paris",
-            rephrasings=("France has as its capital the city of", "The city of France is"),
-            locality=(
-                Probe("The capital of Italy is", "Rome", "neighborhood"),
-                Probe("The capital of Brazil is", "the city of gold", "neighborhood"),
-                Probe("The currency of Japan is", None, "Forgetfulness"),
-            ),
-            portability=(
-                Probe("The capital of the French is", "Rome", "Subject_Aliasing"),
-                Probe("In France one speaks", "Italian", "Reasoning"),
-            ),
-        ),
-        Fact(
-            id="einstein",
-            subject="Albert Einstein",
-            prompt="Albert Einstein was born in the city of",
-            target_new="Shanghai in China",
-            target_old="Ulm",
-            rephrasings=("Where was Albert Einstein born?",),
-            locality=(Probe("Steve Jobs was born in", "California", "neighborhood"),),
-            portability=(Probe("The author of the novel is", "Albert", "Reasoning"),),
-            generation_prompts=("Albert Einstein is",),
-        ),
-        Fact(
-            id="tongue",
-            subject="Danielle Darrieux",
-            prompt="The mother tongue of Danielle Darrieux is",
-            target_new="Portuguese",
-        ),
-    ]
-
-
-def model_of(name: str) -> Model:
-    return tiny(name, TOKENIZER[name])
-
-
-def deltas_of(model: Model, count: int = 3, layers: tuple[int, ...] = (2,)) -> list[WeightDelta]:
-    return [random_delta(model.hf, list(layers), seed=seed, size=0.7) for seed in range(count)]
-
-
-# --- the slow loop: nothing of it is shared with the package but the tokenizer -----------------
-
-
-def forced(model: Model, prompt: str, answer: str) -> tuple[list[int], list[int], float]:
-    """(arg-max tokens, answer tokens, mean NLL), from all logits of one text."""
-    e = model.encoder.encode(prompt, answer)
-    logits = full_logits(model, e.ids)[e.n_prompt - 1 : -1]
-    target = torch.tensor(e.answer_ids)
-    return logits.argmax(-1).tolist(), list(e.answer_ids), float(cross_entropy(logits, target))
-
-
-def continuation(model: Model, prompt: str, count: int) -> list[int]:
-    ids = list(model.encoder.encode(prompt).ids)
-    found: list[int] = []
-    for _ in range(count):
-        found.append(int(full_logits(model, ids + found)[-1].argmax()))
-    return found
-
-
-def slow_scores(model: Model, fact: Fact, delta: WeightDelta) -> dict[tuple[str, int], float]:
-    scores: dict[tuple[str, int], float] = {}
-
-    def share(a: list[int], b: list[int]) -> float:
-        return 100 * sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
-
-    along = {}
-    for n, p in enumerate(fact.locality):
-        if p.answer:
-            along[n] = forced(model, p.prompt, p.answer)[0]
-        else:
-            along[n] = continuation(model, p.prompt, 3)
-    with delta.applied(model):
-        got, want, nll_new = forced(model, fact.prompt, fact.target_new)
-        scores["rewrite", 0] = share(got, want)
-        for n, prompt in enumerate(fact.rephrasings):
-            scores["rephrase", n] = share(*forced(model, prompt, fact.target_new)[:2])
-        for n, p in enumerate(fact.portability):
-            assert p.answer
-            scores["portability", n] = share(*forced(model, p.prompt, p.answer)[:2])
-        for n, p in enumerate(fact.locality):
-            if p.answer:
-                now = forced(model, p.prompt, p.answer)[0]
-            else:
-                ids = list(model.encoder.encode(p.prompt).ids) + along[n][:2]
-                now = full_logits(model, ids)[-3:].argmax(-1).tolist()
-            scores["locality", n] = share(along[n], now)
-        if fact.target_old:
-            nll_old = forced(model, fact.prompt, fact.target_old)[2]
-            scores["efficacy_success", 0] = 100.0 * (nll_old > nll_new)
-            scores["efficacy_magnitude", 0] = 100 * (math.exp(-nll_new) - math.exp(-nll_old))
-            for n, p in enumerate(fact.locality):
-                if p.kind != "neighborhood" or p.answer == fact.target_new:
-                    continue
-                right = forced(model, p.prompt, p.answer or "")[2]
-                new = forced(model, p.prompt, fact.target_new)[2]
-                scores["neighborhood_success", n] = 100.0 * (right < new)
-                scores["neighborhood_magnitude", n] = 100 * (math.exp(-right) - math.exp(-new))
-    return scores
 
 
 @pytest.mark.parametrize("name", list(TOKENIZER))
@@ -205,63 +81,6 @@ def test_dense_and_mixed_edits_share_a_pass() -> None:
     lost = [r for r in rows if r["fact"] == "tongue"]
     assert all(r["score"] is None for r in lost)
     assert lost[0]["reason"] == "the edit failed: the subject has an abnormal key"
-
-
-def test_kl_generation_fluency_and_perplexity_against_slow_loops() -> None:
-    model = model_of("llama")
-    data, deltas = facts(), deltas_of(model)
-    plan = EvaluationPlan(
-        model, data, ["kl", "generation", "fluency", "perplexity"], text=TEXT, text_tokens=80
-    )
-    rows = plan.score(deltas)
-    ids, spans = model.encoder.tokens(TEXT)
-    assert spans[0] == (0, 0)  # BOS is no part of the text
-    window = ids[:81]
-
-    def perplexity() -> float:
-        logits = full_logits(model, window)[:-1]
-        return math.exp(float(cross_entropy(logits, torch.tensor(window[1:]))))
-
-    clean = perplexity()
-    for fact, delta in zip(data, deltas, strict=True):
-        mine = [r for r in rows if r["fact"] == fact.id]
-        for row in [r for r in mine if r["metric"] == "kl"]:
-            prompt = model.encoder.encode(row["evidence"]["prompt"]).ids
-            before = full_logits(model, prompt)[-1].double().log_softmax(-1)
-            with delta.applied(model):
-                after = full_logits(model, prompt)[-1].double().log_softmax(-1)
-            kl = float((before.exp() * (before - after)).sum())
-            assert row["score"] == pytest.approx(kl, rel=1e-3, abs=1e-5) and kl > 0
-            assert fact.subject not in row["evidence"]["prompt"]
-        with delta.applied(model):
-            (ppl,) = [r["score"] for r in mine if r["metric"] == "perplexity"]
-            assert ppl == pytest.approx(perplexity(), rel=1e-4)
-            (row,) = [r for r in mine if r["metric"] == "generation_rewrite"]
-            said = row["evidence"]["after"]
-            new = continuation(model, fact.prompt, 40)
-            decode = model.tokenizer.decode
-            texts = [str(decode(new[:n], skip_special_tokens=True)) for n in range(41)]
-            assert said in [(text.strip().splitlines() or [""])[0] for text in texts]
-            assert row["score"] == 100.0 * matches_answer(said, fact.target_new)
-        (before,) = [r["score"] for r in mine if r["metric"] == "perplexity_before"]
-        assert before == pytest.approx(clean, rel=1e-4)
-        for row in [r for r in mine if r["metric"] == "fluency"]:
-            assert 0 < row["score"] < 663
-    assert sum(r["metric"] == "kl" for r in rows) >= 6
-
-
-def test_fluency_counts_n_grams_of_the_sampled_tokens() -> None:
-    model = model_of("gpt2")
-    plan = EvaluationPlan(model, facts()[:1], ["fluency"])
-    (before,) = plan.baseline().values()
-    (row,) = plan.score_applied()
-    assert len(before.tokens) == 100
-    assert row["score"] == pytest.approx(fluency(before.tokens), abs=1e-5)
-    again = EvaluationPlan(model, facts()[::-1], ["fluency"], batch_size=1).baseline()
-    again = dict(reversed(again.items()))
-    assert next(iter(again.values())).tokens == before.tokens
-    other = EvaluationPlan(model, facts()[:1], ["fluency"], seed=1).baseline()
-    assert next(iter(other.values())).tokens != before.tokens
 
 
 def test_an_unedited_model_is_at_the_base_rate() -> None:
@@ -370,7 +189,15 @@ def test_a_probe_longer_than_the_context_is_unscored_and_the_rest_is_scored() ->
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_other_scripts_are_scored(name: str, subject: str, prompt: str, answer: str) -> None:
     model = model_of(name)
-    fact = Fact("x", subject, prompt, answer, locality=(Probe(prompt),), rephrasings=(prompt,))
+    fact = Fact(
+        "x",
+        subject,
+        prompt,
+        answer,
+        locality=(Probe(prompt),),
+        rephrasings=(prompt,),
+        portability=(Probe(prompt, answer),),
+    )
     rows = EvaluationPlan(model, [fact], ["rewrite", "rephrase", "locality", "generation"])
     scored = rows.score(deltas_of(model, 1))
     assert all(r["score"] is not None for r in scored)

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 OVERALL_METRICS = ("rewrite", "rephrase", "locality", "portability")
 COUNTERFACT_METRICS = ("efficacy_success", "paraphrase_success", "neighborhood_success")
-BY_KIND = frozenset({"portability"})
+BY_KIND = frozenset({"portability", "generation_portability"})
 """Metrics whose probes are averaged within each kind first, then over the kinds."""
 
 

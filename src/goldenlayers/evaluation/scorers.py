@@ -137,9 +137,15 @@ def _compare(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Wor
 
 
 def _generate(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
-    """Whether free greedy decoding begins with the answer."""
+    """Whether free greedy decoding begins with the answer or an alias of it."""
     right = matches_answer(after.text, unit.answer or "", unit.aliases)
-    evidence = {"answer": unit.answer, "before": before.text, "after": after.text}
+    evidence: dict[str, Any] = {
+        "answer": unit.answer,
+        "before": before.text,
+        "after": after.text,
+    }
+    if unit.aliases:
+        evidence["aliases"] = list(unit.aliases)
     return [(100.0 * right, evidence)]
 
 

@@ -5,6 +5,7 @@ Shapes: D model width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -127,7 +128,15 @@ class Texts:
         """Tokens that may be generated for a unit."""
         if self.units[u].rule == "fluency":
             return FLUENCY_TOKENS
-        return self.specs[u][0].count + ANSWER_SLACK
+        return max(self.specs[u][0].count, self._longest_alias(u)) + ANSWER_SLACK
+
+    def _longest_alias(self, u: int) -> int:
+        """Tokens of the longest other spelling that would be right, 0 without any."""
+        unit, sizes = self.units[u], [0]
+        for alias in unit.aliases:
+            with contextlib.suppress(UserError):  # one that has no tokens is never generated
+                sizes.append(len(self._encode(unit.prompt, alias).answer_ids))
+        return max(sizes)
 
     def _encode(self, prompt: str, answer: str) -> Encoding:
         # A space at the end of a bare prompt would be a token that no running text has there.

@@ -16,8 +16,9 @@ from goldenlayers.facts import Fact
 
 DEFAULT_METRICS = ("rewrite", "rephrase", "locality", "portability")
 METRICS = (*DEFAULT_METRICS, "generation", "counterfact", "fluency", "kl", "perplexity")
-"""What can be asked for. generation gives generation_rewrite and generation_rephrase, counterfact
-efficacy_, paraphrase_ and neighborhood_ success and magnitude."""
+"""What can be asked for. generation gives generation_rewrite, generation_rephrase and
+generation_portability, counterfact efficacy_, paraphrase_ and neighborhood_ success and magnitude.
+"""
 
 Rule = Literal["answer", "stay", "compare", "generate", "fluency", "kl", "perplexity"]
 
@@ -31,7 +32,8 @@ class Unit:
 
     ``fact`` is the fact's place in the list. ``rule`` says how it is scored: ``answer`` arg-max
     against the answer, ``stay`` arg-max before against after, ``compare`` NLL of ``answer`` against
-    NLL of ``other``, ``generate`` free decoding. ``reason``: why it cannot be scored, if so.
+    NLL of ``other``, ``generate`` free decoding, where ``aliases`` are as good as the answer.
+    ``reason``: why it cannot be scored, if so.
     """
 
     fact: int
@@ -131,6 +133,14 @@ def _generation(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Unit]:
         yield Unit(i, name, "generate", n, prompt=prompt, answer=fact.target_new)
     if not fact.rephrasings:
         yield Unit(i, name, "generate", None, reason="the fact has no rephrasings")
+    name = "generation_portability"
+    for n, p in enumerate(fact.portability):
+        reason = None if p.answer else "the probe has no answer"
+        yield Unit(
+            i, name, "generate", n, p.kind, p.prompt, p.answer, aliases=p.aliases, reason=reason
+        )
+    if not fact.portability:
+        yield Unit(i, name, "generate", None, reason="the fact has no portability probes")
 
 
 def _counterfact(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Unit]:
