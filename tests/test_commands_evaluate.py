@@ -87,6 +87,30 @@ def test_bad_input_exits_2_without_a_traceback(
         assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "edit"])
+def test_a_batch_by_an_editor_of_single_facts_is_refused_before_the_layer_is_sought(
+    checkpoint: Path,
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for costly in ("locate.locate", "statistics.key_statistics"):
+        monkeypatch.setattr(f"goldenlayers.{costly}", None)
+    facts = ["starter"] if command == "evaluate" else ["--facts", "starter"]
+    arguments = [command, str(checkpoint), *facts, "--out", str(tmp_path / "run")]
+    for method in ("rome", "r-rome"):
+        batch = ["--method", method, "--mode", "batch"]
+        assert main([*arguments, *batch, "--limit", "3"]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{method} edits one fact at a time, not 3 together. Use --mode sequential" in said
+    assert list(tmp_path.iterdir()) == []
+    # One fact is no batch, and other editors can: those go on to look for a layer.
+    for more in (["--limit", "1"], ["--limit", "3", "--method", "emmet"]):
+        with pytest.raises(TypeError):
+            main([*arguments, "--method", "rome", "--mode", "batch", *more])
+
+
 def test_an_unknown_metric_is_told_with_its_near_matches_before_the_work(
     checkpoint: Path,
     tmp_path: Path,

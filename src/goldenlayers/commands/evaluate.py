@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
+from goldenlayers.commands.edit import refuse_batch
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -46,6 +47,7 @@ def run(config: EvaluateConfig) -> int:
     text = _text(config.text) if "perplexity" in metrics else None
     delta = _delta(config)
     facts = shared.load_facts(config)
+    refuse_batch(config.method, config.mode, len(facts))
     others = _others(config, facts)
     model = shared.load_model(config)
     settings, layer, statistics = _how(config, model, facts)

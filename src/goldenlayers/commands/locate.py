@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.editors import EditSettings
     from goldenlayers.facts import Fact
     from goldenlayers.locate import LayerRanking
+    from goldenlayers.locate.grid import TracingGrid
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
     from goldenlayers.verify import VerifiedChoice
@@ -29,6 +33,7 @@ def run(config: LocateConfig) -> int:
         from goldenlayers.editors import editor
 
         editor(config.verify_method)  # refused before minutes of work, not after
+        _race_settings(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
     statistics, prefixes = (
@@ -66,30 +71,36 @@ def run(config: LocateConfig) -> int:
             )
         verified: VerifiedChoice | None = None
         stopped: UserError | KeyboardInterrupt | None = None
-        if config.verify is not None:
+        more = config.verify is not None or config.grid is not None
+        if more:
             if folder is not None:
                 folder.write_json("ranking.json", ranking.to_json())
-            with showing():  # the race may take minutes
+            with showing():  # the rest may take minutes
                 show_ranking(ranking)
-            proxy = [fact for fact in facts if fact.id in set(used)] or list(facts)
+            seen = set(used)
+            proxy = dataclasses.replace(facts, facts=tuple(f for f in facts if f.id in seen))
             try:
-                verified = _verify(config, model, proxy, ranking, statistics)
+                if folder is not None and config.grid is not None:
+                    write_grids(folder, _grids(config, model, proxy))
+                if config.verify is not None:
+                    verified = _verify(config, model, proxy or facts, ranking, statistics)
             except (UserError, KeyboardInterrupt) as error:
-                stopped = error  # the ranking stands without the race
+                stopped = error  # the ranking stands without the rest
                 if folder is not None:
-                    folder.log(f"not verified: {type(error).__name__}: {error}")
+                    folder.log(f"stopped after the ranking: {type(error).__name__}: {error}")
         if folder is not None:
             write(folder, ranking, verified)
     with showing():
-        if config.verify is None:
+        if not more:
             show_ranking(ranking)
         if verified is not None:
             show_verified(verified)
     if folder is not None:
         _tell_files(folder)
     if stopped is not None:
-        kept = f" The ranking is kept in {folder.path}, without verified.json." if folder else ""
-        shared.say(f"Warning: the golden layer is not verified: the race was stopped.{kept}")
+        what = "is not verified" if config.verify is not None else "has no heat map"
+        kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
+        shared.say(f"Warning: the choice {what}, the work was stopped before that{kept}.")
         raise stopped
     return 0
 
@@ -108,6 +119,47 @@ def _for_transfer(
     return statistics, sample_prefixes(model, s.prefixes, s.prefix_tokens, config.seed)
 
 
+def _grids(config: LocateConfig, model: Model, facts: FactSet) -> dict[str, TracingGrid]:
+    """Every token traced, for some of the facts that the ranking is of; by fact id."""
+    from goldenlayers.locate.tracing import noise_sigma, tracing_grid
+
+    assert config.grid is not None  # held by run
+    chosen = facts.sample(config.grid, config.seed)
+    sigma = noise_sigma(model, facts)  # that of the ranking
+    grids: dict[str, TracingGrid] = {}
+    with shared.progress("tracing every token", "facts") as bar:
+        for fact in chosen:
+            grids[fact.id] = tracing_grid(
+                model, fact, seed=config.seed, batch_size=config.batch_size, sigma=sigma
+            )
+            bar(len(grids), len(chosen))
+    return grids
+
+
+def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
+    """Put the grids, their mean by role, and the heat map into the run folder.
+
+    One fact's heat map has its own tokens; that of several has their roles.
+    """
+    from goldenlayers.durable import disk_errors
+    from goldenlayers.locate.grid import mean_by_role
+    from goldenlayers.report.heatmap import tracing_figure
+
+    several = list(grids.values())
+    mean = mean_by_role(several)
+    facts = {name: grid.to_json() for name, grid in grids.items()}
+    folder.write_json("grid.json", {"schema": 1, "mean": mean.to_json(), "facts": facts})
+    with disk_errors(folder.file("heatmap")):
+        tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
+
+
+def _race_settings(config: LocateConfig) -> EditSettings:
+    from goldenlayers.commands.edit import changed
+    from goldenlayers.editors import EditSettings
+
+    return changed(EditSettings(), config.verify_set, "--verify-set")
+
+
 def _verify(
     config: LocateConfig,
     model: Model,
@@ -117,13 +169,13 @@ def _verify(
 ) -> VerifiedChoice:
     """Race the best layers of the ranking on some of its facts."""
     from goldenlayers.commands.edit import key_statistics_for
-    from goldenlayers.editors import EditSettings, edited_layers
+    from goldenlayers.editors import edited_layers
     from goldenlayers.verify import best_layers, verify, with_neighbours
 
     layers = best_layers(ranking, config.verify or 1)
     if config.neighbours:
         layers = with_neighbours(layers, len(model.layers))
-    settings = EditSettings()
+    settings = _race_settings(config)
     if statistics is None:
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics_for(
@@ -195,6 +247,7 @@ def write(folder: RunFolder, ranking: LayerRanking, verified: VerifiedChoice | N
 
 
 def _tell_files(folder: RunFolder) -> None:
-    names = ("ranking.json", "verified.json", "per_fact.jsonl", "ranking.svg", "ranking.png")
+    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
+    names = ("ranking.json", "verified.json", "grid.json", "per_fact.jsonl", *pictures)
     there = ", ".join(name for name in names if folder.file(name).exists())
     shared.say(f"Written to {folder.path}: {there}")

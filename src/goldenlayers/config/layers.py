@@ -54,6 +54,10 @@ class LocateConfig(ApartOptions, ModelOptions):
     batch_size: int = 16
     """Facts per batch; halved by itself when memory runs out."""
 
+    grid: int | None = None
+    """cma: also trace every token of this many of the facts, drawn with --seed, and draw the heat
+    map; needs --out."""
+
     verify: int | None = None
     """Race this many of the best layers on a few of the facts with real edits, and choose the
     winner (successive halving)."""
@@ -64,12 +68,15 @@ class LocateConfig(ApartOptions, ModelOptions):
     verify_method: str = "rome"
     """--verify: the editor."""
 
+    verify_set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """--verify: settings of the editor, as NAME VALUE pairs; see `golden editors`."""
+
     neighbours: bool = False
     """--verify: race the layers just below and above those, too."""
 
     out: Path | None = None
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
-    verified.json with --verify."""
+    verified.json with --verify, grid.json and heatmap.svg and .png with --grid."""
 
     overwrite: bool = False
     """Replace the run folder if it is there already."""
@@ -82,8 +89,19 @@ class LocateConfig(ApartOptions, ModelOptions):
         at_least("batch_size", self.batch_size, 1)
         at_least("verify", self.verify, 1 if self.neighbours else 2)
         at_least("verify_facts", self.verify_facts, 1)
-        if self.neighbours and self.verify is None:
-            raise UserError("--neighbours is for --verify", fix="Add --verify 5, or leave it out")
+        for name in ("neighbours", "verify_set"):
+            if getattr(self, name) and self.verify is None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is for --verify", fix="Add --verify 5, or leave it out")
+        if self.grid is not None:
+            at_least("grid", self.grid, 1)
+            if self.method != "cma":
+                raise UserError(
+                    f"--grid is for causal tracing, and the method is {self.method}",
+                    fix="Add --method cma, or leave it out",
+                )
+            if self.out is None:
+                raise UserError("--grid needs a run folder to write to", fix="Add --out RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
