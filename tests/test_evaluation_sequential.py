@@ -46,6 +46,11 @@ def test_sequential_shows_what_is_forgotten(
     assert [r for r in plain if r["metric"] != "rewrite_at_once"] == wanted
     # The last fact has had no time to be forgotten.
     assert at_once[-1]["score"] == final[-1]["score"]
+    curve = found.to_json()["retention"]
+    assert [one["age"] for one in curve] == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert [one["rewrite"] for one in curve] == [r["score"] for r in final[::-1]]
+    assert [one["rewrite_at_once"] for one in curve] == [r["score"] for r in at_once[::-1]]
+    assert "retention" not in run(model, statistics).to_json()
 
 
 def test_sequential_rows_without_their_edits_are_refused(

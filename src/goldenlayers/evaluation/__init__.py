@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from goldenlayers.evaluation.metrics import Estimate, Summary, summarise
 from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.evaluation.retention import retention
 from goldenlayers.evaluation.running import Evaluation, evaluate
 from goldenlayers.evaluation.units import DEFAULT_METRICS, METRICS
 
@@ -15,5 +16,6 @@ __all__ = [
     "EvaluationPlan",
     "Summary",
     "evaluate",
+    "retention",
     "summarise",
 ]

@@ -28,7 +28,7 @@ from goldenlayers.evaluation.passes import (
 )
 from goldenlayers.evaluation.scorers import Outcome, Words, outcome_of, rows_of, unscored
 from goldenlayers.evaluation.texts import Texts, reason_of
-from goldenlayers.evaluation.units import DEFAULT_METRICS, Unit, units
+from goldenlayers.evaluation.units import DEFAULT_METRICS, FAILED, Unit, units
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Edit = WeightDelta | str | UserError | None
 """A change of weights, a text put before every prompt, an edit that failed, or no edit."""
-
-FAILED = "the edit failed: "
-"""How the reason of a row begins whose fact could not be edited."""
 
 _DELTA_BYTES = 1 << 30  # of dense changes in one pass
 

@@ -17,6 +17,7 @@ from goldenlayers.errors import UserError, near_matches
 from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.metrics import Summary, summarise
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids
+from goldenlayers.evaluation.retention import retention
 from goldenlayers.evaluation.sequential import run_sequence
 from goldenlayers.evaluation.together import run_batch, score_under
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
@@ -50,10 +51,12 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``summary.json``."""
+        """The content of ``summary.json``; in the mode "sequential" with the forgetting curve."""
+        curve = {"retention": retention(self.rows)} if self.mode == "sequential" else {}
         return {
             "schema": 1,
             **self.summary.to_json(),
+            **curve,
             "method": self.method,
             "mode": self.mode,
             "layer": self.layer,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
+from goldenlayers.evaluation.retention import AT_ONCE
 from goldenlayers.evaluation.together import (
     Work,
     ids_of,
@@ -25,7 +26,6 @@ from goldenlayers.evaluation.together import (
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench
 
-AT_ONCE = "rewrite_at_once"
 _KEYS = "previous_keys"
 
 
@@ -35,8 +35,8 @@ def run_sequence(
     """Edit and score in turn, then score everything under the last state.
 
     Each fact gets a row ``rewrite_at_once`` with "step", its place in the sequence: beside the
-    final rewrite rows that is the forgetting curve. A fact whose edit fails is left unedited, and
-    its rows are unscored.
+    final rewrite rows that is the forgetting curve (:func:`retention`). A fact whose edit fails is
+    left unedited, and its rows are unscored.
 
     Raises:
         UserError: every edit fails; or rows of an earlier call are there but not their edits.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.files import RECORD, TENSORS
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.plan import FAILED, Edit, EvaluationPlan, Row, first_block
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, first_block
+from goldenlayers.evaluation.units import FAILED
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:

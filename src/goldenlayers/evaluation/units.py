@@ -20,6 +20,9 @@ METRICS = (*DEFAULT_METRICS, "generation", "counterfact", "fluency", "kl", "perp
 generation_portability, counterfact efficacy_, paraphrase_ and neighborhood_ success and magnitude.
 """
 
+FAILED = "the edit failed: "
+"""How the reason of a row begins whose fact could not be edited."""
+
 Rule = Literal["answer", "stay", "compare", "generate", "fluency", "kl", "perplexity"]
 
 KL_PROMPTS = 5
