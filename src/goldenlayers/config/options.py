@@ -64,7 +64,9 @@ class DataOptions:
 class ApartOptions(DataOptions):
     """Which facts, apart from those of other runs."""
 
-    apart_from: Annotated[list[Path], arg(metavar="RUN")] = dataclasses.field(default_factory=list)
+    apart_from: Annotated[list[Path], arg(metavar="RUN [RUN ...]")] = dataclasses.field(
+        default_factory=list
+    )
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
     facts about their subjects, before --limit draws: proxy and test facts from one file."""
 
