@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from evaluation_slow import TEXT, slow_perplexity
 from families import tiny
 
 from goldenlayers.cli import main
 from goldenlayers.commands import evaluate as command
+from goldenlayers.datasets import load_facts
+from goldenlayers.editors import EditSettings
+from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.models import load
+from goldenlayers.statistics import KeyStatistics
 from goldenlayers.store import RunFolder
 
 
@@ -70,6 +77,145 @@ def test_a_killed_run_goes_on(
         for name in ("run", "whole")
     )
     assert a["metrics"] == b["metrics"]
+
+
+QUICK = ["--limit", "4", "--layer", "1", "--statistics", "none"]
+QUICK += ["--set", "steps", "4", "prefixes", "1", "prefix_tokens", "3"]
+SETTINGS = EditSettings(steps=4, prefixes=1, prefix_tokens=3)
+
+
+def results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    run = RunFolder.open(folder)
+    return run.rows("scores.jsonl"), run.json("summary.json")
+
+
+def ordered(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def by_library(checkpoint: Path, **how: Any) -> list[str]:
+    """The rows of the same evaluation in Python."""
+    model = load(str(checkpoint))
+    facts = load_facts("starter", limit=4)
+    free = load_facts("starter", limit=304)
+    judged = {fact.subject.casefold() for fact in facts}
+    others = [fact for fact in free if fact.subject.casefold() not in judged]
+    statistics = KeyStatistics.identity({1: model.layers[1].down.in_features})
+    how = {"settings": SETTINGS, "statistics": statistics, "others": others, **how}
+    return ordered(evaluate(model, facts, **how).rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"), [("rome", "single"), ("memit", "batch"), ("memit", "sequential")]
+)
+def test_an_editor_is_judged_as_in_python(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    mode: Literal["single", "batch", "sequential"],
+) -> None:
+    out = tmp_path / "run"
+    assert golden(checkpoint, out, "--method", method, "--mode", mode, *QUICK) == 0
+    assert f"{method} at layer 1, {mode}: 4 facts" in capsys.readouterr().out
+    rows, summary = results(out)
+    assert ordered(rows) == by_library(checkpoint, method=method, mode=mode, layer=1)
+    assert (summary["method"], summary["mode"], summary["layer"]) == (method, mode, 1)
+    assert summary["settings"]["edit"]["steps"] == 4
+    assert any(row["evidence"].get("after") != row["evidence"].get("before") for row in rows)
+    assert (out / "delta.json").is_file() == (mode != "single")
+    assert ("retention" in summary) == (mode == "sequential")
+    if mode == "sequential":
+        assert [one["age"] for one in summary["retention"]] == [[n, n] for n in range(4)]
+
+
+def test_a_saved_delta_is_judged_as_the_run_that_made_it(checkpoint: Path, tmp_path: Path) -> None:
+    batch, again = tmp_path / "batch", tmp_path / "again"
+    assert golden(checkpoint, batch, "--method", "memit", "--mode", "batch", *QUICK) == 0
+    assert golden(checkpoint, again, "--delta", str(batch), "--limit", "4") == 0
+    rows, summary = results(again)
+    assert ordered(rows) == ordered(results(batch)[0])
+    assert (summary["method"], summary["layer"]) == ("memit", 1)
+    assert golden(checkpoint, tmp_path / "base", "--limit", "4") == 0
+    assert ordered(rows) != ordered(results(tmp_path / "base")[0])
+
+
+def test_in_context_tells_with_the_examples_that_were_asked_for(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    more = ["--method", "in-context", "--limit", "4", "--set", "demonstrations", "2"]
+    assert golden(checkpoint, tmp_path / "run", *more) == 0
+    rows, summary = results(tmp_path / "run")
+    settings = EditSettings(demonstrations=2)
+    assert ordered(rows) == by_library(checkpoint, method="in-context", settings=settings)
+    assert ordered(rows) != by_library(checkpoint, method="in-context")  # eight examples
+    assert (summary["method"], summary["layer"]) == ("in-context", None)
+
+
+def test_perplexity_is_of_the_text_that_was_given(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    more = ["--metrics", "perplexity", "rewrite", "--text", str(text), "--text-tokens", "50"]
+    assert golden(checkpoint, tmp_path / "base", *more) == 0
+    base = results(tmp_path / "base")[1]["metrics"]
+    wanted = slow_perplexity(load(str(checkpoint)), TEXT, 50)
+    assert base["perplexity"]["mean"] == pytest.approx(wanted, rel=1e-4)
+    more += ["--method", "memit", "--mode", "batch", *QUICK]
+    assert golden(checkpoint, tmp_path / "run", *more) == 0
+    edited = results(tmp_path / "run")[1]["metrics"]
+    assert edited["perplexity_before"]["mean"] == pytest.approx(wanted, rel=1e-4)
+    assert edited["perplexity"]["mean"] != pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode"), [("rome", "single"), ("memit", "batch"), ("memit", "sequential")]
+)
+def test_a_run_whose_rows_were_cut_goes_on_to_the_same_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, mode: str
+) -> None:
+    more = ["--method", method, "--mode", mode, *QUICK]
+    assert golden(checkpoint, tmp_path / "whole", *more) == 0
+    rows, summary = results(tmp_path / "whole")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_json", killed)
+    assert golden(checkpoint, tmp_path / "run", *more) == 130
+    monkeypatch.undo()
+    scores = tmp_path / "run.part" / "scores.jsonl"
+    lines = scores.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(rows) > 12
+    scores.write_bytes(b"".join(lines[:-7]) + lines[-7][:20])  # torn in the middle of a row
+    assert golden(checkpoint, tmp_path / "run", *more) == 0
+    found, figures = results(tmp_path / "run")
+    assert ordered(found) == ordered(rows)
+    assert {**figures, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def test_what_was_scored_right_after_an_edit_cannot_be_scored_later(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    more = ["--method", "memit", "--mode", "sequential", *QUICK]
+    monkeypatch.setattr(RunFolder, "write_json", killed)
+    assert golden(checkpoint, tmp_path / "run", *more) == 130
+    monkeypatch.undo()
+    scores = tmp_path / "run.part" / "scores.jsonl"
+    before = [json.loads(line) for line in scores.read_text(encoding="utf-8").splitlines()]
+    kept = [json.dumps(row) for row in before if row["fact"] == before[0]["fact"]]
+    scores.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    assert golden(checkpoint, tmp_path / "run", *more) == 0
+    old, new = (
+        {row["fact"]: row for row in rows if row["metric"] == "rewrite_at_once"}
+        for rows in (before, results(tmp_path / "run")[0])
+    )
+    first, *lost, last = old
+    assert new[first] == old[first] and new[last] == old[last]
+    for fact in lost:
+        assert new[fact]["score"] is None and "right after its edit" in new[fact]["reason"]
 
 
 def test_bad_input_exits_2_without_a_traceback(

@@ -13,6 +13,7 @@ from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.retention import AT_ONCE
+from goldenlayers.evaluation.scorers import unscored
 from goldenlayers.evaluation.together import (
     Work,
     ids_of,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench
 
 _KEYS = "previous_keys"
+_GONE = "the weights as they were right after its edit are gone"
 
 
 def run_sequence(
@@ -74,10 +76,12 @@ def run_sequence(
                 _drop_keys(folder, len(total.facts))
         if edit is not None:
             rows = quick.score([edit], facts=[i])
-        else:
-            assert total is not None  # this fact is in it
+        elif total is not None and total.facts[-1].get("id") == fact.id:
             with total.applied(model):
                 rows = quick.score_applied(facts=[i], first_layer=first_block(model, [total]))
+        else:  # a kill costs the rows of the last edit at most; here more were lost
+            asked = [unit for unit in quick.units if unit.fact == i]
+            rows = [row for unit in asked for row in unscored(fact, unit, _GONE)]
         work.add([{**row, "metric": AT_ONCE, "step": i} for row in rows], 0)
     step_of = {fact.id: i for i, fact in enumerate(work.facts)}
     if total is None:
