@@ -183,6 +183,16 @@ def test_what_fails_leaves_nothing_behind(golden: Golden, place: Path, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unwritable_place_is_refused_before_the_work(
+    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("goldenlayers.editors.edit", None)  # would fail if it came to that
+    out = tmp_path / "file" / "run"
+    status, _, said = golden("edit", place / "model", *FLAGS, *QUICK, "--layer", 1, "--out", out)
+    assert status == 2 and "could not be written" in said
+
+
 def test_ask_keeps_within_the_vocabulary_and_the_context(golden: Golden, place: Path) -> None:
     ask = ("ask", place / "model", "The capital of France is", "--top", 10**6, "--tokens", 10**5)
     status, printed, said = golden(*ask)

@@ -29,8 +29,10 @@ def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.editors import edit, edited_layers, editor
 
-    if config.out is not None and not config.overwrite:
-        shared.refuse_taken(config.out)
+    if config.out is not None:
+        if not config.overwrite:
+            shared.refuse_taken(config.out)
+        shared.refuse_unwritable(config.out)
     editor(config.method)
     facts, source = _facts(config)
     model = shared.load_model(config)

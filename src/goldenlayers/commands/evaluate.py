@@ -142,7 +142,9 @@ def _how(
         any_config = dataclasses.replace(config, layer=str(auto_layer(config, model, facts)))
     settings, layer = settings_and_layer(any_config, model)
     layers = edited_layers(layer, settings)
-    statistics = key_statistics_for(config.method, model, layers, config.statistics, config.seed)
+    statistics = key_statistics_for(
+        config.method, model, layers, config.statistics, config.seed, config.cache_dir
+    )
     return settings, layer, statistics
 
 

@@ -179,7 +179,12 @@ def _verify(
     if statistics is None:
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics_for(
-            config.verify_method, model, needed, config.statistics, config.seed
+            config.verify_method,
+            model,
+            needed,
+            config.statistics,
+            config.seed,
+            config.cache_dir,
         )
     with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(

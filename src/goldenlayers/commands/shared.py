@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,3 +245,17 @@ def refuse_taken(path: Path, *, overwritable: bool = True) -> None:
     if path.exists():
         more = ", or add --overwrite" if overwritable else ""
         raise UserError(f"{path} is there already", fix=f"Choose another --out{more}")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a place where nothing can be written, before the work and not after it.
+
+    Raises:
+        UserError: the folder that ``path`` is to stand in cannot be made or written to.
+    """
+    from goldenlayers.durable import disk_errors
+
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass

@@ -57,7 +57,7 @@ def run(config: SweepConfig) -> int:
 
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics_for(
-            config.method, model, needed, config.statistics, config.seed
+            config.method, model, needed, config.statistics, config.seed, config.cache_dir
         )
 
         def keep_time(batch: Batch) -> None:
