@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ MANY = (
     ("sequential", "alphaedit"),
     ("sequential", "r-rome"),
 )
+EVALUATED = ("none", "in-context", "ft-m", "rome", "r-rome", "memit", "alphaedit")
 Record = dict[str, Any]
 
 
@@ -207,16 +209,23 @@ def evaluation_page() -> str:
         "Command: `python tools/results/cells.py evaluation --model MODEL`.",
     ]
     records = load("evaluation")
-    done = {(r["cell"]["model"], r["cell"]["data"]) for r in records}
+    counts = Counter((r["cell"]["model"], r["cell"]["data"]) for r in records)
+    done = set(counts)
     for model, data in sorted(done):
         mine = [r for r in records if (r["cell"]["model"], r["cell"]["data"]) == (model, data)]
         parts.append(f"## {model}, {data}")
+        known = {r["known"] for r in mine if "known" in r}
+        if known and min(known) < mine[0]["cell"]["n_facts"]:
+            parts.append(
+                f"The model gives the old answer of {min(known)} of these facts by itself."
+            )
         head = ["editor", "layer", *metrics, "s per fact"]
         parts.append(
             table(head, rows_for(mine, metrics, lambda r: (r["cell"]["method"], layer_of(r))))
         )
     open_cells = [
         f"{model} × {data}"
+        + (f" ({counts[model, data]} of {len(EVALUATED)} editors)" if counts[model, data] else "")
         for model in ("gemma3-270m", "smollm2-135m")
         for data in (
             "starter",
@@ -227,7 +236,7 @@ def evaluation_page() -> str:
             "wiki_recent",
             "WikiBio",
         )
-        if (model, data) not in done
+        if counts[model, data] < len(EVALUATED)
     ]
     if open_cells:
         parts.append("## Still open\n\n" + "\n".join(f"- {cell}" for cell in open_cells))
