@@ -21,7 +21,8 @@ from goldenlayers.config import CompareConfig, from_record, to_record
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import hit_at, regret, spearman
 from goldenlayers.locate import RankingBuilder
-from goldenlayers.locate.ranking import LayerRanking, tukey_fences
+from goldenlayers.locate.fences import tukey_fences
+from goldenlayers.locate.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 
@@ -91,7 +92,8 @@ def test_each_choice_is_judged_as_a_slow_loop_would(seed: int):
     assert found.golden_layer == golden == choices["golden layer"].layer
     assert set(choices) == {
         "golden layer", "oracle", "random layer", "published", "middle",
-        "lga mlp sequence tukey", "lga mlp sequence raw", "lga mlp sequence cosine",
+        "lga mlp sequence tukey", "lga mlp sequence raw", "lga mlp sequence inner",
+        "lga mlp sequence cosine",
         "lga mlp sequence normalised", "cma",
     }  # fmt: skip
     scores = {
@@ -132,7 +134,7 @@ def test_each_choice_is_judged_as_a_slow_loop_would(seed: int):
 def test_variants_are_what_their_names_say():
     run = lga_run(1)
     rules = {rule.variant: rule for rule in rules_of(run)}
-    assert list(rules) == ["tukey", "raw", "cosine", "normalised"]
+    assert list(rules) == ["tukey", "raw", "inner", "cosine", "normalised"]
     phi = np.array([row["phi"] for row in run.rows])
     total = phi.sum(axis=0)
     low, high = tukey_fences(total)
@@ -141,6 +143,7 @@ def test_variants_are_what_their_names_say():
     assert rules["tukey"].order() == sorted(inside, key=lambda i: -total[i])
     assert rules["tukey"].order()[0] == run.ranking.golden_layer != 6
     assert rules["raw"].order()[0] == 6 == int(total.argmax())
+    assert rules["inner"].order() == [i for i in rules["raw"].order() if i != L - 1]
     cosine = [statistics.fmean(row["cosine"][i] for row in run.rows) for i in range(L)]
     np.testing.assert_allclose(rules["cosine"].scores(), cosine)
     norms = [sum(row["norm_old"][i] * row["norm_new"][i] for row in run.rows) for i in range(L)]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
-from goldenlayers.locate.ranking import LayerRanking, RankingBuilder, tukey_fences
+from goldenlayers.locate.fences import keep, tukey_fences
+from goldenlayers.locate.ranking import LayerRanking, RankingBuilder
 
 
 def rows_of(phi, **extra):
@@ -261,3 +262,16 @@ def test_fixed_choice_ranks_neighbours_next():
     assert LayerRanking.from_json(ranking.to_json()) == ranking
     with pytest.raises(UserError, match="out of range"):
         LayerRanking.fixed("middle", 12, 12)
+
+
+def test_the_last_block_alone_can_be_left_out() -> None:
+    scores = np.array([[1.0, 9.0, 2.0, 30.0], [5.0, 1.0, 1.0, 1.0]])
+    assert keep(scores, "last", 1.0).tolist() == [[True, True, True, False]] * 2
+    assert keep(scores, "none", 1.0).all()
+    assert keep(np.ones((1, 1)), "last", 1.0).all()  # the only block there is
+    rows = [{"fact": "a", "phi": scores[0].tolist()}, {"fact": "b", "phi": scores[1].tolist()}]
+    chosen = {
+        fence: RankingBuilder("lga", 4, fence=fence).update(rows).result().golden_layer
+        for fence in ("last", "none")
+    }
+    assert chosen == {"last": 1, "none": 3}

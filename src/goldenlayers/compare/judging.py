@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from goldenlayers.compare.rules import (
     REPEATS,
     SIZES,
+    VARIANTS,
     Rule,
     SizeCurve,
     combined,
@@ -247,7 +248,7 @@ class _Judge:
         return Choice("random layer", "random", None, mean, regret, hit_at=hits, note=note)
 
     def as_run(self, run: LocateRun) -> Choice:
-        variant = {"tukey": "tukey", "none": "raw"}.get(run.fence or "", "")
+        variant = VARIANTS.get(run.fence or "", "")
         scores = [one.score for one in run.ranking.layers]
         name = f"{run.label} {variant}".strip()
         order = [run.ranking.golden_layer]  # what the run says, whatever its scores
@@ -256,7 +257,8 @@ class _Judge:
 
     def by_rule(self, rule: Rule) -> Choice:
         one = self._of_run(rule.run, rule.name, rule.variant, rule.order(), rule.scores())
-        return replace(one, fence="tukey" if rule.variant == "tukey" else "none")
+        fences = {variant: fence for fence, variant in VARIANTS.items()}
+        return replace(one, fence=fences.get(rule.variant, "none"))
 
     def verified(self, run: LocateRun, record: Mapping[str, Any]) -> Choice:
         """The choice of ``locate --verify``; its order puts the verified layer first."""

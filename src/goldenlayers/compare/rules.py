@@ -7,7 +7,7 @@ Shapes: N proxy facts, L layers of the model, S subsets of the facts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.compare.runs import LocateRun
-from goldenlayers.locate.ranking import Fence, choose, keep
+from goldenlayers.locate.fences import Fence, choose, keep
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]
@@ -26,6 +26,9 @@ SIZES = (10, 20, 50, 100, 200, 300)
 """Numbers of proxy facts that are tried, as far as a run has so many."""
 
 REPEATS = 200
+
+VARIANTS: Mapping[str, str] = {"tukey": "tukey", "none": "raw", "last": "inner"}
+"""What a choice by S_L is called after its fence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,12 @@ class Rule:
 def rules_of(run: LocateRun) -> list[Rule]:
     """The rules that a run's rows serve; the run's own comes first.
 
-    An LGA run serves S_L within Tukey fences (the paper's; κ of the run, 1 if it had no fence) and
-    without ("raw"); the mean over facts of the two gradients' cosine ("cosine"); and S_L over the
-    summed products of the gradients' norms ("normalised": a mean of the cosines in which facts
-    with large gradients count more). The last two have no fence. Facts whose scores are not finite
-    are left out, as when locating; a cosine of a vanishing gradient counts as missing.
+    An LGA run serves S_L within Tukey fences (the paper's; κ of the run, 1 if it had no fence),
+    without ("raw"), and without the last block ("inner"); the mean over facts of the two
+    gradients' cosine ("cosine"); and S_L over the summed products of the gradients' norms
+    ("normalised": a mean of the cosines in which facts with large gradients count more). The last
+    two have no fence. Facts whose scores are not finite are left out, as when locating; a cosine
+    of a vanishing gradient counts as missing.
 
     Other methods serve the mean of their scores. A run without rows serves none.
     """
@@ -86,9 +90,12 @@ def rules_of(run: LocateRun) -> list[Rule]:
     if run.method != "lga":
         return [rule(run.label, "", _sums(phi, None, "none", 1.0))]
     kappa = 1.0 if run.ranking.kappa is None else run.ranking.kappa
-    tukey = rule(f"{run.label} tukey", "tukey", _sums(phi, None, "tukey", kappa))
-    raw = rule(f"{run.label} raw", "raw", _sums(phi, None, "none", kappa))
-    found = [tukey, raw] if run.ranking.fence == "tukey" else [raw, tukey]
+    own = VARIANTS.get(run.ranking.fence, "raw")
+    fences: tuple[Fence, ...] = ("tukey", "none", "last")
+    found = [
+        rule(f"{run.label} {VARIANTS[fence]}", VARIANTS[fence], _sums(phi, None, fence, kappa))
+        for fence in sorted(fences, key=lambda fence: VARIANTS[fence] != own)
+    ]
     cosine = run.array("cosine")[usable]
     if not np.isnan(cosine).all():
         known = ~np.isnan(cosine)

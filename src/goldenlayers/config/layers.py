@@ -39,8 +39,9 @@ class LocateConfig(ApartOptions, ModelOptions):
     known: bool = False
     """Keep only facts whose old answer the model gives by itself."""
 
-    fence: Literal["tukey", "none"] = "tukey"
-    """Leave layers with outlying scores out of the choice (Tukey fences), or keep all."""
+    fence: Literal["tukey", "last", "none"] = "tukey"
+    """Leave layers with outlying scores out of the choice (Tukey fences, the paper's), or the last
+    block alone, or keep all."""
 
     kappa: float = 1.0
     """Width of the Tukey fences in interquartile ranges."""

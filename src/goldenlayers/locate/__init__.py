@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.errors import DataError, UserError, near_matches
-from goldenlayers.locate.ranking import Fence, LayerRanking, LayerScore, RankingBuilder
+from goldenlayers.locate.fences import Fence
+from goldenlayers.locate.ranking import LayerRanking, LayerScore, RankingBuilder
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -58,7 +59,8 @@ def locate(
         scope: weight matrices of a block that gradients are taken of (lga, saliency).
         loss: cross-entropy over the whole text or the answer tokens (lga, saliency).
         known: keep only facts whose old answer the model gives by itself.
-        fence: "tukey" leaves outlying layers out (lga), "none" keeps all.
+        fence: "tukey" leaves outlying layers out (lga), "last" the last block alone, "none" keeps
+            all.
         kappa: the fences' width in interquartile ranges.
         top_k: how many candidates to name.
         bootstrap: resamples of the facts, 0 for none.

@@ -9,15 +9,15 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
+from goldenlayers.locate.fences import Fence, choose, keep, tukey_fences
 
 Array = NDArray[np.float64]
-Fence = Literal["tukey", "none"]
 Reduce = Literal["sum", "mean"]
 
 SCHEMA = 1
@@ -153,45 +153,14 @@ def _known(cls: type, row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name in names}
 
 
-def tukey_fences(scores: Array, kappa: float = 1.0) -> tuple[float, float]:
-    """q1 - kappa (q3 - q1) and q3 + kappa (q3 - q1) of scores (L,), quartiles by interpolation.
-
-    Source: Datta, Liu, Chhabra (arXiv 2602.20207), section 5.1; ``numpy.quantile``, "linear".
-    """
-    low, high = _fences(np.asarray(scores, dtype=np.float64)[None], kappa)
-    return float(low[0]), float(high[0])
-
-
-def _fences(scores: Array, kappa: float) -> tuple[Array, Array]:
-    """Fences (R,), (R,) of each row of scores (R, L)."""
-    q1, q3 = np.quantile(scores, [0.25, 0.75], axis=1, method="linear")
-    return q1 - kappa * (q3 - q1), q3 + kappa * (q3 - q1)
-
-
-def keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
-    """Which scores (R, L) lie within their row's fences, the bounds included.
-
-    With kappa < 1/2 and two layers nothing may be left; such a row is kept whole.
-    """
-    if fence == "none":
-        return np.ones(scores.shape, dtype=np.bool_)
-    low, high = _fences(scores, kappa)
-    kept = (scores >= low[:, None]) & (scores <= high[:, None])
-    return kept | ~kept.any(axis=1, keepdims=True)
-
-
-def choose(scores: Array, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The best kept layer (R,) of each row (R, L); of ties the first, the shallower."""
-    return np.where(kept, scores, -np.inf).argmax(axis=1)
-
-
 class RankingBuilder:
     """Collects per-fact scores, then ranks the layers.
 
     Args:
         method: the method's name as it stands in the ranking ("lga", "saliency", ...).
         n_layers: L.
-        fence: "tukey" leaves out layers whose score lies outside the Tukey fences.
+        fence: "tukey" leaves out layers whose score lies outside the Tukey fences, "last" the last
+            block alone, "none" nothing.
         kappa: the fences' width in interquartile ranges, >= 0.
         reduce: S_L is the "sum" of phi over facts (LGA) or their "mean".
         bootstrap: resamples of the facts, 0 for none; the whole choice, fences included, is redone
@@ -215,8 +184,8 @@ class RankingBuilder:
         top_k: int = 5,
         seed: int = 0,
     ) -> None:
-        if fence not in ("tukey", "none"):
-            raise UserError(f"unknown fence '{fence}'", expected="'tukey' or 'none'")
+        if fence not in get_args(Fence):
+            raise UserError(f"unknown fence '{fence}'", expected=" or ".join(get_args(Fence)))
         if reduce not in ("sum", "mean"):
             raise UserError(f"unknown way to reduce '{reduce}'", expected="'sum' or 'mean'")
         numbers = {"kappa": kappa, "bootstrap": bootstrap, "seed": seed}

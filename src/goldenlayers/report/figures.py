@@ -138,10 +138,11 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     low, high = low / scale, high / scale
     span = high - low
     scores = {row.layer: row.score / scale for row in ranking.layers}
+    place = "the last block" if ranking.fence == "last" else "outside the fences"
     names = {
         "kept": "kept",
         "golden": f"golden layer: {ranking.golden_layer}",
-        "left out": "left out (outside the fences)",
+        "left out": f"left out ({place})",
     }
     axes.set_ylim(low, high)
     for kind, name in names.items():
