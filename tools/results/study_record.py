@@ -16,9 +16,11 @@ Cell = dict[str, Any]
 RANK_ONE = ("rome", "r-rome", "emmet")
 # Choices by their name in compare.json, and what the page calls them.
 LGA, KTA = "lga mlp sequence tukey", "transfer"
+NOT_LAST = "lga mlp sequence raw, not the last"
 NAMES = {
     LGA: "LGA (the paper's: MLP, whole text, fences)",
     "lga mlp sequence raw": "LGA without fences",
+    NOT_LAST: "LGA without fences, the last block left out (post hoc)",
     "lga mlp sequence cosine": "LGA, mean cosine",
     "lga mlp sequence normalised": "LGA over the gradients' norms",
     "lga mlp answer tukey": "LGA, answer loss",
@@ -63,7 +65,19 @@ def truth_of(cell: Cell) -> Truth:
 
 
 def choices(cell: Cell) -> dict[str, dict[str, Any]]:
-    return {one["name"]: one for one in cell["compare"]["choices"]}
+    """The cell's choices by name, with one that was thought of after the study's first cells."""
+    found = {one["name"]: one for one in cell["compare"]["choices"]}
+    lga = found["lga mlp sequence raw"]
+    scores, means = cell["layer_scores"]["lga"], cell["by_metric"]["overall"]
+    order = sorted(range(len(scores) - 1), key=lambda layer: -scores[layer])
+    golden = cell["golden_layers"]["overall"]
+    found[NOT_LAST] = lga | {
+        "name": NOT_LAST,
+        "layer": order[0],
+        "regret": means[golden] - means[order[0]],
+        "hit_at": {k: float(golden in order[: int(k)]) for k in "135"},
+    }
+    return found
 
 
 def number(value: float | None, digits: int = 1) -> str:
