@@ -46,8 +46,7 @@ class _TokenNLL(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = rows[part].detach().requires_grad_(needs_grad)
                 logits = layers.logits(leaf)
-            values = logits.detach()
-            values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+            values = wide(logits.detach())
             norm = values.logsumexp(-1)
             index = wanted[part, None]
             parts.append(norm - values.gather(1, index)[:, 0])
@@ -81,6 +80,11 @@ def token_nll(
     result = _TokenNLL.apply(hidden, targets, layers, distinct, expand)
     assert isinstance(result, Tensor)
     return result
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half-precision numbers as float32; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def argmax_rows(layers: LayerMap, hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.editors.tails import Tails
-from goldenlayers.losses import token_nll
+from goldenlayers.losses import token_nll, wide
 from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:
@@ -180,8 +180,3 @@ def parts_of(
         Part(model, layer, [rows[i] for i in members], sites, beside, reuse=reuse)
         for members in split(widths, overhead)
     ]
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half-precision numbers as float32; others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from goldenlayers.editors.parts import Part, Row, parts_of, wide
+from goldenlayers.editors.parts import Part, Row, parts_of
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
+from goldenlayers.losses import wide
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class _Group:
         slopes = torch.autograd.grad(nll.sum(), list(delta.values()))
         return ~torch.stack([g.ne(0).any(dim=1) for g in slopes]).any(dim=0)
 
-    def _bare(self, states: Callable[[Part], Tensor], n_facts: int) -> list[Tensor]:
+    def _by_fact(self, states: Callable[[Part], Tensor], n_facts: int) -> list[Tensor]:
         """``states`` (N, ·) of each part's prompt rows, by fact: (P, ·), the bare prompt first."""
         found: list[dict[int, Tensor]] = [{} for _ in range(n_facts)]
         for part in self.parts:
@@ -198,9 +199,9 @@ class _Group:
     def optimise(self, facts: Sequence[Fact]) -> Iterator[tuple[int, Value]]:
         """Yield (place in the group, value) as facts are done."""
         s = self.settings
-        keys_of = [x.cpu() for x in self._bare(lambda p: p.tails.inputs["mlp"], len(facts))]
+        keys_of = [x.cpu() for x in self._by_fact(lambda p: p.tails.inputs["mlp"], len(facts))]
         outputs = {
-            name: self._bare(lambda p, name=name: p.tails.outputs[name], len(facts))
+            name: self._by_fact(lambda p, name=name: p.tails.outputs[name], len(facts))
             for name in self.parts[0].tails.outputs
         }
         values_of = [x.cpu() for x in outputs["mlp"]]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from goldenlayers.hooks import capture, final_hidden, resume_from
+from goldenlayers.losses import wide
 from goldenlayers.memory import fitting
 from goldenlayers.tokens import pad_ids
 
@@ -288,11 +289,6 @@ def divergence(layers: LayerMap, before: Tensor, after: Tensor) -> float:
     """KL(p_before ‖ p_after) in nats of the next-token distributions behind two (D,) states."""
     log_p, log_q = wide(layers.logits(torch.stack([before, after]))).double().log_softmax(-1)
     return max(0.0, float((log_p.exp() * (log_p - log_q)).sum()))
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half-precision numbers as float32; others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:
