@@ -226,6 +226,10 @@ WRITER = """
 """
 
 
+def has_a_row(path):
+    return path.exists() and b"\n" in path.read_bytes()
+
+
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path):
     out, total = tmp_path / "out", 1500
     command = [sys.executable, "-c", textwrap.dedent(WRITER), str(out), str(total)]
@@ -238,6 +242,12 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path):
             with pytest.raises(UserError, match=f"process {process.pid}"):
                 RunFolder.create(out, {"command": "sweep"}, resume=True)
         time.sleep(wait)
+        file = tmp_path / "out.part" / "rows.jsonl"
+        deadline = time.monotonic() + 60
+        # Once a row has to be there, however long a busy disk takes to sync the first.
+        while kills == 2 and not has_a_row(file) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
         process.stdout.close()
