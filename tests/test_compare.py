@@ -6,16 +6,22 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from comparing import L, named, sweep_rows, write_run
 
 from goldenlayers.cli import main
-from goldenlayers.compare import LocateRun, compare, overlap_warnings, rules_of, size_curve
-from goldenlayers.compare.judging import Choice, Comparison
+from goldenlayers.compare import (
+    LocateRun,
+    compare,
+    overlap_warnings,
+    rules_of,
+    size_curve,
+)
 from goldenlayers.compare.rules import combined, mean_ranks
 from goldenlayers.config import CompareConfig, from_record, to_record
 from goldenlayers.errors import UserError
@@ -25,22 +31,6 @@ from goldenlayers.locate.fences import tukey_fences
 from goldenlayers.locate.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
-
-L = 7
-
-
-def sweep_rows(seed: int = 0, n_facts: int = 30, n_layers: int = L) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(seed)
-    shape = 60 - 4.0 * np.abs(np.arange(n_layers) - 2)
-    return [
-        {
-            "fact": f"t{f}", "layer": layer, "metric": metric, "probe": 0,
-            "score": float(np.clip(shape[layer] + rng.normal(0, 15), 0, 100)),
-        }
-        for f in range(n_facts)
-        for layer in range(n_layers)
-        for metric in ("rewrite", "locality")
-    ]  # fmt: skip
 
 
 def lga_rows(seed: int = 0, n: int = 40, prefix: str = "p") -> list[dict[str, Any]]:
@@ -74,11 +64,6 @@ def other_run(method: str, seed: int = 0, n: int = 40, name: str = "b", **more: 
     rows = [{"fact": f"p{i}", "phi": rng.normal(0, 1, L).tolist()} for i in range(n)]
     rows.sort(key=lambda row: row["fact"])
     return LocateRun(name, built(method, rows), rows, **more)
-
-
-def named(found: Comparison) -> dict[str, Choice]:
-    assert len({one.name for one in found.choices}) == len(found.choices)
-    return {one.name: one for one in found.choices}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -323,26 +308,8 @@ def test_proxy_facts_that_are_test_facts():
         overlap_warnings([clean], deep)
 
 
-Folders = Callable[..., Path]
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    """Writes run folders as the commands do: ``folders(name, command, files, **record)``."""
-
-    def make(name: str, command: str, files: dict[str, Any], **record: Any) -> Path:
-        with RunFolder.create(tmp_path / name, {"command": command, **record}) as folder:
-            for file, value in files.items():
-                if file.endswith(".jsonl"):
-                    folder.append_rows(file, value)
-                else:
-                    folder.write_json(file, value)
-            return folder.finish()
-
-    return make
-
-
-def test_command_line(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = partial(write_run, tmp_path)
     model = {"name": "tiny", "fingerprint": "w1"}
     data = {"name": "facts", "sha256": "d1", "facts": 30}
     truth = Truth.from_rows(sweep_rows())
@@ -382,8 +349,8 @@ def test_command_line(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFi
     assert "--overwrite" in capsys.readouterr().err
     assert main(["compare", str(lga)]) == 2
     assert "is a run of 'locate'" in capsys.readouterr().err
-    assert main(["compare", str(sweep), "--with", str(sweep)]) == 2
-    assert "Expected a run of golden locate" in capsys.readouterr().err
+    assert main(["compare", str(sweep), "--with", str(out)]) == 2
+    assert "Expected a run of golden locate or golden sweep" in capsys.readouterr().err
     assert main(["compare", str(sweep), "--metric", "fluency"]) == 2
     assert "no 'fluency'" in capsys.readouterr().err
     rows = lga_rows(prefix="t")

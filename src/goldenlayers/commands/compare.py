@@ -10,43 +10,45 @@ from goldenlayers.config import CompareConfig
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
-    from goldenlayers.compare import Choice, Comparison
-    from goldenlayers.store import RunFolder
-    from goldenlayers.truth import Truth
+    from goldenlayers.compare import Choice, Comparison, LocateRun, SweepRun
+    from goldenlayers.truth import TransferMatrix
 
 COMPARE = "compare.json"
 
 
 def run(config: CompareConfig) -> int:
     """Compare, print the tables, and write the run folder if one is asked for."""
-    from goldenlayers.compare import LocateRun, compare, overlap_warnings
+    from goldenlayers.compare import SweepRun, compare, overlap_warnings, transfer_warnings
     from goldenlayers.store import RunFolder
 
     if config.out is not None and not config.overwrite:
         shared.refuse_taken(config.out)
-    sweep, truth = _sweep(config)
+    sweep = SweepRun.read(RunFolder.open(config.sweep))
+    truth = sweep.truth
     if config.metric == "overall" and truth.leading not in ("overall", None):
         raise UserError(
-            f"nothing that Overall is made of was scored in {sweep.path}",
+            f"nothing that Overall is made of was scored in {config.sweep}",
             expected=f"a metric of this sweep: {', '.join(m for m in truth.metrics[:-1])}",
             fix=f"Add --metric {truth.leading}",
         )
-    runs = [LocateRun.read(RunFolder.open(path)) for path in config.with_]
-    origin = _origin(sweep)
+    runs, others = _choices(config)
     warnings = overlap_warnings(
         runs,
         truth,
-        data_sha256=origin["data_sha256"],
-        fingerprint=origin["fingerprint"],
+        data_sha256=sweep.data_sha256,
+        fingerprint=sweep.fingerprint,
         allow_overlap=config.allow_overlap,
     )
+    warnings += transfer_warnings(sweep, others, config.metric)
     found = compare(
         truth,
         runs,
+        sweeps=others,
+        name=sweep.label,
         metric=config.metric,
-        sweep_seconds=origin["seconds"],
+        sweep_seconds=sweep.seconds,
         # A run ranks all layers of its model, the sweep may have been of some.
-        n_layers=None if runs else origin["n_layers"],
+        n_layers=None if runs else sweep.n_layers,
         sizes=config.sizes,
         repeats=config.repeats,
         seed=config.seed,
@@ -54,40 +56,47 @@ def run(config: CompareConfig) -> int:
     )
     with shared.run_folder(config, "compare") as folder:
         if folder is not None:
-            folder.write_json(COMPARE, found.to_json() | {"sweep": origin})
+            folder.write_json(COMPARE, found.to_json() | {"sweep": _origin(sweep)})
             folder.finish()
     with showing():
-        show(found, f"{origin['method']} on {origin['model']}", origin["data"])
+        show(found, f"{sweep.editor} on {sweep.model}", sweep.data)
     if folder is not None:
         shared.say(f"Written to {folder.path}: {COMPARE}")
     return 0
 
 
-def _sweep(config: CompareConfig) -> tuple[RunFolder, Truth]:
-    from goldenlayers.commands.sweep import truth_of
+def _choices(config: CompareConfig) -> tuple[list[LocateRun], list[SweepRun]]:
+    """The locate runs and the other sweeps of ``--with``."""
+    from goldenlayers.compare import LocateRun, SweepRun
     from goldenlayers.store import RunFolder
 
-    folder = RunFolder.open(config.sweep)
-    if folder.kind != "sweep":
-        raise UserError(
-            f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden sweep"
-        )
-    return folder, truth_of(folder)
+    runs: list[LocateRun] = []
+    sweeps: list[SweepRun] = []
+    for path in config.with_:
+        folder = RunFolder.open(path)
+        if folder.kind == "sweep":
+            if path.resolve() == config.sweep.resolve():
+                raise UserError(
+                    f"{path} is the sweep that judges", expected="other sweeps behind --with"
+                )
+            sweeps.append(SweepRun.read(folder))
+        elif folder.kind == "locate":
+            runs.append(LocateRun.read(folder))
+        else:
+            raise UserError(
+                f"{folder.path} is a run of '{folder.kind}'",
+                expected="a run of golden locate or golden sweep",
+            )
+    return runs, sweeps
 
 
-def _origin(folder: RunFolder) -> dict[str, Any]:
+def _origin(sweep: SweepRun) -> dict[str, Any]:
     """Where the truth comes from, and what it cost."""
-    config, summary = folder.config, folder.json("summary.json")
-    data, model = config.get("data") or {}, config.get("model") or {}
     return {
-        "run": folder.path.name,
-        "method": summary.get("method", ""),
-        "model": model.get("name", ""),
-        "fingerprint": model.get("fingerprint", ""),
-        "data": data.get("name", ""),
-        "data_sha256": data.get("sha256", ""),
-        "seconds": summary.get("seconds"),
-        "n_layers": summary.get("n_layers"),
+        "run": sweep.run,
+        "method": sweep.editor,
+        **{name: getattr(sweep, name) for name in ("model", "fingerprint", "data", "data_sha256")},
+        **{name: getattr(sweep, name) for name in ("seconds", "n_layers")},
     }
 
 
@@ -117,11 +126,28 @@ def show(found: Comparison, title: str, data: str) -> None:
             rows.append((_short(one.name), *(at.get(n) for n in sizes)))
         heading = "Mean regret with N proxy facts, and how often the golden layer is chosen"
         put(table(heading, ("choice", *map(str, sizes)), rows))
+    if found.transfer is not None:
+        put(_matrix(found.transfer))
     for one in found.choices:
         if one.note and one.method not in ("oracle", "random"):
             print(f"{_short(one.name)}: {one.note}.")
     for warning in found.warnings:
         shared.say(f"Warning: {warning}.")
+
+
+def _matrix(found: TransferMatrix) -> Any:
+    """Rows: whose golden layer. Columns: on which sweep it is judged."""
+    from goldenlayers.report.terminal import table
+
+    letters = [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(found.names))]
+    rows = [
+        (f"{letter}: {name}", layer, *(_number(one.value) for one in regrets))
+        for letter, name, layer, regrets in zip(
+            letters, found.names, found.golden, found.regret, strict=True
+        )
+    ]
+    heading = "Regret of each sweep's golden layer, judged by each sweep"
+    return table(heading, ("chosen on", "layer", *(f"on {x}" for x in letters)), rows)
 
 
 def _line(one: Choice) -> tuple[Any, ...]:

@@ -36,6 +36,8 @@ def run(config: SweepConfig) -> int:
     if "perplexity" in metrics:
         raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
     if not config.overwrite and (finished := _finished(config)) is not None:
+        from goldenlayers.compare.sweeps import truth_of
+
         shared.say(f"{finished.path} is finished already; this is what it holds")
         with showing():
             show(truth_of(finished), finished.json(SUMMARY))
@@ -129,14 +131,6 @@ def layers_named(text: str, n_layers: int) -> list[int]:
             expected=f"layers 0 to {n_layers - 1} of this model",
         )
     return sorted(found)
-
-
-def truth_of(folder: RunFolder) -> Truth:
-    """The truth of a finished sweep."""
-    from goldenlayers.truth import Truth
-
-    seed = folder.config.get("settings", {}).get("seed", 0)
-    return Truth.from_rows(folder.rows(ROWS), seed=seed)
 
 
 def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from goldenlayers.compare.judging import Choice, Comparison, compare
+from goldenlayers.compare.choices import Choice, Comparison
+from goldenlayers.compare.judging import compare
 from goldenlayers.compare.rules import SIZES, Rule, SizeCurve, rules_of, size_curve
 from goldenlayers.compare.runs import LocateRun, overlap_warnings
+from goldenlayers.compare.sweeps import SweepRun, transfer_warnings
 
 __all__ = [
     "SIZES",
@@ -13,8 +15,10 @@ __all__ = [
     "LocateRun",
     "Rule",
     "SizeCurve",
+    "SweepRun",
     "compare",
     "overlap_warnings",
     "rules_of",
     "size_curve",
+    "transfer_warnings",
 ]

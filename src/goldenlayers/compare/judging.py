@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from goldenlayers.compare.choices import Choice, Comparison
 from goldenlayers.compare.rules import (
     REPEATS,
     SIZES,
@@ -26,115 +27,25 @@ from goldenlayers.compare.rules import (
     size_curve,
 )
 from goldenlayers.compare.runs import LocateRun
+from goldenlayers.compare.sweeps import SweepRun
+from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import resampled_means, spearman
 from goldenlayers.locate import published_layer
 from goldenlayers.locate.ranking import LayerRanking
-from goldenlayers.truth import OVERALL, Interval, Truth
-from goldenlayers.truth.numbers import eligible_means, ends, level, plain
+from goldenlayers.truth import OVERALL, Interval, TransferMatrix, Truth, transfer_matrix
+from goldenlayers.truth.numbers import eligible_means, ends, level
 
 Floats = NDArray[np.float64]
 
-SCHEMA = 1
 HITS = (1, 3, 5)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One choice and how it does on the test facts; NaN and None where something is unknown.
-
-    Attributes:
-        name: tells the choice apart from all others.
-        method: "lga", "transfer", "golden", "oracle", "random", ...
-        variant: "tukey", "raw", "cosine", ... ; "" for methods without variants.
-        layer: the chosen one; None for the oracle and the expected random layer.
-        score: mean score there, in the unit of the sweep's rows.
-        regret: golden layer's score minus this one's, over ``regret.n`` facts, with its 95 %
-            bootstrap interval over test facts.
-        golden_rank: place of the golden layer (of the best of them, if layers tie) in the choice's
-            own order, from 1; None if it is not in it.
-        hit_at: k → 1.0 if a golden layer is among the first k, else 0.0; a probability for random.
-        spearman: rank correlation of the choice's layer scores with the truth's layer means.
-        seconds: what the choice cost (key statistics not counted, neither here nor in the sweep).
-        speed_up: the sweep's seconds over these.
-        n_proxy: facts it looked at.
-        run: folder of the run it came from.
-    """
-
-    name: str
-    method: str
-    layer: int | None
-    score: float
-    regret: Interval
-    variant: str = ""
-    golden_rank: int | None = None
-    hit_at: Mapping[int, float] = field(default_factory=dict)
-    spearman: float = math.nan
-    seconds: float | None = None
-    speed_up: float | None = None
-    n_proxy: int = 0
-    scope: str | None = None
-    loss: str | None = None
-    fence: str | None = None
-    run: str = ""
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The choice's entry in ``compare.json``; NaN becomes None."""
-        return {
-            **{name: getattr(self, name) for name in ("name", "method", "variant")},
-            **{name: getattr(self, name) for name in ("scope", "loss", "fence", "n_proxy")},
-            "layer": self.layer,
-            "score": plain(self.score),
-            "regret": plain(self.regret.value),
-            "regret_interval": [plain(self.regret.low), plain(self.regret.high)],
-            "hit_at": {str(k): value for k, value in self.hit_at.items()},
-            "golden_rank": self.golden_rank,
-            "spearman": plain(self.spearman),
-            "seconds": self.seconds,
-            "speed_up": self.speed_up,
-            "run": self.run,
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All choices, the yardsticks first, and how the rules do with fewer proxy facts."""
-
-    golden_layer: int
-    golden_score: float
-    oracle: Interval
-    choices: tuple[Choice, ...]
-    proxy_sizes: tuple[SizeCurve, ...]
-    layers: tuple[int, ...]
-    means: tuple[float, ...]
-    metric: str
-    n_facts: int
-    sweep_seconds: float | None
-    warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The value of ``compare.json``."""
-        return {
-            "schema": SCHEMA,
-            "golden_layer": self.golden_layer,
-            "golden_score": plain(self.golden_score),
-            "oracle": self.oracle.to_json(),
-            "metric": self.metric,
-            "n_facts": self.n_facts,
-            "sweep_seconds": self.sweep_seconds,
-            "layers": list(self.layers),
-            "means": [plain(value) for value in self.means],
-            "choices": [choice.to_json() for choice in self.choices],
-            "proxy_sizes": [curve.to_json() for curve in self.proxy_sizes],
-            "warnings": list(self.warnings),
-        }
 
 
 def compare(
     truth: Truth,
     runs: Sequence[LocateRun] = (),
     *,
+    sweeps: Sequence[SweepRun] = (),
+    name: str = "this sweep",
     metric: str = OVERALL,
     sweep_seconds: float | None = None,
     n_layers: int | None = None,
@@ -153,6 +64,9 @@ def compare(
         truth: scores of the test facts at every layer. Whether the proxy facts are others, and the
             model the same, is for ``overlap_warnings`` to see to.
         runs: finished locate runs.
+        sweeps: other sweeps, whose golden layers are choices too (``transfer_warnings`` sees to it
+            that they may be).
+        name: of the truth's own sweep, beside theirs.
         metric: of the truth, by which to judge.
         sweep_seconds: what the sweep took, for the speed-up.
         n_layers: of the model, for "middle" and "published"; default from the runs, else from the
@@ -170,10 +84,11 @@ def compare(
     choices = [judge.golden(), judge.oracle(), judge.random()]
     fixed = {"published": published_layer(width), "middle": width // 2}
     named = {run.method for run in runs}
-    for name, layer in fixed.items():
-        if name not in named:
-            ranking = LayerRanking.fixed(name, width, layer, top_k=width)
+    for method, layer in fixed.items():
+        if method not in named:
+            ranking = LayerRanking.fixed(method, width, layer, top_k=width)
             choices.append(judge.as_run(LocateRun("", ranking)))
+    choices += [judge.of_sweep(one) for one in sweeps]
     rules: list[Rule] = []
     for run in runs:
         own = rules_of(run)
@@ -203,7 +118,18 @@ def compare(
         n_facts=len(truth.facts),
         sweep_seconds=sweep_seconds,
         warnings=(*warnings, *truth.warnings),
+        transfer=_transfers(truth, name, sweeps, metric),
     )
+
+
+def _transfers(
+    truth: Truth, name: str, sweeps: Sequence[SweepRun], metric: str
+) -> TransferMatrix | None:
+    if not sweeps:
+        return None
+    names = _unique([name, *(one.label for one in sweeps)], [""] * (1 + len(sweeps)))
+    truths = [truth, *(one.truth for one in sweeps)]
+    return transfer_matrix(dict(zip(names, truths, strict=True)), metric)
 
 
 class _Judge:
@@ -246,6 +172,21 @@ class _Judge:
         regret = Interval(self.best - mean, low, high, len(self.table))
         note = "expected over the layers"
         return Choice("random layer", "random", None, mean, regret, hit_at=hits, note=note)
+
+    def of_sweep(self, sweep: SweepRun) -> Choice:
+        """Another sweep's golden layer, on these facts and with this editor."""
+        order = sweep.truth.ranking(self.metric)
+        if not order:
+            raise UserError(f"sweep '{sweep.run}' has no golden layer by {self.metric}")
+        scores = np.full(1 + max(*sweep.truth.layers, *self.truth.layers), np.nan)
+        scores[list(sweep.truth.layers)] = eligible_means(sweep.truth.table(self.metric))
+        return replace(
+            self._choice(f"golden layer of {sweep.run}", "sweep", order),
+            spearman=self._spearman(scores.tolist()),
+            n_proxy=len(sweep.truth.facts),
+            run=sweep.run,
+            **self._cost(sweep.seconds),
+        )
 
     def as_run(self, run: LocateRun) -> Choice:
         variant = VARIANTS.get(run.fence or "", "")

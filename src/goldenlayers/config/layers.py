@@ -170,7 +170,8 @@ class CompareConfig:
     with_: Annotated[list[Path], arg(name="with", metavar="RUN")] = dataclasses.field(
         default_factory=list
     )
-    """Run folders of `golden locate`, on other facts: the choices."""
+    """Run folders of `golden locate`, on other facts: the choices. Those of other sweeps, too: does
+    their golden layer, of other data or another editor, serve here?"""
 
     metric: str = "overall"
     """What to judge by: overall, or a metric of the sweep."""

@@ -1,0 +1,124 @@
+"""Finished sweeps as they are compared: their truth and its origin.
+
+A sweep is what choices are judged by, and its own golden layer is a choice for other facts, other
+data and other editors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from goldenlayers.errors import UserError
+from goldenlayers.store import RunFolder
+from goldenlayers.truth import Truth
+
+SCORES, SUMMARY = "scores.jsonl", "summary.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SweepRun:
+    """One finished sweep.
+
+    Attributes:
+        run: name of its folder.
+        truth: its scores.
+        editor: what edited; "" if unknown, as all that follows.
+        data: name of the facts' source.
+        data_sha256: hash of it.
+        model: name of the model.
+        fingerprint: of the model's weights.
+        seconds: what the sweep took; None if unknown.
+        n_layers: of the model (the sweep may have been of some); None if unknown.
+    """
+
+    run: str
+    truth: Truth
+    editor: str = ""
+    data: str = ""
+    data_sha256: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    seconds: float | None = None
+    n_layers: int | None = None
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> SweepRun:
+        """The sweep that stands in a folder of ``golden sweep``.
+
+        Raises:
+            UserError: the folder of another command, or a damaged one.
+        """
+        if folder.kind != "sweep":
+            raise UserError(
+                f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden sweep"
+            )
+        config, summary = folder.config, folder.json(SUMMARY)
+        data, model = config.get("data") or {}, config.get("model") or {}
+        return cls(
+            run=folder.path.name,
+            truth=truth_of(folder),
+            editor=summary.get("method", ""),
+            data=data.get("name", ""),
+            data_sha256=data.get("sha256", ""),
+            model=model.get("name", ""),
+            fingerprint=model.get("fingerprint", ""),
+            seconds=summary.get("seconds"),
+            n_layers=summary.get("n_layers"),
+        )
+
+    @property
+    def label(self) -> str:
+        """The folder's name, and the editor and the data where they are known."""
+        said = " on ".join(part for part in (self.editor, self.data) if part)
+        return f"{self.run} ({said})" if said else self.run
+
+
+def truth_of(folder: RunFolder) -> Truth:
+    """The truth of a sweep's folder."""
+    seed = (folder.config.get("settings") or {}).get("seed", 0)
+    return Truth.from_rows(folder.rows(SCORES), seed=seed)
+
+
+def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) -> list[str]:
+    """Whether the golden layers of other sweeps may be judged by this one.
+
+    Args:
+        sweep: what they are judged by.
+        others: whose layers are judged.
+        metric: by which.
+
+    Returns:
+        What the reader has to know: sweeps over the same facts, say with another editor, compare
+        editors alone.
+
+    Raises:
+        UserError: a sweep of other weights, without the metric, or without a layer in common.
+    """
+    found = []
+    for one in others:
+        if one.fingerprint and sweep.fingerprint and one.fingerprint != sweep.fingerprint:
+            raise UserError(
+                f"sweep '{one.run}' was made on other weights than '{sweep.run}' "
+                f"({one.fingerprint[:12]} and {sweep.fingerprint[:12]})",
+                expected="sweeps of one model: layers of another mean something else",
+            )
+        if metric not in one.truth.metrics:
+            raise UserError(
+                f"sweep '{one.run}' has no '{metric}'", expected=", ".join(one.truth.metrics)
+            )
+        if not set(one.truth.layers) & set(sweep.truth.layers):
+            raise UserError(
+                f"sweeps '{one.run}' and '{sweep.run}' have no layer in common",
+                fix="Sweep the same layers",
+            )
+        # Ids may be row numbers, which mean the same fact only in the same file.
+        if not one.data_sha256 or one.data_sha256 == sweep.data_sha256:
+            same = set(one.truth.facts) & set(sweep.truth.facts)
+            if same:
+                found.append(
+                    f"sweep '{one.run}' has {len(same)} of its {len(one.truth.facts)} facts in "
+                    f"common with '{sweep.run}': its layer was chosen with facts that judge it, "
+                    "so this compares the editors, not the facts"
+                )
+    return found
