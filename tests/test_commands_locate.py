@@ -12,7 +12,9 @@ from families import tiny
 from sweep_helpers import some_facts
 
 from goldenlayers.cli import main
+from goldenlayers.locate import RankingBuilder
 from goldenlayers.locate.grid import ROLES, TracingGrid
+from goldenlayers.locate.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 
 
@@ -88,6 +90,34 @@ def test_a_stopped_grid_leaves_the_ranking(
     run = RunFolder.open(tmp_path / "run")
     assert run.json("ranking.json")["method"] == "cma" and not run.file("grid.json").exists()
     assert "has no heat map" in capsys.readouterr().err
+
+
+def test_stopped_while_locating_it_does_not_go_on_with_the_race(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = RankingBuilder.update
+
+    def stop_at_the_second(self: RankingBuilder, rows: Any) -> Any:
+        if len(self):
+            raise KeyboardInterrupt
+        return real(self, rows)
+
+    def race(*_args: Any, **_more: Any) -> Any:
+        raise AssertionError("the race began")
+
+    monkeypatch.setattr(RankingBuilder, "update", stop_at_the_second)
+    monkeypatch.setattr("goldenlayers.verify.verify", race)
+    more = ("--verify", 2, "--batch-size", 1)
+    assert main(command(place, tmp_path / "run", *more)) == 130
+    run = RunFolder.open(tmp_path / "run")
+    ranking = LayerRanking.from_json(run.json("ranking.json"))
+    assert ranking.interrupted and ranking.n_facts == 1 == len(list(run.rows("per_fact.jsonl")))
+    assert not run.file("verified.json").exists()
+    shown = capsys.readouterr()
+    assert "the choice is not verified" in shown.err and "1 of 4 facts" in shown.out
 
 
 def test_what_does_not_go_together_is_refused_before_the_work(

@@ -80,6 +80,8 @@ def run(config: LocateConfig) -> int:
             seen = set(used)
             proxy = dataclasses.replace(facts, facts=tuple(f for f in facts if f.id in seen))
             try:
+                if ranking.interrupted:  # whoever stops the work wants no more of it
+                    raise KeyboardInterrupt
                 if folder is not None and config.grid is not None:
                     write_grids(folder, _grids(config, model, proxy))
                 if config.verify is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -136,7 +137,7 @@ def locate(
         data=data,
     )
     if interrupted:
-        ranking = ranking.warned(
+        ranking = dataclasses.replace(ranking, interrupted=True).warned(
             f"Interrupted after {len(builder)} of {len(todo)} facts, the longest ones first: "
             "this ranks the finished ones only."
         )

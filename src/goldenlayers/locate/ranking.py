@@ -52,7 +52,8 @@ class LayerRanking:
 
     ``candidates`` are the best kept layers, best first (the first is ``golden_layer``); ``fences``
     the lowest and highest score kept, None without a fence; ``seconds`` and ``peak_memory_bytes``
-    what the scoring cost, None when not measured; ``warnings`` whole sentences for the reader.
+    what the scoring cost, None when not measured; ``warnings`` whole sentences for the reader;
+    ``interrupted`` whether only part of the facts came to be scored.
     """
 
     method: str
@@ -73,6 +74,7 @@ class LayerRanking:
     model: str = ""
     data: str = ""
     warnings: tuple[str, ...] = ()
+    interrupted: bool = False
 
     @classmethod
     def fixed(
