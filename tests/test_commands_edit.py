@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluations import Choosy
 from families import build
 from safetensors.torch import load_file, save_file
 from tokenizers_built import TOKENIZERS
@@ -116,6 +117,41 @@ def test_many_facts_from_a_file(golden: Golden, place: Path, tmp_path: Path, mod
     assert status == 0, said
     assert "of 2 edits took" in printed
     assert len(WeightDelta.load(out).facts) == 2
+
+
+@pytest.mark.parametrize(("method", "mode"), [("rome", "sequential"), ("memit", "batch")])
+def test_facts_that_cannot_be_edited_are_left_out(
+    golden: Golden,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    mode: str,
+) -> None:
+    rows = [{"id": row["subject"].lower(), **row} for row in FACTS]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--method", method,
+               "--mode", mode, "--out")  # fmt: skip
+    monkeypatch.setitem(EDITORS, method, Choosy({"italy"}, method))
+    status, printed, said = golden(*command, tmp_path / "run")
+    assert status == 0, said
+    assert "Left out 1 fact" in said and "italy" in said and "key is abnormal" in said
+    assert "Toko" in printed and "Italy" not in printed
+    kept = WeightDelta.load(tmp_path / "run")
+    assert [row["id"] for row in kept.facts] == ["toko"]
+    # It is the delta of the others alone.
+    monkeypatch.undo()
+    file.write_text(json.dumps(rows[1]) + "\n", encoding="utf-8")
+    monkeypatch.setenv("GOLDENLAYERS_CACHE", str(tmp_path / "cache"))
+    assert golden(*command, tmp_path / "alone")[0] == 0
+    alone = WeightDelta.load(tmp_path / "alone")
+    for name in alone.changes:
+        torch.testing.assert_close(kept.dense(name), alone.dense(name))
+    # If none can be edited that is an error.
+    monkeypatch.setitem(EDITORS, method, Choosy({"toko"}, method))
+    status, _, said = golden(*command, tmp_path / "none")
+    assert status == 2 and "key is abnormal" in said and not (tmp_path / "none").exists()
 
 
 def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(

@@ -11,9 +11,9 @@ from families import tiny
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import editor, workbench
+from goldenlayers.editors.together import edit_together
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, running
-from goldenlayers.evaluation.together import edit_together
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
 

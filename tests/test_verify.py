@@ -184,13 +184,20 @@ def test_candidates():
     assert best_layers(some, 3) == [4, 2, 3]
     assert best_layers(some, 99) == [4, 2, 3, 0, 5]
     assert best_layers(LayerRanking.fixed("middle", 6, 3, top_k=1), 3) == [3, 2, 4]
+    # By score: 4, 3, 2, 0 (layer 1 is outside the fences).
+    deep = ranking([5, 9, 7, 8, 9.5, 6, 4, 3], out=[1])
+    assert best_layers(deep, 3, spacing=1) == [4, 3, 2]
+    assert best_layers(deep, 3, spacing=2) == [4, 2, 0]
+    assert best_layers(deep, 4, spacing=2) == [4, 2, 0, 6]
+    assert best_layers(deep, 3, spacing=4) == [4, 0, 3]  # too few so far apart: the best others
+    assert sorted(best_layers(deep, 99, spacing=3)) == [0, 2, 3, 4, 5, 6, 7]
     assert with_neighbours([4, 0, 5], 6) == [4, 0, 5, 3, 1]
 
 
 def test_settings_are_checked():
     assert LocateConfig(model="m", verify=1, neighbours=True).verify == 1
     wrong: list[dict[str, Any]] = [
-        {"verify": 1}, {"verify": 0}, {"neighbours": True}, {"verify_facts": 0},
+        {"verify": 1}, {"verify": 0}, {"neighbours": True}, {"verify_facts": 0}, {"spacing": 0},
     ]  # fmt: skip
     for bad in wrong:
         with pytest.raises(UserError):

@@ -43,7 +43,7 @@ def run(config: EditConfig) -> int:
     statistics = key_statistics_for(
         config.method, model, layers, config.statistics, config.seed, config.cache_dir
     )
-    before = answers.greedy_answers(model, facts)
+    failed: dict[str, UserError] = {}
     with shared.progress(f"editing with {config.method}", "facts") as bar:
         delta = edit(
             model,
@@ -55,7 +55,14 @@ def run(config: EditConfig) -> int:
             statistics=statistics,
             seed=config.seed,
             on_done=lambda done: bar(done, len(facts)),
+            on_failed=lambda fact, error: failed.update({fact.id: error}),
         )
+    if failed:
+        shared.tell_dropped(
+            [DataError(f"fact '{name}' cannot be edited: {e}") for name, e in failed.items()]
+        )
+        facts = [fact for fact in facts if fact.id not in failed]
+    before = answers.greedy_answers(model, facts)
     with delta.applied(model):
         after = answers.greedy_answers(model, facts)
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.

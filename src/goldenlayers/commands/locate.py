@@ -174,7 +174,7 @@ def _verify(
     from goldenlayers.editors import edited_layers
     from goldenlayers.verify import best_layers, verify, with_neighbours
 
-    layers = best_layers(ranking, config.verify or 1)
+    layers = best_layers(ranking, config.verify or 1, spacing=config.spacing)
     if config.neighbours:
         layers = with_neighbours(layers, len(model.layers))
     settings = _race_settings(config)

@@ -72,6 +72,10 @@ class LocateConfig(ApartOptions, ModelOptions):
     verify_set: dict[str, str] = dataclasses.field(default_factory=dict)
     """--verify: settings of the editor, as NAME VALUE pairs; see `golden editors`."""
 
+    spacing: int = 1
+    """--verify: race layers at least so far apart. Neighbours score alike: with 2 the race has more
+    to choose from."""
+
     neighbours: bool = False
     """--verify: race the layers just below and above those, too."""
 
@@ -90,8 +94,10 @@ class LocateConfig(ApartOptions, ModelOptions):
         at_least("batch_size", self.batch_size, 1)
         at_least("verify", self.verify, 1 if self.neighbours else 2)
         at_least("verify_facts", self.verify_facts, 1)
-        for name in ("neighbours", "verify_set"):
-            if getattr(self, name) and self.verify is None:
+        at_least("spacing", self.spacing, 1)
+        unused = {"neighbours": False, "verify_set": {}, "spacing": 1}
+        for name, default in unused.items():
+            if getattr(self, name) != default and self.verify is None:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} is for --verify", fix="Add --verify 5, or leave it out")
         if self.grid is not None:

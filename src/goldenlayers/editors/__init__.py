@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.covariance import Covariance
@@ -15,6 +14,7 @@ from goldenlayers.editors.memit import ALPHAEDIT, EMMET, MEMIT, PMET
 from goldenlayers.editors.presets import PRESETS, preset
 from goldenlayers.editors.rome import Rome
 from goldenlayers.editors.settings import EditSettings
+from goldenlayers.editors.together import edit_together, sequence
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.facts import Fact
 
@@ -106,6 +106,7 @@ def edit(
     statistics: Mapping[int, Covariance] | None = None,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
+    on_failed: Callable[[Fact, UserError], None] | None = None,
 ) -> WeightDelta:
     """Write ``facts`` at ``layer`` and hand back the change; ``model`` is left as it is.
 
@@ -121,10 +122,12 @@ def edit(
             cached) when left out.
         seed: of the sampled prefixes and statistics.
         on_done: told how many facts have been optimised.
+        on_failed: told of each fact that cannot be edited, and why; it is left out. Without it the
+            first such fact ends the edit.
 
     Raises:
         UserError: unknown editor or mode, layer out of range, no facts, or numbers that are not
-            finite.
+            finite (with ``on_failed``: for all facts).
     """
     if not facts:
         raise UserError("there are no facts to edit", expected="at least one fact")
@@ -141,8 +144,14 @@ def edit(
     )
     chosen = editor(method)
     if mode == "batch" or (mode is None and (chosen.edits_together or len(facts) == 1)):
-        return chosen.together(bench, facts, layer)
-    return sequence(bench, chosen, facts, layer)
+        if on_failed is None:
+            return chosen.together(bench, facts, layer)
+        delta, failed = edit_together(bench, chosen, facts, layer)
+        for fact in facts:
+            if fact.id in failed:
+                on_failed(fact, failed[fact.id])
+        return delta
+    return sequence(bench, chosen, facts, layer, on_failed=on_failed)
 
 
 def edit_each(
@@ -167,33 +176,3 @@ def edit_each(
         on_done=on_done,
     )
     return editor(method).each(bench, facts, layer) if facts else []
-
-
-def sequence(
-    bench: Workbench,
-    chosen: Editor,
-    facts: Sequence[Fact],
-    layer: int,
-    *,
-    after_each: Callable[[int, WeightDelta], None] | None = None,
-) -> WeightDelta:
-    """Edit one fact after another, each on the model with all earlier edits in place.
-
-    ``after_each`` is called with the fact's number and the total so far, while that is applied.
-    """
-    _ = bench.base_fingerprint  # named before anything is applied
-    _ = bench.prefixes  # and so are the prefixes: the same throughout
-    total: WeightDelta | None = None
-    done, bench.on_done = bench.on_done, None
-    for i, fact in enumerate(facts):
-        with nullcontext() if total is None else total.applied(bench.model):
-            step = chosen.together(bench, [fact], layer)
-        total = step if total is None else total + step
-        if after_each is not None:
-            with total.applied(bench.model):
-                after_each(i, total)
-        if done is not None:
-            done(i + 1)
-    bench.on_done = done
-    assert total is not None  # facts is not empty
-    return total

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.durable import disk_errors
+from goldenlayers.editors.together import set_keys
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.retention import AT_ONCE
@@ -19,7 +20,6 @@ from goldenlayers.evaluation.together import (
     ids_of,
     saved,
     score_under,
-    set_keys,
     store,
     told_failures,
 )

@@ -1,5 +1,5 @@
-"""One delta of many facts: made without the facts that cannot be edited, kept in a run's folder so
-that a killed run finds it again, and all facts scored under it.
+"""One delta of many facts: kept in a run's folder, where a killed run finds it again, and all facts
+scored under it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.files import RECORD, TENSORS
+from goldenlayers.editors.together import edit_together, failure
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, first_block
 from goldenlayers.evaluation.units import FAILED
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from goldenlayers.editors import Editor, Workbench
     from goldenlayers.models.model import Model
 
@@ -54,71 +53,12 @@ def run_batch(
         inside, told = ids_of(delta), told_failures(work.rows)
         failed = {
             fact.id: told.get(fact.id)
-            or _failure(bench, chosen, [fact], layer)
+            or failure(bench, chosen, [fact], layer)
             or UserError("the delta of the earlier call was made without it")
             for fact in work.facts
             if fact.id not in inside
         }
     score_under(work, delta, chunk, failed)
-
-
-def edit_together(
-    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
-) -> tuple[WeightDelta, dict[str, UserError]]:
-    """One delta of all facts that can be edited; the others by id, each with its error.
-
-    The facts at fault are found by halving: a few of them cost about as much as two edits more.
-
-    Raises:
-        UserError: the editor takes one fact at a time; no fact can be edited; or those that can be
-            edited by themselves cannot be together.
-    """
-    keys = dict(bench.previous_keys)
-    try:
-        return chosen.together(bench, facts, layer), {}
-    except UserError:
-        set_keys(bench, keys)
-        if len(facts) == 1 or not chosen.edits_together:
-            raise
-        failed = _failures(bench, chosen, facts, layer)
-        kept = [fact for fact in facts if fact.id not in failed]
-        if not failed or not kept:
-            raise
-    return chosen.together(bench, kept, layer), failed
-
-
-def _failures(
-    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
-) -> dict[str, UserError]:
-    """The facts that cannot be edited by themselves, of some that cannot be edited together."""
-    found: dict[str, UserError] = {}
-    half = len(facts) // 2
-    for part in (facts[:half], facts[half:]):
-        error = _failure(bench, chosen, part, layer)
-        if error is not None:
-            alone = len(part) == 1
-            found |= {part[0].id: error} if alone else _failures(bench, chosen, part, layer)
-    return found
-
-
-def _failure(
-    bench: Workbench, chosen: Editor, facts: Sequence[Fact], layer: int
-) -> UserError | None:
-    """Why the facts cannot be edited together; None if they can."""
-    keys = dict(bench.previous_keys)
-    try:
-        chosen.together(bench, facts, layer)
-    except UserError as error:
-        return error
-    finally:
-        set_keys(bench, keys)  # a try is no edit for later ones to keep clear of
-    return None
-
-
-def set_keys(bench: Workbench, keys: Mapping[int, Tensor]) -> None:
-    """Make ``keys`` the ones that later edits keep clear of."""
-    bench.previous_keys.clear()
-    bench.previous_keys.update(keys)
 
 
 def score_under(

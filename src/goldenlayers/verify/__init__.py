@@ -131,11 +131,26 @@ def verify(
     )
 
 
-def best_layers(ranking: LayerRanking, k: int) -> list[int]:
-    """The ``k`` best layers within the fences, best first, however many candidates were listed."""
+def best_layers(ranking: LayerRanking, k: int, *, spacing: int = 1) -> list[int]:
+    """The ``k`` best layers within the fences, best first, however many candidates were listed.
+
+    Args:
+        ranking: of a locate run.
+        k: how many layers.
+        spacing: layers at least so far apart are taken first. Neighbours score alike, so a race
+            among layers spread over the depth has more to choose from for the same edits. Where
+            too few are so far apart, the best of the others fill up.
+    """
     kept = [one for one in ranking.layers if one.kept and one.layer != ranking.golden_layer]
     rest = sorted(kept, key=lambda one: (-one.score, one.layer))
-    return [ranking.golden_layer, *(one.layer for one in rest)][:k]
+    order = [ranking.golden_layer, *(one.layer for one in rest)]
+    spread: list[int] = []
+    for layer in order:
+        if all(abs(layer - other) >= spacing for other in spread):
+            spread.append(layer)
+    spread = spread[:k]
+    others = [layer for layer in order if layer not in spread]
+    return [*spread, *others[: k - len(spread)]]
 
 
 def with_neighbours(layers: Sequence[int], n_layers: int) -> list[int]:
