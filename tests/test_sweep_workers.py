@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import tiny
 from sweep_helpers import FAST, DiesOnce, canonical, load_other, load_tiny, some_facts
 
@@ -210,6 +211,16 @@ def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
     assert canonical(found.rows) == rows
     assert canonical(new) == rows
     assert found.cells == 12
+
+
+def test_a_cluster_too_small_is_refused_in_place_of_waiting():
+    ray = pytest.importorskip("ray")
+    from goldenlayers.sweep.cluster import RayEngine
+
+    there = torch.cuda.device_count()
+    with pytest.raises(UserError, match=f"has {there} GPUs, and each of {there + 1} workers"):
+        RayEngine(there + 1, gpu=True)
+    assert not ray.is_initialized()  # it ended what it started
 
 
 def test_ray_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch):

@@ -46,7 +46,7 @@ class RayEngine:
         gpu: whether each needs a GPU.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at ``address``.
+        UserError: Ray is not installed, there is no cluster at ``address``, or it is too small.
     """
 
     def __init__(self, workers: int, address: str | None = None, *, gpu: bool = False) -> None:
@@ -78,7 +78,17 @@ class RayEngine:
                     f"there is no Ray cluster at '{address or 'this machine'}' ({error})",
                     fix="Start one with `ray start --head`, or leave out --address",
                 ) from error
-        self._threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+        held = ray.cluster_resources()
+        for kind, each in (("CPU", 1), ("GPU", 1 if gpu else 0)):
+            # An actor that the cluster has no place for would be waited for without an end.
+            if (there := int(held.get(kind, 0))) < workers * each:
+                self.close([])
+                raise UserError(
+                    f"the Ray cluster has {there} {kind}s, and each of {workers} workers needs one",
+                    fix="Ask for fewer --workers"
+                    + (", or use --device cpu" if kind == "GPU" and not there else ""),
+                )
+        self._threads = max(1, int(held.get("CPU", 1)) // workers)
 
     def open(self, start: Start, number: int) -> _Actor:
         """Start an actor."""
