@@ -124,7 +124,7 @@ def test_the_formula_on_every_family(family: str) -> None:
     np.testing.assert_allclose(row["interference"], interference, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(row["phi"], np.subtract(transfer, interference), atol=2e-5)
     assert (row["rephrasings"], row["without_subject"], row["locality"]) == (1, 1, 2)
-    assert row["reach"] is None and not row["prefixed"] and not row["borrowed"]
+    assert row["reach"] is None is row["alignment"] and not row["prefixed"] and not row["borrowed"]
     # The control: layers differ, so that a mixed-up layer would show.
     assert len({round(v, 3) for v in row["transfer"]}) == len(model.layers)
 
@@ -199,16 +199,19 @@ def test_the_draw_of_probes_hangs_on_seed_and_fact_only() -> None:
     assert not np.allclose(spill(borrowed, seed=2), a)
 
 
-def slow_reach(model: Model, fact: Fact, clamp: float) -> tuple[list[float], float]:
-    encoding = model.encoder.fact(fact, fact.target_new)
+def slow_slopes(
+    model: Model, text: str, answer: str, subject: str
+) -> tuple[list[Tensor], list[float], float]:
+    """∂ℓ/∂v and ‖v‖ at the lookup token of every layer, and the answer's loss ℓ, by plain hooks."""
+    encoding = model.encoder.encode(text, answer, subject)
     ids = torch.tensor([encoding.ids])
     outputs: dict[int, Tensor] = {}
-    sizes: dict[int, Tensor] = {}
+    sizes: dict[int, float] = {}
 
     def hook(layer: int) -> Any:
         def change(_module: Any, _args: Any, y: Tensor) -> Tensor:
             flat = y.detach().reshape(-1, y.shape[-1])
-            sizes[layer] = flat[encoding.lookup].norm()
+            sizes[layer] = float(flat[encoding.lookup].norm())
             added = torch.zeros_like(flat[0], requires_grad=True)
             outputs[layer] = added
             mask = torch.zeros(len(flat), 1, dtype=y.dtype)
@@ -225,8 +228,68 @@ def slow_reach(model: Model, fact: Fact, clamp: float) -> tuple[list[float], flo
     gradients = torch.autograd.grad(loss, [outputs[i] for i in layers])
     for handle in handles:
         handle.remove()
-    reach = [clamp * float(g.norm() * sizes[i]) for i, g in zip(layers, gradients, strict=True)]
-    return reach, float(loss.detach())
+    return list(gradients), [sizes[i] for i in layers], float(loss.detach())
+
+
+def slow_reach(model: Model, fact: Fact, clamp: float) -> tuple[list[float], float]:
+    gradients, sizes, loss = slow_slopes(model, fact.prompt, fact.target_new, fact.subject)
+    return [clamp * float(g.norm()) * v for g, v in zip(gradients, sizes, strict=True)], loss
+
+
+def slow_cosines(model: Model, fact: Fact, text: str) -> list[float]:
+    """cos of the prompt's and the rephrasing's slopes by layer; 0 where one of them vanishes."""
+    own, _, _ = slow_slopes(model, fact.prompt, fact.target_new, fact.subject)
+    other, _, _ = slow_slopes(model, text, fact.target_new, fact.subject)
+    return [
+        float(nn.functional.cosine_similarity(a, b, dim=0)) for a, b in zip(own, other, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo2", "opt", "falcon", "bloom", "gptj", "gpt2"])
+def test_alignment_is_the_cosine_of_what_prompt_and_rephrasing_want(name: str) -> None:
+    model = tiny(name, dtype=torch.float64)
+    C = covariances(model)
+    plain = rows_of(model, FACTS, C)
+    clamp = 0.05
+    rows = rows_of(model, FACTS, C, align=True, clamp=clamp, batch_size=2)
+    for fact in FACTS:
+        row = rows[fact.id]
+        texts = [text for text in fact.rephrasings if fact.subject in text]
+        cosines = np.array([slow_cosines(model, fact, text) for text in texts])  # (P, L)
+        np.testing.assert_allclose(row["alignment"], cosines.mean(0), rtol=1e-5, atol=1e-6)
+        carried = [
+            slow_scores(model, fact, [text], [p.prompt for p in fact.locality], C)[0]
+            for text in texts
+        ]
+        transfer = (np.array(carried) * cosines).mean(0)
+        np.testing.assert_allclose(row["transfer"], transfer, rtol=1e-5, atol=1e-6)
+        assert row["interference"] == pytest.approx(plain[fact.id]["interference"])
+        reach, loss = slow_reach(model, fact, clamp)
+        share = np.minimum(1.0, np.array(reach) / loss)
+        expected = share * (1 + transfer - np.array(row["interference"]))
+        np.testing.assert_allclose(row["phi"], expected, rtol=1e-5, atol=1e-6)
+        assert row["rephrasings"] == len(texts) == plain[fact.id]["rephrasings"]
+    assert any(len({round(v, 3) for v in row["alignment"]}) > 1 for row in rows.values())
+    # In the last block a subject in mid-prompt does nothing.
+    assert rows["c"]["alignment"][-1] == 0 == rows["c"]["phi"][-1]
+    assert not any(m._forward_hooks for m in model.hf.modules())
+
+
+def test_alignment_with_itself_is_whole_and_stand_ins_are_aligned_too() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    C = covariances(model)
+    same = dataclasses.replace(FACTS[0], rephrasings=(FACTS[0].prompt,))
+    row = rows_of(model, [same], C, align=True)["a"]
+    np.testing.assert_allclose(row["alignment"][:-1], 1.0, atol=1e-6)
+    rows = rows_of(model, BARE, C, align=True, prefixes=PREFIXES)
+    for fact in BARE:
+        cosines = [slow_cosines(model, fact, prefix + fact.prompt) for prefix in PREFIXES[1:]]
+        expected = np.mean(cosines, axis=0)
+        np.testing.assert_allclose(rows[fact.id]["alignment"], expected, rtol=1e-5, atol=1e-6)
+    # Batches and the order of the facts do not matter.
+    alone = rows_of(model, BARE[::-1], C, align=True, prefixes=PREFIXES, batch_size=1)
+    for name, row in rows.items():
+        np.testing.assert_allclose(alone[name]["phi"], row["phi"], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "olmo2", "opt", "falcon", "bloom", "gptj", "gpt2"])

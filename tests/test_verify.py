@@ -196,8 +196,10 @@ def test_candidates():
 
 def test_settings_are_checked():
     assert LocateConfig(model="m", verify=1, neighbours=True).verify == 1
+    assert LocateConfig(model="m", method="transfer", align=True).align
     wrong: list[dict[str, Any]] = [
         {"verify": 1}, {"verify": 0}, {"neighbours": True}, {"verify_facts": 0}, {"spacing": 0},
+        {"spacing": 2}, {"reach": True}, {"align": True, "method": "cma"},
     ]  # fmt: skip
     for bad in wrong:
         with pytest.raises(UserError):

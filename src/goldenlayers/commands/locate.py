@@ -64,6 +64,7 @@ def run(config: LocateConfig) -> int:
                 statistics=statistics,
                 prefixes=prefixes,
                 reach=config.reach,
+                align=config.align,
                 data=facts.name,
                 on_rows=take,
                 on_progress=bar,

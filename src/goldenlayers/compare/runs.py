@@ -96,8 +96,10 @@ class LocateRun:
     def label(self) -> str:
         """The method with what tells its settings apart, the fence left out."""
         parts = [self.method, self.scope, self.loss]
-        if self.method == "transfer" and self.settings.get("reach"):
-            parts.append("reach")
+        if self.method == "transfer":
+            # Alignment includes the reach.
+            named = [name for name in ("align", "reach") if self.settings.get(name)]
+            parts += named[:1]
         return " ".join(part for part in parts if part)
 
     @property

@@ -30,6 +30,10 @@ class LocateConfig(ApartOptions, ModelOptions):
     reach: bool = False
     """transfer: weigh by whether an edit can still bring the answer about (one backward pass)."""
 
+    align: bool = False
+    """transfer: weigh by that, and by whether rephrasings want the change that the prompt wants
+    (one more backward pass)."""
+
     scope: Literal["mlp", "down", "attention", "block"] = "mlp"
     """Which weight matrices of a block the gradients are taken of."""
 
@@ -95,6 +99,12 @@ class LocateConfig(ApartOptions, ModelOptions):
         at_least("verify", self.verify, 1 if self.neighbours else 2)
         at_least("verify_facts", self.verify_facts, 1)
         at_least("spacing", self.spacing, 1)
+        for name in ("reach", "align"):
+            if getattr(self, name) and self.method != "transfer":
+                raise UserError(
+                    f"--{name} is for --method transfer, not {self.method}",
+                    fix=f"Leave out --{name}, or choose --method transfer",
+                )
         unused = {"neighbours": False, "verify_set": {}, "spacing": 1}
         for name, default in unused.items():
             if getattr(self, name) != default and self.verify is None:

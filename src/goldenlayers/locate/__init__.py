@@ -45,6 +45,7 @@ def locate(
     statistics: Mapping[int, Covariance] | None = None,
     prefixes: Sequence[str] = (),
     reach: bool = False,
+    align: bool = False,
     data: str = "",
     on_rows: Callable[[list[dict[str, Any]]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -70,6 +71,7 @@ def locate(
         statistics: key statistics of every layer (transfer needs them): ``key_statistics(model)``.
         prefixes: texts that stand in for rephrasings where the facts have none (transfer).
         reach: weigh transfer by whether an edit can still bring the answer about (transfer).
+        align: that, and by whether rephrasings want the change that the prompt wants (transfer).
         data: name of the facts' source, for the record.
         on_rows: told each batch's per-fact rows as soon as they are there.
         on_progress: told (facts done, facts in all).
@@ -120,6 +122,7 @@ def locate(
                 statistics=statistics,
                 prefixes=prefixes,
                 reach=reach,
+                align=align,
             ):
                 builder.update(rows)
                 if on_rows is not None:
@@ -212,6 +215,7 @@ def _rows(
     statistics: Mapping[int, Covariance] | None,
     prefixes: Sequence[str],
     reach: bool,
+    align: bool,
 ) -> Iterator[list[dict[str, Any]]]:
     if method == "transfer":
         from goldenlayers.locate.transfer import transfer_rows
@@ -225,6 +229,7 @@ def _rows(
             seed=seed,
             prefixes=prefixes,
             reach=reach,
+            align=align,
         )
     if method == "cma":
         from goldenlayers.locate.tracing import tracing_rows

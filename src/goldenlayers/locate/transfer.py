@@ -23,8 +23,8 @@ from torch import Tensor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, find_subject
 from goldenlayers.hooks import final_hidden, observe
-from goldenlayers.locate.gradients import observe_factors
 from goldenlayers.locate.lga import Row, _row, backing_off
+from goldenlayers.locate.reach import Weights
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def transfer_rows(
     prefixes: Sequence[str] = (),
     max_probes: int = DEFAULT_MAX_PROBES,
     reach: bool = False,
+    align: bool = False,
     clamp: float = DEFAULT_CLAMP,
 ) -> Iterator[list[Row]]:
     """Yield rows with each fact's transfer and interference at every layer, as they are done.
@@ -88,6 +89,12 @@ def transfer_rows(
     token within the radius that ROME allows. Then phi_L = transfer_L · min(1, reach_L / ℓ) −
     interference_L: an edit that cannot move the loss by ℓ carries as much less.
 
+    With ``align``, one more backward pass over the rephrasings tells whether they want the change
+    that the prompt wants: transfer_L = mean over rephrasings of ρ_L · cos(∂ℓ/∂v_L, ∂ℓ'/∂v'_L), and
+    phi_L = min(1, reach_L / ℓ) · (1 + transfer_L − interference_L). But for constants that is the
+    Overall to be expected: rewrite as far as the answer can be reached, rephrase as far as that
+    carries, locality as far as it does not spill.
+
     Args:
         model: a loaded model.
         facts: the proxy facts; no old answer is needed.
@@ -97,14 +104,15 @@ def transfer_rows(
         prefixes: short texts to put before a prompt; the empty one is passed over.
         max_probes: at most so many locality probes per fact.
         reach: include the reach term.
+        align: include the reach term and the alignment.
         clamp: radius of the edit in norms of the clean MLP output.
 
     Yields:
-        Rows {"fact", "phi", "transfer", "interference", "reach" (None without it), …}, lists of L
-        numbers. A fact that has nothing to measure by has NaN. "rephrasings" and "locality" count
-        the texts used, "without_subject" the rephrasings left out for want of the subject and
-        "too_long" the texts beyond the model's context; "prefixed" and "borrowed" tell of stand-ins
-        for rephrasings and for locality probes.
+        Rows {"fact", "phi", "transfer", "interference", "reach" and "alignment" (None without
+        them), …}, lists of L numbers. A fact that has nothing to measure by has NaN. "rephrasings"
+        and "locality" count the texts used, "without_subject" the rephrasings left out for want of
+        the subject and "too_long" the texts beyond the model's context; "prefixed" and "borrowed"
+        tell of stand-ins for rephrasings and for locality probes.
 
     Raises:
         UserError: a layer without covariance or with one of another width; no fact that has both
@@ -112,16 +120,19 @@ def transfer_rows(
     """
     _check(model, facts, covariances, batch_size, max_probes, clamp)
     encoded = [model.encoder.fact(fact) for fact in facts]
-    probes = _all_probes(model, facts, prefixes, max_probes, seed)
+    probes = _all_probes(model, facts, prefixes, max_probes, seed, align)
     queries = _queries(model, encoded, covariances, batch_size)
-    reaches, losses = _reach(model, facts, clamp, batch_size) if reach else (None, None)
+    weights = Weights.measure(
+        model, facts, [p.rephrasings for p in probes], clamp, batch_size, reach=reach, align=align
+    )
 
-    needs: dict[tuple[int, ...], list[tuple[int, int | None]]] = {}
+    needs: dict[tuple[int, ...], list[tuple[int, int | None, Tensor | None]]] = {}
     for i, mine in enumerate(probes):
-        for text in mine.rephrasings:
-            needs.setdefault(text.ids, []).append((i, text.lookup))
+        for text, weight in zip(mine.rephrasings, weights.of(i), strict=True):
+            # Causal attention: what follows the lookup token does not change the key there.
+            needs.setdefault(text.until_lookup.ids, []).append((i, text.lookup, weight))
         for text in mine.locality:
-            needs.setdefault(text.ids, []).append((i, None))
+            needs.setdefault(text.ids, []).append((i, None, None))
     tallies = [_Tally(len(p.rephrasings) + len(p.locality)) for p in probes]
 
     def finished(i: int) -> Row:
@@ -129,15 +140,11 @@ def transfer_rows(
             torch.stack(parts).mean(0) if parts else torch.full((len(queries),), torch.nan)
             for parts in (tallies[i].transfer, tallies[i].interference)
         )
-        share = torch.ones_like(transfer)
-        if reaches is not None and losses is not None:
-            share = (reaches[i] / losses[i]).clamp(max=1.0)
         return _row(facts[i]) | {
-            "phi": (transfer * share - interference).tolist(),
+            "phi": weights.phi(i, transfer, interference).tolist(),
             "transfer": transfer.tolist(),
             "interference": interference.tolist(),
-            "reach": None if reaches is None else reaches[i].tolist(),
-            "loss": None if losses is None else float(losses[i]),
+            **weights.columns(i),
             "rephrasings": len(probes[i].rephrasings),
             "without_subject": probes[i].without_subject,
             "prefixed": probes[i].prefixed,
@@ -154,11 +161,11 @@ def transfer_rows(
 
         def run(members: list[int], stretch: list[tuple[int, ...]] = stretch) -> list[Row]:
             part = [stretch[m] for m in members]
-            pairs = [(b, *need) for b, ids in enumerate(part) for need in needs[ids]]
-            found = _carried(model, part, pairs, queries)
+            asked = [(b, *need) for b, ids in enumerate(part) for need in needs[ids]]
+            found = _carried(model, part, [pair[:3] for pair in asked], queries)
             return [
-                {"fact": i, "lookup": lookup, "rho": rho}
-                for (_, i, lookup), rho in zip(pairs, found, strict=True)
+                {"fact": i, "lookup": lookup, "rho": rho if weight is None else rho * weight}
+                for (_, i, lookup, weight), rho in zip(asked, found, strict=True)
             ]
 
         for measured in backing_off([len(ids) for ids in stretch], batch_size, run):
@@ -203,11 +210,16 @@ def _check(
 
 
 def _all_probes(
-    model: Model, facts: Sequence[Fact], prefixes: Sequence[str], max_probes: int, seed: int
+    model: Model,
+    facts: Sequence[Fact],
+    prefixes: Sequence[str],
+    max_probes: int,
+    seed: int,
+    answered: bool,
 ) -> list[_Probes]:
     # Sorted, so that what is drawn does not hang on the order of the facts.
     prompts = sorted({fact.prompt for fact in facts})
-    probes = [_probes(model, fact, prompts, prefixes, max_probes, seed) for fact in facts]
+    probes = [_probes(model, f, prompts, prefixes, max_probes, seed, answered) for f in facts]
     if not any(p.rephrasings for p in probes):
         raise UserError(
             f"none of the {len(facts)} facts has a rephrasing that holds the subject",
@@ -234,13 +246,16 @@ def _probes(
     prefixes: Sequence[str],
     max_probes: int,
     seed: int,
+    answered: bool,
 ) -> _Probes:
+    """The probes of one fact; ``answered``: rephrasings with the new answer behind them."""
     too_long = 0
 
     def encode(text: str, subject: str | None = None) -> Encoding | None:
         nonlocal too_long
+        answer = fact.target_new if answered and subject is not None else ""
         try:
-            return model.encoder.encode(text, "", subject)
+            return model.encoder.encode(text, answer, subject)
         except TooLongError:
             too_long += 1
             return None
@@ -355,36 +370,3 @@ def _forward(model: Model, ids: Tensor, on_keys: Callable[[int, Tensor, Tensor],
     downs = {block.index: block.down.module for block in model.layers.blocks}
     with torch.no_grad(), observe(downs, on_keys):
         final_hidden(model, ids)
-
-
-def _reach(
-    model: Model, facts: Sequence[Fact], clamp: float, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """The reach (N, L) in nats and the new answers' mean NLL per token (N,), both float64."""
-    encoded = [model.encoder.fact(fact, fact.target_new) for fact in facts]
-    downs = {block.index: block.down.module for block in model.layers.blocks}
-    reach = torch.zeros(len(facts), len(downs), dtype=torch.float64)
-    losses = torch.zeros(len(facts), dtype=torch.float64)
-
-    def run(members: list[int]) -> list[Row]:
-        part = [encoded[i] for i in members]
-        rows = torch.arange(len(part))
-        lookup = torch.tensor([e.lookup for e in part])
-        sizes: dict[int, Tensor] = {}
-
-        def size(layer: int, _x: Tensor, y: Tensor) -> None:
-            shaped = y.detach().reshape(len(part), -1, y.shape[-1])
-            sizes[layer] = shaped[rows, lookup].float().norm(dim=-1).double().cpu()
-
-        def on_factors(layer: int, _matrix: object, _source: object, g: Tensor) -> None:
-            slope = g[rows, lookup].float().norm(dim=-1).double().cpu()
-            reach[members, layer] = slope * clamp * sizes[layer]
-
-        with observe(downs, size):
-            nll = observe_factors(model, part, "down", "answer", on_factors)
-        losses[members] = nll.double().cpu()
-        return []
-
-    for _ in backing_off([len(e) for e in encoded], batch_size, run):
-        pass
-    return reach, losses
