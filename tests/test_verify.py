@@ -18,6 +18,7 @@ from goldenlayers.cli import main
 from goldenlayers.config import LocateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import overall_by_fact
+from goldenlayers.locate import published_layer
 from goldenlayers.locate.ranking import LayerRanking, LayerScore
 from goldenlayers.store import RunFolder
 from goldenlayers.sweep import sweep
@@ -196,10 +197,11 @@ def test_candidates():
 
 def test_settings_are_checked():
     assert LocateConfig(model="m", verify=1, neighbours=True).verify == 1
+    assert LocateConfig(model="m", verify=1, also=["published"]).also == ["published"]
     assert LocateConfig(model="m", method="transfer", align=True).align
     wrong: list[dict[str, Any]] = [
         {"verify": 1}, {"verify": 0}, {"neighbours": True}, {"verify_facts": 0}, {"spacing": 0},
-        {"spacing": 2}, {"reach": True}, {"align": True, "method": "cma"},
+        {"spacing": 2}, {"also": ["3"]}, {"reach": True}, {"align": True, "method": "cma"},
     ]  # fmt: skip
     for bad in wrong:
         with pytest.raises(UserError):
@@ -305,6 +307,16 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "Verified with ft-m on proxy facts" in shown and "no locality probes" in shown
     assert shown.strip().splitlines()[-1].startswith(f"Golden layer {verified['layer']}, verified")
     assert main([*command, "--overwrite", "--verify-method", "romulus"]) == 2
+    # Other layers may stand in the race, the one that everybody uses among them.
+    alone = ("--verify", "1", "--verify-facts", "2", "--verify-method", "ft-m", "--overwrite")
+    assert main([*located_with(tmp_path, *alone), "--also", "published", "3"]) == 0
+    verified = json.loads((tmp_path / "run" / "verified.json").read_text())
+    best = ranked["golden_layer"]
+    assert {one["layer"] for one in verified["evidence"]} == {best, published_layer(4), 3}
+    for also, said in (("4", "layer 4"), ("soon", "--also is 'soon'")):
+        capsys.readouterr()
+        assert main([*located_with(tmp_path, *alone), "--also", also]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [UserError("no edit could be scored"), KeyboardInterrupt()])

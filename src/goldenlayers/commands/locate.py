@@ -36,6 +36,7 @@ def run(config: LocateConfig) -> int:
         _race_settings(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
+    _also(config, model)
     statistics, prefixes = (
         _for_transfer(config, model) if config.method == "transfer" else (None, ())
     )
@@ -163,6 +164,25 @@ def _race_settings(config: LocateConfig) -> EditSettings:
     return changed(EditSettings(), config.verify_set, "--verify-set")
 
 
+def _also(config: LocateConfig, model: Model) -> list[int]:
+    """The layers of ``--also``.
+
+    Raises:
+        UserError: no layer of the model, and not "published".
+    """
+    from goldenlayers.locate import published_layer
+
+    found = []
+    for text in config.also:
+        if text == "published":
+            found.append(published_layer(len(model.layers)))
+        elif text.isdecimal():
+            found.append(model.layers[int(text)].index)
+        else:
+            raise UserError(f"--also is '{text}'", expected="layer numbers, or published")
+    return found
+
+
 def _verify(
     config: LocateConfig,
     model: Model,
@@ -176,6 +196,7 @@ def _verify(
     from goldenlayers.verify import best_layers, verify, with_neighbours
 
     layers = best_layers(ranking, config.verify or 1, spacing=config.spacing)
+    layers = list(dict.fromkeys([*layers, *_also(config, model)]))
     if config.neighbours:
         layers = with_neighbours(layers, len(model.layers))
     settings = _race_settings(config)

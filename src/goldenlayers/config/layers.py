@@ -80,6 +80,10 @@ class LocateConfig(ApartOptions, ModelOptions):
     """--verify: race layers at least so far apart. Neighbours score alike: with 2 the race has more
     to choose from."""
 
+    also: list[str] = dataclasses.field(default_factory=list)
+    """--verify: race these layers, too: numbers, or 'published' for the depth that published
+    configurations use."""
+
     neighbours: bool = False
     """--verify: race the layers just below and above those, too."""
 
@@ -96,7 +100,7 @@ class LocateConfig(ApartOptions, ModelOptions):
         at_least("top_k", self.top_k, 1)
         at_least("bootstrap", self.bootstrap, 0)
         at_least("batch_size", self.batch_size, 1)
-        at_least("verify", self.verify, 1 if self.neighbours else 2)
+        at_least("verify", self.verify, 1 if self.neighbours or self.also else 2)
         at_least("verify_facts", self.verify_facts, 1)
         at_least("spacing", self.spacing, 1)
         for name in ("reach", "align"):
@@ -105,7 +109,7 @@ class LocateConfig(ApartOptions, ModelOptions):
                     f"--{name} is for --method transfer, not {self.method}",
                     fix=f"Leave out --{name}, or choose --method transfer",
                 )
-        unused = {"neighbours": False, "verify_set": {}, "spacing": 1}
+        unused = {"neighbours": False, "verify_set": {}, "spacing": 1, "also": []}
         for name, default in unused.items():
             if getattr(self, name) != default and self.verify is None:
                 flag = f"--{name.replace('_', '-')}"
