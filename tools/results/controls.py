@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 from cells import ROOT
-from study import STUDY, draw, write
+from study import STUDY
+from study_choices import draw, write
 
 import goldenlayers.models as models
 from goldenlayers.evaluation.metrics import spearman

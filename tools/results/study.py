@@ -16,21 +16,19 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cells import DATA, ROOT
+from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
 from goldenlayers.compare import LocateRun, compare
-from goldenlayers.datasets import load_facts
 from goldenlayers.editors import EditSettings, editor
-from goldenlayers.editors.prefixes import sample_prefixes
-from goldenlayers.facts import Fact
-from goldenlayers.locate import LayerRanking, locate
-from goldenlayers.locate.known import known_facts
+from goldenlayers.locate import published_layer
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import key_statistics
 from goldenlayers.sweep import sweep
@@ -38,120 +36,69 @@ from goldenlayers.truth import Truth, to_json
 from goldenlayers.verify import best_layers, verify
 
 STUDY = ROOT / "docs" / "results" / "study"
-ROWS = ROOT / "runs" / "study"
 MODELS = ("gemma3-270m", "smollm2-135m")
 DATASETS = ("starter", "counterfact_500", "ZsRE-test-all", "wiki_counterfact")
 METHODS = ("rome", "r-rome", "emmet", "ft-m")
 # A third of the default's work per edit; the ranking of the layers is what counts here.
 SETTINGS = EditSettings(steps=15, lr=0.5, prefixes=2)
-TEST, PROXY, TRACED, VERIFY = 10, 100, 8, 5
-SIZES = (5, 10, 20, 50, 100)
-# Method, settings of locate, and how many of the proxy facts.
-RUNS: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("lga", {}, PROXY),
-    ("lga", {"loss": "answer"}, PROXY),
-    ("lga", {"scope": "down"}, PROXY),
-    ("lga", {"scope": "attention"}, PROXY),
-    ("lga", {"scope": "block"}, PROXY),
-    ("transfer", {}, PROXY),
-    ("transfer", {"reach": True}, PROXY),
-    ("saliency", {}, PROXY),
-    ("cma", {}, TRACED),
-)
+VERIFY = 5
+SPREAD = ", spread"
+SIZES = (5, 10, 20, 50, 100, 200, 300)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Test and proxy facts about different subjects; ``known`` are proxy facts for tracing."""
+@dataclass
+class Block:
+    """A model and a data set: what its cells have in common.
 
-    test: list[Fact]
-    proxy: list[Fact]
-    known: list[Fact]
-
-
-def draw(model: Model, data: str, shared: Path) -> Facts:
-    """Starter facts are those that the model knows; of the other sets any fact will do."""
-    source = DATA[data] if data == "starter" else str(shared / DATA[data])
-    drawn = list(load_facts(source, limit=600, seed=0, skip_invalid=True))
-    if data == "starter":
-        drawn = known_facts(model, drawn)
-    # Fewer kinds of probes make another Overall: the facts with the most kinds come first.
-    drawn.sort(key=lambda f: -(bool(f.rephrasings) + bool(f.locality) + bool(f.portability)))
-    subjects: set[str] = set()
-    distinct = []
-    for fact in drawn:
-        if fact.subject.casefold() not in subjects:
-            subjects.add(fact.subject.casefold())
-            distinct.append(fact)
-    test, rest = distinct[:TEST], distinct[TEST:]
-    proxy = rest[:PROXY]
-    known = proxy if data == "starter" else known_facts(model, rest)
-    return Facts(test, proxy, known[:TRACED])
-
-
-def located(model: Model, data: str, facts: Facts, statistics: Any) -> list[LocateRun]:
-    """The layer choices on the proxy facts; kept, so that a second call is quick."""
-    prefixes = sample_prefixes(model, 5, 8, 0)
-    runs = []
-    for method, settings, count in RUNS:
-        name = "-".join([model.name, data, method, *(f"{k}-{v}" for k, v in settings.items())])
-        path = ROWS / f"{name}.json"
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            chosen = facts.known if method == "cma" else facts.proxy[:count]
-            if not chosen:
-                continue
-            rows: list[dict[str, Any]] = []
-            extra = {"statistics": statistics, "prefixes": prefixes} if method == "transfer" else {}
-            ranking = locate(model, chosen, method, on_rows=rows.extend, **extra, **settings)
-            record = {"ranking": ranking.to_json(), "rows": rows}
-            write(path, record)
-            print(f"  {name}: {ranking.candidates} {ranking.seconds:.0f} s", flush=True)
-        runs.append(
-            LocateRun(
-                name,
-                LayerRanking.from_json(record["ranking"]),
-                sorted(record["rows"], key=lambda row: str(row["fact"])),
-                settings,
-            )
-        )
-    return runs
-
-
-def verified(
-    model: Model,
-    facts: Facts,
-    runs: list[LocateRun],
-    method: str,
-    statistics: Any,
-    values: dict[Any, Any],
-    seconds: dict[str, float],
-) -> list[LocateRun]:
-    """The paper's LGA and plain transfer with their five best layers raced on proxy facts.
-
-    Each race has values of its own, shared with the other editors' races of that choice alone;
-    ``seconds`` holds ROME's times, which the editors that take over its values would need too.
+    ``values`` and ``races`` hold what the value search found, for the sweep and by race: editors
+    that differ in the solve alone take it over. ``spent`` holds ROME's seconds, which those editors
+    would need too if they stood alone.
     """
-    found = list(runs)
-    for i, run in enumerate(runs):
-        if run.settings or run.method not in ("lga", "transfer"):
+
+    model: Model
+    data: str
+    facts: Facts
+    runs: list[LocateRun]
+    wide: list[LocateRun]
+    statistics: Any
+    values: dict[Any, Any] = field(default_factory=dict)
+    races: dict[tuple[str, str], dict[Any, Any]] = field(default_factory=dict)
+    spent: dict[tuple[str, str] | str, float] = field(default_factory=dict)
+
+
+def raced(block: Block, method: str, kind: str) -> list[LocateRun]:
+    """Choices with five layers raced on proxy facts.
+
+    ``kind`` "": the five best layers of the paper's LGA and of plain transfer. SPREAD: of transfer
+    alone, layers at least two apart, the published depth among them.
+    """
+    needs = editor(method).needs_statistics
+    found = []
+    for run in block.runs:
+        if run.settings or run.method not in (("transfer",) if kind else ("lga", "transfer")):
             continue
+        layers = best_layers(run.ranking, VERIFY)
+        if kind:
+            published = published_layer(len(block.model.layers))
+            spread = best_layers(run.ranking, VERIFY, spacing=2)
+            layers = list(dict.fromkeys([published, *spread]))[:VERIFY]
+        key = (run.run, kind)
         choice = verify(
-            model,
-            facts.proxy,
-            best_layers(run.ranking, VERIFY),
+            block.model,
+            block.facts.proxy,
+            layers,
             method,
             settings=SETTINGS,
-            statistics=statistics,
-            found_values=values.setdefault(run.run, {}),
+            statistics=block.statistics if needs else None,
+            # Each race has values of its own: its time is to be that of a race that stands alone.
+            found_values=block.races.setdefault(key, {}),
         )
         record = choice.to_json()
         if method == "rome":
-            seconds[run.run] = choice.seconds
-        elif shares_values(method) and run.run in seconds:
-            record["seconds"] = max(choice.seconds, seconds[run.run])
-        found[i] = dataclasses.replace(run, verified=record)
+            block.spent[key] = choice.seconds
+        elif shares_values(method) and key in block.spent:
+            record["seconds"] = max(choice.seconds, block.spent[key])
+        found.append(dataclasses.replace(run, verified=record))
     return found
 
 
@@ -160,58 +107,32 @@ def shares_values(method: str) -> bool:
     return method in ("r-rome", "emmet")
 
 
-def cell(
-    model: Model,
-    data: str,
-    method: str,
-    facts: Facts,
-    runs: list[LocateRun],
-    statistics: Any,
-    values: dict[Any, Any],
-    races: dict[Any, Any],
-    spent: dict[str, float],
-) -> dict[str, Any]:
+def cell(block: Block, method: str) -> dict[str, Any]:
     """Sweep, judge, verify: one cell's record."""
     start = time.perf_counter()
-    needs = editor(method).needs_statistics
+    model = block.model
     found = sweep(
         model,
-        facts.test,
+        block.facts.test,
         method,
         settings=SETTINGS,
-        statistics=statistics if needs else None,
-        found_values=values,
+        statistics=block.statistics if editor(method).needs_statistics else None,
+        found_values=block.values,
     )
     # Editors that take over ROME's values would need its time if they stood alone.
-    spent[method] = found.seconds
-    seconds = spent.get("rome", found.seconds) if shares_values(method) else found.seconds
+    block.spent[method] = found.seconds
+    seconds = block.spent.get("rome", found.seconds) if shares_values(method) else found.seconds
     truth = Truth.from_rows(found.rows)
-    runs = verified(model, facts, runs, method, statistics if needs else None, races, spent)
-    judged = compare(truth, runs, sweep_seconds=seconds, sizes=SIZES, n_layers=len(model.layers))
-    record = judged.to_json()
     summary = to_json(truth)
-    for choice in record["choices"]:
-        for name in ("run", "note", "scope", "loss", "fence"):
-            choice.pop(name, None)
-    record["proxy_sizes"] = [
-        {
-            "name": curve["name"],
-            "points": [
-                {k: point[k] for k in ("n", "regret", "sd", "wins", "layer", "agreement")}
-                for point in curve["points"]
-            ],
-        }
-        for curve in record["proxy_sizes"]
-    ]
-    return {
+    record = {
         "model": model.name,
-        "data": data,
+        "data": block.data,
         "method": method,
-        "n_test": len(facts.test),
-        "n_proxy": len(facts.proxy),
-        "n_traced": len(facts.known),
+        "n_test": len(block.facts.test),
+        "n_proxy": len(block.facts.proxy),
+        "n_traced": len(block.facts.known),
         "settings": dataclasses.asdict(SETTINGS),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": 0.0,
         "sweep_seconds": round(seconds, 1),
         "facts": list(truth.facts),
         "overall": [[None if v != v else round(v, 2) for v in row] for row in truth.table()],
@@ -223,34 +144,84 @@ def cell(
             name: summary[name]
             for name in ("golden_layers", "oracle", "gap", "wins", "sample_optima", "split_half")
         },
-        "layer_scores": {
-            run.run.removeprefix(f"{model.name}-{data}-"): [
-                float(f"{one.score:.5g}") for one in run.ranking.layers
-            ]
-            for run in runs
-        },
-        "compare": record,
+        "layer_scores": layer_scores(model.name, block.data, block.runs),
+        "compare": judged(block, truth, method, seconds),
     }
+    record["seconds"] = round(time.perf_counter() - start, 1)
+    return record
+
+
+def layer_scores(model: str, data: str, runs: list[LocateRun]) -> dict[str, list[float]]:
+    """Every run's scores by layer."""
+    return {
+        run.run.removeprefix(f"{model}-{data}-"): [
+            float(f"{one.score:.5g}") for one in run.ranking.layers
+        ]
+        for run in runs
+    }
+
+
+def judged(
+    block: Block,
+    truth: Truth,
+    method: str,
+    seconds: float,
+    kept: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The choices judged, and their curves over the number of proxy facts.
+
+    Races that are among the ``kept`` choices are not run again.
+    """
+    how = {"sweep_seconds": seconds, "sizes": SIZES, "n_layers": len(block.model.layers)}
+    record = compare(truth, block.runs, **how).to_json()
+    raced_already = {one["name"]: one for one in kept if " verified" in one["name"]}
+    for kind in ("", SPREAD):
+        asked = ("transfer",) if kind else ("lga mlp sequence tukey", "transfer")
+        names = [f"{name} verified{kind}" for name in asked]
+        if not all(name in raced_already for name in names):
+            fresh = compare(truth, raced(block, method, kind), **how).to_json()["choices"]
+            raced_already |= {
+                one["name"] + kind: one | {"name": one["name"] + kind}
+                for one in fresh
+                if one["name"].endswith(" verified")
+            }
+        record["choices"] += [raced_already[name] for name in names]
+    for choice in record["choices"]:
+        for name in ("run", "note", "scope", "loss", "fence"):
+            choice.pop(name, None)
+    curves = {one["name"]: one for one in record["proxy_sizes"]}
+    wide = compare(truth, block.wide, **how).to_json()
+    curves |= {one["name"]: one for one in wide["proxy_sizes"]}
+    record["proxy_sizes"] = [
+        {
+            "name": curve["name"],
+            "points": [
+                {k: point[k] for k in ("n", "regret", "sd", "wins", "layer", "agreement")}
+                for point in curve["points"]
+                if point["n"] in SIZES  # not the odd number of facts that there happen to be
+            ],
+        }
+        for curve in curves.values()
+    ]
+    return record
+
+
+def judged_again(block: Block, record: dict[str, Any]) -> dict[str, Any]:
+    """A finished cell with the choices as they are made now; races are not run again."""
+    kept = record["compare"]["choices"]
+    fresh = judged(block, truth_of(record), record["method"], record["sweep_seconds"], kept)
+    scores = layer_scores(record["model"], record["data"], block.runs)
+    return record | {"layer_scores": scores, "compare": fresh}
+
+
+def truth_of(record: dict[str, Any]) -> Truth:
+    """Overall by fact and layer, from a cell's record."""
+    values = np.array([[np.nan if v is None else v for v in row] for row in record["overall"]])
+    return Truth(tuple(record["facts"]), tuple(range(values.shape[1])), {"overall": values})
 
 
 def path_of(model: str, data: str, method: str) -> Path:
     return STUDY / f"{model}-{data}-{method}.json"
-
-
-def write(path: Path, record: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rounded(record)) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to six digits: a cell is to be small."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return [rounded(v) for v in value] if isinstance(value, list) else value
 
 
 def blocks(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -266,18 +237,25 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after this")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="judge the choices of the cells that are there anew, without sweeping",
+    )
     args = parser.parse_args()
     start = time.perf_counter()
     loaded: dict[str, tuple[Model, Any]] = {}
     for name, data in blocks(args):
-        missing = [m for m in args.methods if not path_of(name, data, m).exists()]
-        if not missing:
+        there = [m for m in args.methods if path_of(name, data, m).exists()]
+        missing = [m for m in args.methods if m not in there]
+        work = there if args.again else missing
+        if not work:
             continue
         if data != "starter" and not (args.shared / DATA[data]).exists():
             print(f"open: {name} × {data}: {args.shared / DATA[data]} is not there")
             continue
         if time.perf_counter() - start > 60 * args.minutes:
-            print(f"open: {name} × {data}: {', '.join(missing)}")
+            print(f"open: {name} × {data}: {', '.join(work)}")
             continue
         if name not in loaded:
             model = models.load(name)
@@ -288,19 +266,16 @@ def main() -> None:
         print(f"{name} × {data}", flush=True)
         facts = draw(model, data, args.shared)
         runs = located(model, data, facts, statistics)
-        values: dict[Any, Any] = {}
-        races: dict[Any, Any] = {}
-        spent: dict[str, float] = {}
-        for method in missing:
-            record = cell(model, data, method, facts, runs, statistics, values, races, spent)
-            write(path_of(name, data, method), record)
+        wide = wider(model, data, facts, statistics, runs)
+        block = Block(model, data, facts, runs, wide, statistics)
+        for method in work:
+            path = path_of(name, data, method)
+            if args.again:
+                record = judged_again(block, json.loads(path.read_text(encoding="utf-8")))
+            else:
+                record = cell(block, method)
+            write(path, record)
             print(f"  {method}: golden {record['golden_layers']['overall']}", flush=True)
-            for choice in record["compare"]["choices"]:
-                print(
-                    f"    {choice['name']:34} {choice['layer']} regret {choice['regret']:.1f} "
-                    f"rho {choice['spearman']} {choice['seconds']}",
-                    flush=True,
-                )
 
 
 if __name__ == "__main__":

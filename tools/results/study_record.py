@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from study import DATASETS, METHODS, MODELS, path_of
+from study import DATASETS, METHODS, MODELS, SPREAD, path_of, truth_of
 
-from goldenlayers.truth import Truth
+from goldenlayers.evaluation.metrics import resampled_means, spearman
 
 Cell = dict[str, Any]
 RANK_ONE = ("rome", "r-rome", "emmet")
 # Choices by their name in compare.json, and what the page calls them.
 LGA, KTA = "lga mlp sequence tukey", "transfer"
-NOT_LAST = "lga mlp sequence raw, not the last"
+NOT_LAST = "lga mlp sequence inner"
 NAMES = {
     LGA: "LGA (the paper's: MLP, whole text, fences)",
     "lga mlp sequence raw": "LGA without fences",
@@ -30,6 +31,7 @@ NAMES = {
     "lga block sequence tukey": "LGA, whole block",
     KTA: "KTA",
     "transfer reach": "KTA with reach",
+    "transfer align": "KTA with reach and alignment",
     "lga+transfer mlp sequence": "LGA and KTA, mean of ranks",
     "cma": "CMA",
     "saliency mlp sequence": "saliency",
@@ -38,6 +40,7 @@ NAMES = {
     "random layer": "a random layer (expected)",
     f"{LGA} verified": "LGA, five best verified",
     f"{KTA} verified": "KTA, five best verified",
+    f"{KTA} verified{SPREAD}": "KTA's best two apart and the published depth, five verified",
 }
 MAIN = (
     LGA,
@@ -58,26 +61,38 @@ def load() -> list[Cell]:
     return [json.loads(p.read_text(encoding="utf-8")) for p in paths if p.exists()]
 
 
-def truth_of(cell: Cell) -> Truth:
-    """Overall by fact and layer."""
-    values = np.array([[np.nan if v is None else v for v in row] for row in cell["overall"]])
-    return Truth(tuple(cell["facts"]), tuple(range(values.shape[1])), {"overall": values})
-
-
 def choices(cell: Cell) -> dict[str, dict[str, Any]]:
-    """The cell's choices by name, with one that was thought of after the study's first cells."""
-    found = {one["name"]: one for one in cell["compare"]["choices"]}
-    lga = found["lga mlp sequence raw"]
-    scores, means = cell["layer_scores"]["lga"], cell["by_metric"]["overall"]
-    order = sorted(range(len(scores) - 1), key=lambda layer: -scores[layer])
-    golden = cell["golden_layers"]["overall"]
-    found[NOT_LAST] = lga | {
-        "name": NOT_LAST,
-        "layer": order[0],
-        "regret": means[golden] - means[order[0]],
-        "hit_at": {k: float(golden in order[: int(k)]) for k in "135"},
-    }
-    return found
+    """The cell's choices by name."""
+    return {one["name"]: one for one in cell["compare"]["choices"]}
+
+
+def agreement(cell: Cell, repeats: int = 200) -> tuple[float, float]:
+    """How well the test facts know the layers' order, and what a perfect choice could reach.
+
+    The first is the rank correlation of the layers' means over random halves of the test facts.
+    The second is the square root of that, stepped up to all facts by Spearman and Brown's formula
+    2r/(1+r): about the rank correlation to be expected of the true order with the measured one.
+    """
+    table = truth_of(cell).table()
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(repeats):
+        order = generator.permutation(len(table))
+        one, other = (table[part].mean(0) for part in np.array_split(order, 2))
+        found.append(spearman(one.tolist(), other.tolist()))
+    half = mean_of(found)
+    return half, math.sqrt(max(0.0, 2 * half / (1 + half)))
+
+
+def by_chance(cell: Cell, repeats: int = 2000) -> float:
+    """The regret that the best layer itself would show, on other test facts of the same number.
+
+    Bootstrap over the test facts, their means taken for the truth.
+    """
+    truth = truth_of(cell)
+    drawn = resampled_means(truth.table(), repeats, 0)  # (S, L)
+    best = truth.layers.index(truth.golden_layer())
+    return float((drawn.max(axis=1) - drawn[:, best]).mean())
 
 
 def number(value: float | None, digits: int = 1) -> str:
