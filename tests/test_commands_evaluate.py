@@ -117,7 +117,9 @@ def test_an_editor_is_judged_as_in_python(
 ) -> None:
     out = tmp_path / "run"
     assert golden(checkpoint, out, "--method", method, "--mode", mode, *QUICK) == 0
-    assert f"{method} at layer 1, {mode}: 4 facts" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{method} at layer 1, {mode}: 4 facts" in shown
+    assert ("What is left of an edit" in shown) == (mode == "sequential")
     rows, summary = results(out)
     assert ordered(rows) == by_library(checkpoint, method=method, mode=mode, layer=1)
     assert (summary["method"], summary["mode"], summary["layer"]) == (method, mode, 1)

@@ -89,7 +89,11 @@ def run(config: EvaluateConfig) -> int:
 
 
 def show(found: Evaluation, data: str) -> None:
-    """Print the figures: mean, standard error, interval, scored and unscored rows, reasons."""
+    """Print the figures: mean, standard error, interval, scored and unscored rows, reasons.
+
+    After a sequence of edits, what the later ones left of the earlier ones, too.
+    """
+    from goldenlayers.evaluation import retention
     from goldenlayers.report.terminal import show as put
     from goldenlayers.report.terminal import table
 
@@ -108,9 +112,23 @@ def show(found: Evaluation, data: str) -> None:
     put(table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows))
     if summary.overall is not None:
         print(f"Overall: mean of {', '.join(summary.overall_of)}.")
+    if found.mode == "sequential" and len(curve := retention(found.rows)) > 1:
+        put(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
     for name, one in summary.metrics.items():
         for reason, count in one.reasons.items():
             print(f"{name}: {count} unscored: {reason}.")
+
+
+_AGES = ("facts", "rewrite right after it", "rewrite in the end")
+
+
+def _ages(curve: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for one in curve:
+        least, most = one["age"]
+        age = str(least) if least == most else f"{least} to {most}"
+        rows.append((age, one["facts"], f"{one['rewrite_at_once']:.1f}", f"{one['rewrite']:.1f}"))
+    return rows
 
 
 def _line(name: str, one: Estimate) -> tuple[Any, ...]:
