@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,39 +45,66 @@ def test_golden_layers_of_other_sweeps_are_choices():
         assert one.n_proxy == 30 and one.run == run.run
     assert choices["golden layer of deep"].speed_up == 2.0
     assert choices["golden layer of part"].seconds is None
-    # The matrix is over the layers that all of them swept.
+    # Each sweep's own golden layer is judged by each sweep that has it.
     transfer = found.transfer
-    assert transfer is not None and transfer.layers == (2, 3)
+    assert transfer is not None
     assert transfer.names == ("mine", "deep (rome on zsre)", "part")
     truths = [truth, deeper.truth, other]
+    assert transfer.golden == tuple(one.golden_layer() for one in truths)
     for i, j in itertools.product(range(3), range(3)):
-        table = [one.table()[:, [one.layers.index(x) for x in (2, 3)]].mean(0) for one in truths]
-        assert transfer.golden[i] == (2, 3)[int(table[i].argmax())]
-        lost = table[j].max() - table[j][table[i].argmax()]
-        assert transfer.regret[i][j].value == pytest.approx(lost)
+        judge, layer = truths[j], transfer.golden[i]
+        lost = transfer.regret[i][j].value
+        if layer in judge.layers:
+            own = dict(zip(judge.layers, judge.means().tolist(), strict=True))
+            assert lost == pytest.approx(max(own.values()) - own[layer])
+        else:
+            assert math.isnan(lost)
+    assert math.isnan(transfer.regret[1][2].value)  # "part" was not swept there
     assert json.loads(json.dumps(found.to_json()))["transfer"]["golden_layers"] == [
         *transfer.golden
     ]
     assert compare(truth, repeats=2).transfer is None
 
 
-def test_sweeps_that_may_not_judge_each_other():
+def test_sweeps_of_one_name_are_told_apart():
     truth = Truth.from_rows(sweep_rows(0))
-    mine = SweepRun("mine", truth, data_sha256="d1", fingerprint="w1")
-    same = SweepRun("same", truth, data_sha256="d1", fingerprint="w1")
-    (warning,) = transfer_warnings(mine, [same], "overall")
-    assert "30 of its 30 facts in common" in warning and "editors" in warning
-    # The ids of another file may be the same without being the same facts.
-    elsewhere = SweepRun("elsewhere", truth, data_sha256="d2", fingerprint="w1")
-    assert transfer_warnings(mine, [elsewhere], "overall") == []
+    pair = [SweepRun("sweep", Truth.from_rows(shifted(i, i)), "rome", f"d{i}") for i in (1, 2)]
+    choices = named(compare(truth, sweeps=pair, repeats=2))
+    assert {"golden layer of sweep (rome on d1)", "golden layer of sweep (rome on d2)"} <= {
+        *choices
+    }
+
+
+def test_what_the_reader_has_to_know_of_other_sweeps():
+    truth = Truth.from_rows(sweep_rows(0))
+    mine = SweepRun("mine", truth, "rome", data_sha256="d1", fingerprint="w1")
+
+    def said(**other: Any) -> list[str]:
+        one: dict[str, Any] = {"run": "one", "truth": truth, "data_sha256": "d1"}
+        return transfer_warnings(mine, [SweepRun(**(one | other))], "overall")
+
+    (editors,) = said(editor="emmet")
+    assert "30 of its 30 facts in common" in editors and "compares the editors" in editors
+    for more in ({"editor": "rome"}, {}):
+        (same,) = said(**more)
+        assert "too good" in same and "editors" not in same
+    (elsewhere,) = said(data_sha256="d2")
+    assert "in other data" in elsewhere
+    assert said(truth=Truth.from_rows(shifted(1, 1, "x"))) == []
+    few = [row for row in shifted(1, 1, "x") if row["metric"] == "rewrite"]
+    (overall,) = said(truth=Truth.from_rows(few))
+    assert "mean of rewrite in sweep 'one', but of rewrite, locality in 'mine'" in overall
     with pytest.raises(UserError, match="other weights"):
-        transfer_warnings(mine, [SweepRun("x", truth, fingerprint="w2")], "overall")
+        said(fingerprint="w2")
     with pytest.raises(UserError, match="has no 'rephrase'"):
-        transfer_warnings(mine, [same], "rephrase")
+        transfer_warnings(mine, [mine], "rephrase")
     apart = SweepRun("apart", truth.limited_to([0, 1]))
     upper = SweepRun("upper", truth.limited_to([2, 3]))
     with pytest.raises(UserError, match="no layer in common"):
         transfer_warnings(apart, [upper], "overall")
+    # One that is judged need not have a layer in common with another that is.
+    assert transfer_warnings(mine, [apart, upper], "overall")
+    assert compare(truth, sweeps=[apart, upper], repeats=2).transfer is not None
 
 
 def test_sweeps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -98,7 +126,8 @@ def test_sweeps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for words in ("Regret of each sweep's golden layer", "C: zsre (rome on zsre)"):
         assert words in shown.out
     said = " ".join(shown.err.split())
-    assert "sweep 'emmet' has 30 of its 30 facts in common" in said and "'zsre' has" not in said
+    assert "sweep 'emmet (emmet on starter)' has 30 of its 30 facts in common" in said
+    assert "sweep 'zsre" not in said
     written = json.loads((out / "compare.json").read_text())
     names = [one["name"] for one in written["choices"] if one["method"] == "sweep"]
     assert names == ["golden layer of emmet", "golden layer of zsre"]

@@ -16,6 +16,7 @@ from goldenlayers.covariance import Covariance
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.locate.ranking import RankingBuilder
+from goldenlayers.locate.reach import Reach, Weights, _unit
 from goldenlayers.locate.transfer import transfer_rows
 from goldenlayers.models.model import Model
 
@@ -266,13 +267,31 @@ def test_alignment_is_the_cosine_of_what_prompt_and_rephrasing_want(name: str) -
         assert row["interference"] == pytest.approx(plain[fact.id]["interference"])
         reach, loss = slow_reach(model, fact, clamp)
         share = np.minimum(1.0, np.array(reach) / loss)
-        expected = share * (1 + transfer - np.array(row["interference"]))
+        spilt = np.minimum(1.0, share * np.array(row["interference"]))
+        expected = share * (1 + transfer) - spilt
         np.testing.assert_allclose(row["phi"], expected, rtol=1e-5, atol=1e-6)
         assert row["rephrasings"] == len(texts) == plain[fact.id]["rephrasings"]
     assert any(len({round(v, 3) for v in row["alignment"]}) > 1 for row in rows.values())
     # In the last block a subject in mid-prompt does nothing.
     assert rows["c"]["alignment"][-1] == 0 == rows["c"]["phi"][-1]
     assert not any(m._forward_hooks for m in model.hf.modules())
+
+
+def test_slopes_are_unit_vectors_however_small_and_gaps_stay_gaps() -> None:
+    g = torch.tensor([[3.0, 4.0], [3e-30, 4e-30], [0.0, 0.0], [float("nan"), 1.0]])
+    unit = _unit(g)
+    torch.testing.assert_close(unit[:2], torch.tensor([[0.6, 0.8], [0.6, 0.8]]))
+    assert (unit[2] == 0).all() and unit[3].isnan().all()
+
+
+def test_what_spills_costs_no_more_than_all_of_locality() -> None:
+    reach = Reach(torch.tensor([[2.0, 0.2]], dtype=torch.float64), torch.ones(1).double(), None)
+    weights = Weights(reach, [torch.ones(1, 2, dtype=torch.float64)], [1])
+    transfer, interference = torch.tensor([0.5, 0.5]).double(), torch.tensor([3.0, 3.0]).double()
+    # The layer at which the answer is out of reach is not the better one for that.
+    torch.testing.assert_close(
+        weights.phi(0, transfer, interference), torch.tensor([0.5, -0.3]).double()
+    )
 
 
 def test_alignment_with_itself_is_whole_and_stand_ins_are_aligned_too() -> None:

@@ -213,14 +213,17 @@ def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
     assert found.cells == 12
 
 
-def test_a_cluster_too_small_is_refused_in_place_of_waiting():
+def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
     ray = pytest.importorskip("ray")
     from goldenlayers.sweep.cluster import RayEngine
 
     there = torch.cuda.device_count()
+    engine = RayEngine(there + 1, gpu=True)
+    start: Any = None  # refused before it is looked at
     with pytest.raises(UserError, match=f"has {there} GPUs, and each of {there + 1} workers"):
-        RayEngine(there + 1, gpu=True)
-    assert not ray.is_initialized()  # it ended what it started
+        engine.open(start, there)
+    engine.close([])
+    assert not ray.is_initialized()
 
 
 def test_ray_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch):

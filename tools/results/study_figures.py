@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study import DATASETS, METHODS, MODELS
+from study import DATASETS, METHODS, MODELS, SIZES
 from study_record import NAMES, Cell, by_size, mean_of
 
 from goldenlayers.report.figures import OKABE_ITO, save, style
@@ -65,8 +65,8 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
     """Mean regret and agreement against the number of proxy facts."""
     from matplotlib.figure import Figure
 
-    names = ("orange", "sky blue", "bluish green", "vermillion", "blue", "reddish purple")
-    looks = zip((OKABE_ITO[name] for name in names), "osD^vP", strict=True)
+    names = ("orange", "black", "sky blue", "bluish green", "blue", "vermillion", "reddish purple")
+    looks = zip((OKABE_ITO[name] for name in names), "oXsD*^v", strict=True)
     with style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -89,7 +89,7 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
             right.plot(some, [100 * mean_of(a for _, a in points[n]) for n in some], **look)
         for ax, label in ((left, "mean regret (points)"), (right, "subsets that agree (%)")):
             ax.set_xscale("log")
-            ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+            ax.set_xticks(SIZES, [str(n) for n in SIZES])
             ax.minorticks_off()
             ax.set_xlabel("proxy facts")
             ax.set_ylabel(label)

@@ -21,7 +21,7 @@ NOT_LAST = "lga mlp sequence inner"
 NAMES = {
     LGA: "LGA (the paper's: MLP, whole text, fences)",
     "lga mlp sequence raw": "LGA without fences",
-    NOT_LAST: "LGA without fences, the last block left out (post hoc)",
+    NOT_LAST: "LGA without fences, the last block left out",
     "lga mlp sequence cosine": "LGA, mean cosine",
     "lga mlp sequence normalised": "LGA over the gradients' norms",
     "lga mlp answer tukey": "LGA, answer loss",
@@ -52,6 +52,20 @@ MAIN = (
     "published",
     "middle",
     "random layer",
+)
+
+BY_BLOCK = (
+    LGA,
+    NOT_LAST,
+    KTA,
+    "transfer reach",
+    "transfer align",
+    "cma",
+    "published",
+    "random layer",
+    f"{LGA} verified",
+    f"{KTA} verified",
+    f"{KTA} verified{SPREAD}",
 )
 
 
@@ -108,9 +122,10 @@ def by_size(cells: Sequence[Cell]) -> dict[str, dict[int, list[tuple[float, floa
     """Rule → number of facts → (regret, agreement) of each cell that has that many."""
     wanted = (
         LGA,
+        NOT_LAST,
         "lga mlp answer tukey",
-        "lga mlp sequence cosine",
         KTA,
+        "transfer align",
         "lga+transfer mlp sequence",
         "saliency mlp sequence",
     )

@@ -171,7 +171,7 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
 
     A layer is never judged on the facts it was chosen with.
     """
-    from goldenlayers.commands.golden import golden_layer
+    from goldenlayers.commands.golden import golden_layer, whole
     from goldenlayers.datasets import load_facts
     from goldenlayers.locate import locate
 
@@ -187,7 +187,8 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
             fix="Judge fewer facts (--limit), or give --layer N (golden locate finds one)",
         )
     with shared.progress("locating with lga", "facts") as bar:
-        ranking = locate(model, pool[:_PROXY_FACTS], "lga", data="starter", on_progress=bar)
+        found = locate(model, pool[:_PROXY_FACTS], "lga", data="starter", on_progress=bar)
+    ranking = whole(found)
     shared.say(
         f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts, none about a "
         "judged subject"

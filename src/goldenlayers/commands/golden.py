@@ -11,10 +11,18 @@ from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
+    from goldenlayers.locate import LayerRanking
     from goldenlayers.models.model import Model
 
 _PROXY_FACTS = 200
 _VERSION = 1  # of what LGA computes: to be raised when its scores change
+
+
+def whole(ranking: LayerRanking) -> LayerRanking:
+    """The ranking, unless Ctrl-C cut it short: then the command that needs it ends, too."""
+    if ranking.interrupted:
+        raise KeyboardInterrupt
+    return ranking
 
 
 def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
@@ -32,9 +40,12 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
     )
     try:
         ranking = LayerRanking.from_json(path.read_text(encoding="utf-8"))
+        # Kept before rankings of part of the facts were told apart.
+        if any(warning.startswith("Interrupted") for warning in ranking.warnings):
+            raise ValueError
     except (OSError, ValueError, UserError):  # not there, or of another version
         with shared.progress("locating with lga", "facts") as bar:
-            ranking = locate(model, facts, "lga", data=facts.name, on_progress=bar)
+            ranking = whole(locate(model, facts, "lga", data=facts.name, on_progress=bar))
         with disk_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}.part")

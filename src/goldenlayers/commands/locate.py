@@ -91,7 +91,8 @@ def run(config: LocateConfig) -> int:
             except (UserError, KeyboardInterrupt) as error:
                 stopped = error  # the ranking stands without the rest
                 if folder is not None:
-                    folder.log(f"stopped after the ranking: {type(error).__name__}: {error}")
+                    when = "while ranking" if ranking.interrupted else "after the ranking"
+                    folder.log(f"stopped {when}: {type(error).__name__}: {error}")
         if folder is not None:
             write(folder, ranking, verified)
     with showing():
@@ -197,6 +198,11 @@ def _verify(
 
     layers = best_layers(ranking, config.verify or 1, spacing=config.spacing)
     layers = list(dict.fromkeys([*layers, *_also(config, model)]))
+    if len(layers) < 2:
+        raise UserError(
+            f"--also names layer {layers[0]}, the choice itself: there is nothing to race",
+            fix="Name another layer, or raise --verify",
+        )
     if config.neighbours:
         layers = with_neighbours(layers, len(model.layers))
     settings = _race_settings(config)

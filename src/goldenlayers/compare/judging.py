@@ -88,7 +88,9 @@ def compare(
         if method not in named:
             ranking = LayerRanking.fixed(method, width, layer, top_k=width)
             choices.append(judge.as_run(LocateRun("", ranking)))
-    choices += [judge.of_sweep(one) for one in sweeps]
+    folders = [one.run for one in sweeps]
+    for one in sweeps:
+        choices.append(judge.of_sweep(one, one.run if folders.count(one.run) == 1 else one.label))
     rules: list[Rule] = []
     for run in runs:
         own = rules_of(run)
@@ -173,7 +175,7 @@ class _Judge:
         note = "expected over the layers"
         return Choice("random layer", "random", None, mean, regret, hit_at=hits, note=note)
 
-    def of_sweep(self, sweep: SweepRun) -> Choice:
+    def of_sweep(self, sweep: SweepRun, name: str) -> Choice:
         """Another sweep's golden layer, on these facts and with this editor."""
         order = sweep.truth.ranking(self.metric)
         if not order:
@@ -181,7 +183,7 @@ class _Judge:
         scores = np.full(1 + max(*sweep.truth.layers, *self.truth.layers), np.nan)
         scores[list(sweep.truth.layers)] = eligible_means(sweep.truth.table(self.metric))
         return replace(
-            self._choice(f"golden layer of {sweep.run}", "sweep", order),
+            self._choice(f"golden layer of {name}", "sweep", order),
             spearman=self._spearman(scores.tolist()),
             n_proxy=len(sweep.truth.facts),
             run=sweep.run,

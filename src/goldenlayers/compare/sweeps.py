@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from goldenlayers.errors import UserError
 from goldenlayers.store import RunFolder
-from goldenlayers.truth import Truth
+from goldenlayers.truth import OVERALL, Truth
 
 SCORES, SUMMARY = "scores.jsonl", "summary.json"
 
@@ -89,36 +89,46 @@ def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) 
         metric: by which.
 
     Returns:
-        What the reader has to know: sweeps over the same facts, say with another editor, compare
-        editors alone.
+        What the reader has to know: facts in common, so that a layer is judged by what it was
+        chosen with; an Overall that is made of other metrics.
 
     Raises:
         UserError: a sweep of other weights, without the metric, or without a layer in common.
     """
     found = []
     for one in others:
+        name = f"sweep '{one.label}'"
         if one.fingerprint and sweep.fingerprint and one.fingerprint != sweep.fingerprint:
             raise UserError(
-                f"sweep '{one.run}' was made on other weights than '{sweep.run}' "
+                f"{name} was made on other weights than '{sweep.run}' "
                 f"({one.fingerprint[:12]} and {sweep.fingerprint[:12]})",
                 expected="sweeps of one model: layers of another mean something else",
             )
         if metric not in one.truth.metrics:
-            raise UserError(
-                f"sweep '{one.run}' has no '{metric}'", expected=", ".join(one.truth.metrics)
-            )
+            raise UserError(f"{name} has no '{metric}'", expected=", ".join(one.truth.metrics))
         if not set(one.truth.layers) & set(sweep.truth.layers):
             raise UserError(
-                f"sweeps '{one.run}' and '{sweep.run}' have no layer in common",
-                fix="Sweep the same layers",
+                f"{name} and '{sweep.run}' have no layer in common", fix="Sweep the same layers"
             )
-        # Ids may be row numbers, which mean the same fact only in the same file.
-        if not one.data_sha256 or one.data_sha256 == sweep.data_sha256:
-            same = set(one.truth.facts) & set(sweep.truth.facts)
-            if same:
-                found.append(
-                    f"sweep '{one.run}' has {len(same)} of its {len(one.truth.facts)} facts in "
-                    f"common with '{sweep.run}': its layer was chosen with facts that judge it, "
-                    "so this compares the editors, not the facts"
-                )
+        if metric == OVERALL and set(one.truth.overall_of) != set(sweep.truth.overall_of):
+            found.append(
+                f"Overall is the mean of {', '.join(one.truth.overall_of)} in {name}, but of "
+                f"{', '.join(sweep.truth.overall_of)} in '{sweep.run}': their best layers may "
+                "differ for that alone"
+            )
+        if both := set(one.truth.facts) & set(sweep.truth.facts):
+            found.append(_common(one, sweep, name, len(both)))
     return found
+
+
+def _common(one: SweepRun, sweep: SweepRun, name: str, count: int) -> str:
+    facts = f"{count} of its {len(one.truth.facts)} facts"
+    if one.data_sha256 and sweep.data_sha256 and one.data_sha256 != sweep.data_sha256:
+        return (
+            f"{name}: {facts} bear ids of facts of '{sweep.run}', in other data; if they are the "
+            "same facts its layer is judged by what it was chosen with"
+        )
+    text = f"{name} has {facts} in common with '{sweep.run}': its layer is judged by what it was "
+    if one.editor and sweep.editor and one.editor != sweep.editor:
+        return text + "chosen with, so this compares the editors, not the facts"
+    return text + "chosen with, so its figures are too good"

@@ -77,8 +77,8 @@ class LocateConfig(ApartOptions, ModelOptions):
     """--verify: settings of the editor, as NAME VALUE pairs; see `golden editors`."""
 
     spacing: int = 1
-    """--verify: race layers at least so far apart. Neighbours score alike: with 2 the race has more
-    to choose from."""
+    """--verify: race layers at least so far apart, as far as there are any. Neighbours score alike:
+    with 2 the race has more to choose from."""
 
     also: list[str] = dataclasses.field(default_factory=list)
     """--verify: race these layers, too: numbers, or 'published' for the depth that published

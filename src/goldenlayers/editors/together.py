@@ -30,8 +30,10 @@ def edit_together(
     keys = dict(bench.previous_keys)
     try:
         return chosen.together(bench, facts, layer), {}
-    except UserError:
+    except UserError as error:
         set_keys(bench, keys)
+        if isinstance(error, OutOfMemory):  # no fact's fault
+            raise
         if len(facts) == 1 or not chosen.edits_together:
             raise
         failed = _failures(bench, chosen, facts, layer)
@@ -104,6 +106,7 @@ def sequence(
                 step = chosen.together(bench, [fact], layer)
         except UserError as error:
             if on_failed is None or isinstance(error, OutOfMemory):
+                bench.on_done = done
                 raise
             set_keys(bench, keys)  # it may have come as far as to leave some
             last = error

@@ -91,7 +91,8 @@ class Weights:
         share = self.reach.share(fact)
         if self.cosines is None:
             return transfer * share - interference
-        return share * (1 + transfer - interference)
+        # Locality cannot fall below nothing, whatever spills.
+        return share * (1 + transfer) - (share * interference).clamp(max=1.0)
 
     def columns(self, fact: int) -> Row:
         """Further fields of the fact's row."""
@@ -162,7 +163,9 @@ def alignment(
 
 def _unit(g: Tensor) -> Tensor:
     """g/‖g‖; 0 where g is 0: in the last block a subject in mid-prompt does nothing."""
-    return torch.nan_to_num(g / g.norm(dim=-1, keepdim=True))
+    largest = g.abs().amax(dim=-1, keepdim=True)
+    scaled = g / largest  # squares of small slopes would vanish
+    return torch.where(largest == 0, 0.0, scaled / scaled.norm(dim=-1, keepdim=True))
 
 
 def _observed(

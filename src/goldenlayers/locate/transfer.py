@@ -91,9 +91,9 @@ def transfer_rows(
 
     With ``align``, one more backward pass over the rephrasings tells whether they want the change
     that the prompt wants: transfer_L = mean over rephrasings of ρ_L · cos(∂ℓ/∂v_L, ∂ℓ'/∂v'_L), and
-    phi_L = min(1, reach_L / ℓ) · (1 + transfer_L − interference_L). But for constants that is the
-    Overall to be expected: rewrite as far as the answer can be reached, rephrase as far as that
-    carries, locality as far as it does not spill.
+    phi_L = share_L · (1 + transfer_L) − min(1, share_L · interference_L) with share_L =
+    min(1, reach_L / ℓ). But for constants that is the Overall to be expected: rewrite as far as the
+    answer can be reached, rephrase as far as that carries, locality as far as it does not spill.
 
     Args:
         model: a loaded model.

@@ -50,8 +50,8 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SCORES = {
     "lga": ("score: inner product of\nthe two answers' gradients", "nats²"),
     "saliency": ("score: mean size of\nthe new answer's gradient", "nats"),
-    "transfer": ("score: transfer − interference", ""),
-    "kta": ("score: transfer − interference", ""),
+    "transfer": ("score: transfer against interference", ""),
+    "kta": ("score: transfer against interference", ""),
     "cma": ("score: indirect effect", "probability"),
     "middle": ("score: minus the distance\nfrom the layer named", "layers"),
     "published": ("score: minus the distance\nfrom the layer named", "layers"),

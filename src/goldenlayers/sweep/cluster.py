@@ -46,7 +46,7 @@ class RayEngine:
         gpu: whether each needs a GPU.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster at ``address``, or it is too small.
+        UserError: Ray is not installed, or there is no cluster at ``address``.
     """
 
     def __init__(self, workers: int, address: str | None = None, *, gpu: bool = False) -> None:
@@ -63,6 +63,7 @@ class RayEngine:
         self._any = gone.RayError
         self._deadly = (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError)
         self._ours = not ray.is_initialized()
+        self._ours_alone = self._ours and address is None
         if self._ours:
             own: dict[str, Any] = {"num_cpus": workers} if address is None else {}
             try:
@@ -78,20 +79,21 @@ class RayEngine:
                     f"there is no Ray cluster at '{address or 'this machine'}' ({error})",
                     fix="Start one with `ray start --head`, or leave out --address",
                 ) from error
-        held = ray.cluster_resources()
-        for kind, each in (("CPU", 1), ("GPU", 1 if gpu else 0)):
-            # An actor that the cluster has no place for would be waited for without an end.
-            if (there := int(held.get(kind, 0))) < workers * each:
-                self.close([])
-                raise UserError(
-                    f"the Ray cluster has {there} {kind}s, and each of {workers} workers needs one",
-                    fix="Ask for fewer --workers"
-                    + (", or use --device cpu" if kind == "GPU" and not there else ""),
-                )
-        self._threads = max(1, int(held.get("CPU", 1)) // workers)
+        self._threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
 
     def open(self, start: Start, number: int) -> _Actor:
-        """Start an actor."""
+        """Start an actor.
+
+        Raises:
+            UserError: the cluster that was started here has no place for it. (Others may grow.)
+        """
+        gpus = int(self._ray.cluster_resources().get("GPU", 0))
+        if self._gpu and self._ours_alone and number >= gpus:
+            # It would be waited for without an end.
+            raise UserError(
+                f"this machine has {gpus} GPUs, and each of {self.workers} workers needs one",
+                fix="Ask for fewer --workers" if gpus else "Use --device cpu",
+            )
         if self._started is None:
             self._started = self._ray.put(self._shipped(start))
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpu else 0}

@@ -63,12 +63,11 @@ class TransferMatrix:
     """Golden layers of several sweeps, each judged on every other.
 
     ``regret[i][j]`` is what sweep j loses, against its own golden layer, by the golden layer of
-    sweep i.
+    sweep i; NaN if sweep j does not have that layer.
     """
 
     names: tuple[str, ...]
     golden: tuple[int, ...]
-    layers: tuple[int, ...]
     regret: tuple[tuple[Interval, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -155,22 +154,24 @@ def split_half(
 def transfer_matrix(truths: Mapping[str, Truth], metric: str = OVERALL) -> TransferMatrix:
     """Does a golden layer carry from one sweep to the next? Data sets, or editors, of one model.
 
+    Each sweep has the golden layer of all its layers; where another sweep lacks that layer, there
+    is no regret (NaN).
+
     Raises:
-        UserError: fewer than two sweeps, or no layer that all of them swept.
+        UserError: fewer than two sweeps, or one without a golden layer.
     """
     if len(truths) < 2:
         raise UserError("a transfer needs at least two sweeps")
-    common = set.intersection(*(set(truth.layers) for truth in truths.values()))
-    if not common:
-        raise UserError("the sweeps have no layer in common", fix="Sweep the same layers")
-    limited = {name: truth.limited_to(sorted(common)) for name, truth in truths.items()}
-    golden = {name: truth.golden_layer(metric) for name, truth in limited.items()}
+    golden = [truth.golden_layer(metric) for truth in truths.values()]
+    unknown = Interval(math.nan, math.nan, math.nan, 0)
     return TransferMatrix(
-        tuple(limited),
-        tuple(golden.values()),
-        tuple(sorted(common)),
+        tuple(truths),
+        tuple(golden),
         tuple(
-            tuple(truth.regret(layer, metric) for truth in limited.values())
-            for layer in golden.values()
+            tuple(
+                truth.regret(layer, metric) if layer in truth.layers else unknown
+                for truth in truths.values()
+            )
+            for layer in golden
         ),
     )
