@@ -76,21 +76,26 @@ def _scores(facts: NDArray[np.float64], layer: int, places: Sequence[int]) -> li
 
 
 def main() -> None:
-    # Editors that share their values score alike: one of them speaks for them.
+    # Editors that share their values score alike: ROME speaks for them.
     cells = [c for c in load() if c["method"] not in RANK_ONE[1:]]
     found: list[dict[str, Any]] = []
     for name, candidates in KINDS.items():
         for n in FACTS:
-            results = [played(cell, candidates(cell), n) for cell in cells]
-            regrets = [regret for regret, _ in results]
+            results = [(c["method"], *played(c, candidates(c), n)) for c in cells]
             found.append(
                 {
                     "candidates": name,
                     "facts": n,
                     "cells": len(cells),
-                    "regret": statistics.fmean(regrets),
-                    "worst": max(regrets),
-                    "edits": statistics.fmean(edits for _, edits in results),
+                    "edits": statistics.fmean(edits for _, _, edits in results),
+                    "regret": {
+                        method: statistics.fmean(r for m, r, _ in results if m == method)
+                        for method in ("rome", "ft-m")
+                    },
+                    "worst": {
+                        method: max(r for m, r, _ in results if m == method)
+                        for method in ("rome", "ft-m")
+                    },
                 }
             )
             print(found[-1], flush=True)

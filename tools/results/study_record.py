@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from study import DATASETS, METHODS, MODELS, SPREAD, path_of, truth_of
+from study import DATASETS, LONG, METHODS, MODELS, SPREAD, path_of, truth_of
 
 from goldenlayers.evaluation.metrics import resampled_means, spearman
 
@@ -41,6 +41,7 @@ NAMES = {
     f"{LGA} verified": "LGA, five best verified",
     f"{KTA} verified": "KTA, five best verified",
     f"{KTA} verified{SPREAD}": "KTA's best two apart and the published depth, five verified",
+    f"{KTA} verified{LONG}": "the same on 32 facts in place of 8 (ROME)",
 }
 MAIN = (
     LGA,
@@ -66,6 +67,7 @@ BY_BLOCK = (
     f"{LGA} verified",
     f"{KTA} verified",
     f"{KTA} verified{SPREAD}",
+    f"{KTA} verified{LONG}",
 )
 
 
