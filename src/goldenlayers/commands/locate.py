@@ -244,7 +244,8 @@ def show_verified(choice: VerifiedChoice) -> None:
             None if one.mean.value != one.mean.value else f"{one.mean.value:.1f}",
             interval(one.mean.low, one.mean.high),
             None if i == 0 or one.behind.value != one.behind.value else f"{one.behind.value:.1f}",
-            None if i == 0 else interval(one.behind.low, one.behind.high),
+            # Overall lies between 0 and 100: a difference goes no further than 100.
+            None if i == 0 else interval(max(one.behind.low, -100), min(one.behind.high, 100)),
             "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
         )
         for i, one in enumerate(choice.evidence)
