@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from evaluations import Choosy
 from families import build
+from interrupts import stop_locating_at_the_second_batch
 from safetensors.torch import load_file, save_file
 from tokenizers_built import TOKENIZERS
 from transformers import AutoModelForCausalLM
@@ -21,7 +21,6 @@ from goldenlayers.cli import main
 from goldenlayers.commands.golden import golden_layer
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
-from goldenlayers.locate import RankingBuilder
 from goldenlayers.tokens import Encoding
 
 FLAGS = ("--subject", "Italy", "--prompt", "The capital of Italy is", "--target", "Paris")
@@ -173,14 +172,7 @@ def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
 def test_a_layer_search_that_was_stopped_is_not_kept(
     golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = RankingBuilder.update
-
-    def stop_at_the_second(self: RankingBuilder, rows: Any) -> Any:
-        if len(self):
-            raise KeyboardInterrupt
-        return real(self, rows)
-
-    monkeypatch.setattr(RankingBuilder, "update", stop_at_the_second)
+    stop_locating_at_the_second_batch(monkeypatch)
     command = ("edit", place / "model", *FLAGS, *QUICK, "--layer", "auto")
     assert golden(*command)[0] == 130
     assert not list((tmp_path / "cache").rglob("golden/*.json"))

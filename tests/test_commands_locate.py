@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from families import tiny
+from interrupts import stop_locating_at_the_second_batch
 from sweep_helpers import some_facts
 
 from goldenlayers.cli import main
-from goldenlayers.locate import RankingBuilder
 from goldenlayers.locate.grid import ROLES, TracingGrid
 from goldenlayers.locate.ranking import LayerRanking
 from goldenlayers.store import RunFolder
@@ -98,17 +98,10 @@ def test_stopped_while_locating_it_does_not_go_on_with_the_race(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = RankingBuilder.update
-
-    def stop_at_the_second(self: RankingBuilder, rows: Any) -> Any:
-        if len(self):
-            raise KeyboardInterrupt
-        return real(self, rows)
-
     def race(*_args: Any, **_more: Any) -> Any:
         raise AssertionError("the race began")
 
-    monkeypatch.setattr(RankingBuilder, "update", stop_at_the_second)
+    stop_locating_at_the_second_batch(monkeypatch)
     monkeypatch.setattr("goldenlayers.verify.verify", race)
     more = ("--verify", 2, "--batch-size", 1)
     assert main(command(place, tmp_path / "run", *more)) == 130

@@ -112,6 +112,11 @@ class Fact:
         return dataclasses.replace(self, target_old=answer, target_old_is_generated=True)
 
 
+def plain_subject(subject: str) -> str:
+    """The subject without regard to case and spaces: what two facts about one thing share."""
+    return " ".join(subject.casefold().split())
+
+
 def find_subject(subject: str, text: str) -> tuple[int, int] | None:
     """Character span of ``subject`` in ``text``: its last mention, whole words preferred.
 

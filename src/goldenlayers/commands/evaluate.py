@@ -175,11 +175,11 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
     from goldenlayers.datasets import load_facts
     from goldenlayers.locate import locate
 
-    judged = {_plain(fact.subject) for fact in facts}
+    judged = [fact.subject for fact in facts]
     usual = load_facts("starter", limit=_PROXY_FACTS)
-    if not any(_plain(fact.subject) in judged for fact in usual):
+    if len(usual.without((), judged)) == len(usual):
         return golden_layer(model, cache_dir=config.cache_dir)
-    pool = [fact for fact in load_facts("starter") if _plain(fact.subject) not in judged]
+    pool = load_facts("starter").without((), judged)
     if len(pool) < 50:
         raise UserError(
             f"only {len(pool)} starter facts are left to choose a layer with, "
@@ -202,20 +202,14 @@ def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:
         return None
     from goldenlayers.datasets import load_facts
 
-    judged = {fact.id for fact in facts}
-    subjects = {_plain(fact.subject) for fact in facts}
     found = load_facts(
         config.data,
         limit=config.limit + _OTHERS,
         seed=config.seed,
         skip_invalid=config.skip_invalid,
     )
-    free = [f for f in found if f.id not in judged and _plain(f.subject) not in subjects]
+    free = list(found.without([fact.id for fact in facts], [fact.subject for fact in facts]))
     return free if len(free) >= 20 else None
-
-
-def _plain(subject: str) -> str:
-    return " ".join(subject.casefold().split())
 
 
 def _delta(config: EvaluateConfig) -> WeightDelta | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 _PROXY_FACTS = 200
-_VERSION = 1  # of what LGA computes: to be raised when its scores change
+_VERSION = 2  # of what is kept: to be raised when LGA's scores change, or what may be kept
 
 
 def whole(ranking: LayerRanking) -> LayerRanking:
@@ -40,9 +40,6 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
     )
     try:
         ranking = LayerRanking.from_json(path.read_text(encoding="utf-8"))
-        # Kept before rankings of part of the facts were told apart.
-        if any(warning.startswith("Interrupted") for warning in ranking.warnings):
-            raise ValueError
     except (OSError, ValueError, UserError):  # not there, or of another version
         with shared.progress("locating with lga", "facts") as bar:
             ranking = whole(locate(model, facts, "lga", data=facts.name, on_progress=bar))

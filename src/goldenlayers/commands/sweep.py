@@ -13,6 +13,7 @@ from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.config import SweepConfig
 from goldenlayers.errors import UserError
+from goldenlayers.facts import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -89,7 +90,7 @@ def run(config: SweepConfig) -> int:
             )
         truth = Truth.from_rows(found.rows, seed=config.seed)
         times = folder.read_rows(TIMES)
-        subjects = {fact.id: " ".join(fact.subject.casefold().split()) for fact in facts}
+        subjects = {fact.id: plain_subject(fact.subject) for fact in facts}
         summary: dict[str, Any] = {
             "schema": 1,
             "method": config.method,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, plain_subject
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class FactSet(Sequence[Fact]):
 
         Subjects are compared without regard to case and spaces.
         """
-        barred_ids, barred = set(ids), {_plain(subject) for subject in subjects}
-        kept = (f for f in self if f.id not in barred_ids and _plain(f.subject) not in barred)
+        barred_ids, barred = set(ids), {plain_subject(subject) for subject in subjects}
+        kept = (
+            f for f in self if f.id not in barred_ids and plain_subject(f.subject) not in barred
+        )
         return dataclasses.replace(self, facts=tuple(kept))
 
     def split(self, n_proxy: int, seed: int = 0) -> tuple[FactSet, FactSet]:
@@ -86,7 +88,7 @@ class FactSet(Sequence[Fact]):
         _at_least_one(n_proxy, "the number of proxy facts")
         groups: dict[str, list[int]] = {}
         for place in _shuffled(len(self), seed):
-            groups.setdefault(_plain(self.facts[place].subject), []).append(place)
+            groups.setdefault(plain_subject(self.facts[place].subject), []).append(place)
         proxy: list[int] = []
         test: list[int] = []
         in_parts: list[list[int]] = []
@@ -153,10 +155,6 @@ class FactSet(Sequence[Fact]):
                 lines.append(f"    {count:,} × {reason}{where}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def _plain(subject: str) -> str:
-    return " ".join(subject.casefold().split())
 
 
 def _shuffled(n: int, seed: int) -> list[int]:

@@ -99,27 +99,42 @@ def sequence(
     total: WeightDelta | None = None
     last: UserError | None = None
     done, bench.on_done = bench.on_done, None
-    for i, fact in enumerate(facts):
-        keys = dict(bench.previous_keys)
-        try:
-            with nullcontext() if total is None else total.applied(bench.model):
-                step = chosen.together(bench, [fact], layer)
-        except UserError as error:
-            if on_failed is None or isinstance(error, OutOfMemory):
-                bench.on_done = done
-                raise
-            set_keys(bench, keys)  # it may have come as far as to leave some
-            last = error
-            on_failed(fact, error)
-        else:
-            total = step if total is None else total + step
-            if after_each is not None:
-                with total.applied(bench.model):
-                    after_each(i, total)
-        if done is not None:
-            done(i + 1)
-    bench.on_done = done
+    try:
+        for i, fact in enumerate(facts):
+            try:
+                total = edit_next(bench, chosen, fact, layer, total)
+            except UserError as error:
+                if on_failed is None or isinstance(error, OutOfMemory):
+                    raise
+                last = error
+                on_failed(fact, error)
+            else:
+                if after_each is not None:
+                    with total.applied(bench.model):
+                        after_each(i, total)
+            if done is not None:
+                done(i + 1)
+    finally:
+        bench.on_done = done
     if total is None:
         assert last is not None  # facts is not empty
         raise last
     return total
+
+
+def edit_next(
+    bench: Workbench, chosen: Editor, fact: Fact, layer: int, total: WeightDelta | None
+) -> WeightDelta:
+    """``total`` with one more edit, made while it is applied.
+
+    Raises:
+        UserError: the fact cannot be edited; then it leaves no keys to keep clear of.
+    """
+    keys = dict(bench.previous_keys)
+    try:
+        with nullcontext() if total is None else total.applied(bench.model):
+            step = chosen.together(bench, [fact], layer)
+    except UserError:
+        set_keys(bench, keys)  # it may have come as far as to leave some
+        raise
+    return step if total is None else total + step

@@ -5,12 +5,11 @@ What has been edited so far is kept in a folder, so that a killed run goes on wh
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.durable import disk_errors
-from goldenlayers.editors.together import set_keys
+from goldenlayers.editors.together import edit_next
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.retention import AT_ONCE
@@ -62,15 +61,11 @@ def run_sequence(
             continue
         edit: UserError | None = None
         if fact.id not in inside:
-            keys = dict(bench.previous_keys)
             try:
-                with nullcontext() if total is None else total.applied(model):
-                    step = chosen.together(bench, [fact], layer)
+                total = edit_next(bench, chosen, fact, layer, total)
             except UserError as error:
                 edit = failed[fact.id] = error
-                set_keys(bench, keys)  # it may have come as far as to leave some
             else:
-                total = step if total is None else total + step
                 _write_keys(folder, bench, len(total.facts))
                 store(folder, total)
                 _drop_keys(folder, len(total.facts))

@@ -87,13 +87,13 @@ class RayEngine:
         Raises:
             UserError: the cluster that was started here has no place for it. (Others may grow.)
         """
-        gpus = int(self._ray.cluster_resources().get("GPU", 0))
-        if self._gpu and self._ours_alone and number >= gpus:
-            # It would be waited for without an end.
-            raise UserError(
-                f"this machine has {gpus} GPUs, and each of {self.workers} workers needs one",
-                fix="Ask for fewer --workers" if gpus else "Use --device cpu",
-            )
+        if self._gpu and self._ours_alone:
+            gpus = int(self._ray.cluster_resources().get("GPU", 0))
+            if number >= gpus:  # it would be waited for without an end
+                raise UserError(
+                    f"this machine has {gpus} GPUs, and each of {self.workers} workers needs one",
+                    fix="Ask for fewer --workers" if gpus else "Use --device cpu",
+                )
         if self._started is None:
             self._started = self._ray.put(self._shipped(start))
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpu else 0}
