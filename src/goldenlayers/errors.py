@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from goldenlayers.shown import shown
+
 
 class UserError(Exception):
     """Something the user gave is wrong; the command line shows it without a traceback and exits 2.
+
+    The message is one line that is safe to show, whatever the names in it hold; ``found`` and the
+    others are as they were given.
 
     Args:
         found: what was found, and where (file, row, field).
@@ -29,7 +34,7 @@ class UserError(Exception):
 
 def _sentence(text: str) -> str:
     """``text`` with one full stop, unless it ends as a question or an ellipsis."""
-    text = text.rstrip()
+    text = shown(text.rstrip())
     return text if text.endswith(("?", "!", "…", "...")) else text.rstrip(".") + "."
 
 

@@ -10,6 +10,7 @@ from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import LocateConfig
 from goldenlayers.errors import UserError
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -253,8 +254,8 @@ def show_verified(choice: VerifiedChoice) -> None:
     columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
     show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
     for warning in choice.warnings:
-        print(f"Warning: {warning}.")
-    print(
+        put(f"Warning: {warning}.")
+    put(
         f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
         f"{choice.seconds:.1f} s: {choice.stopped_because}."
     )

@@ -14,6 +14,7 @@ from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.config import SweepConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -149,7 +150,7 @@ def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
 
 def show(truth: Truth, summary: dict[str, Any]) -> None:
     """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
-    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import show as show_table
     from goldenlayers.report.terminal import table
 
     names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
@@ -179,20 +180,20 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
         )
     columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
     if rows:
-        put(table(title, columns, rows))
+        show_table(table(title, columns, rows))
     for name in without:
         means = [f"{value:.3g}" for value in truth.means(name)]
         lines = list(zip(truth.layers, means, truth.scored(name).tolist(), strict=True))
-        put(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
+        show_table(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
     if truth.leading is not None:
         _show_best(truth, truth.leading)
     if "overall" in names:
-        print(f"Overall: mean of {', '.join(truth.overall_of)}.")
+        put(f"Overall: mean of {', '.join(truth.overall_of)}.")
     if rows:
-        print(_ORACLE)
+        put(_ORACLE)
     if split := summary["split_half"]:
         regret = split["regret"]
-        print(
+        put(
             f"A layer chosen on {split['n_proxy']} of the facts loses {regret['value']:.1f} points "
             f"({_interval(regret['low'], regret['high'])}) on the other {split['n_test']}, and is "
             f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."
