@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
-from goldenlayers.config import LocateConfig
+from goldenlayers.config import LocateConfig, whole_number
 from goldenlayers.errors import UserError
 from goldenlayers.shown import put
 
@@ -178,8 +178,8 @@ def _also(config: LocateConfig, model: Model) -> list[int]:
     for text in config.also:
         if text == "published":
             found.append(published_layer(len(model.layers)))
-        elif text.isdecimal():
-            found.append(model.layers[int(text)].index)
+        elif (layer := whole_number(text)) is not None:
+            found.append(model.layers[layer].index)
         else:
             raise UserError(f"--also is '{text}'", expected="layer numbers, or published")
     return found

@@ -123,15 +123,16 @@ def layers_named(text: str, n_layers: int) -> list[int]:
         return list(range(n_layers))
     found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
+        match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise UserError(f"--layers is '{text}'", expected="all, or such as 0-11 or 0,3,5-8")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if max(found) >= n_layers:
-        raise UserError(
-            f"--layers names layer {max(found)}",
-            expected=f"layers 0 to {n_layers - 1} of this model",
-        )
+        if last >= n_layers:  # before the range is made: it may be endless
+            raise UserError(
+                f"--layers names layer {last}",
+                expected=f"layers 0 to {n_layers - 1} of this model",
+            )
+        found |= set(range(first, last + 1))
     return sorted(found)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_seed
 from goldenlayers.hooks import observe
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
@@ -203,6 +203,7 @@ def key_statistics(
     _positive("batch_tokens", batch_tokens)
     if not 0 <= settle < math.inf:
         raise UserError(f"settle is {settle}", expected="0 (never stop early) or more")
+    check_seed(seed)
     source = open_source(model, text, length=length, batch_tokens=batch_tokens, seed=seed)
     settings: dict[str, Any] = {
         "format": FORMAT,
