@@ -15,6 +15,7 @@ ROOT = Path(goldenlayers.__file__).parent
 # From the ground up: a room may import those before it. ``cli`` knows the commands by name only and
 # calls them through importlib, so `golden run` can hand a saved command back to it.
 ORDER: list[str] = [
+    "shown",
     "errors",
     "memory",
     "facts",

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from goldenlayers import config
 from goldenlayers.errors import UserError
+from goldenlayers.shown import OutputLost, put, say, showing, unescaped, without_styles
 
 # name → (config class, module of goldenlayers.commands whose run(config) does it)
 COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -34,57 +35,30 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with showing():
+            return _run(arguments)
+    except OutputLost as error:
+        say(f"golden: {error}. What was written to files is whole.")
+        return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
     if arguments in (["--version"], ["-V"]):
         from goldenlayers import __version__
 
-        print(f"goldenlayers {__version__}")
+        put(f"goldenlayers {__version__}")
         return 0
-    status = 0
-    with showing():
-        try:
-            status = dispatch(parse(arguments))
-        except UserError as error:
-            status = 2
-            say(f"golden: {error}")
-        except KeyboardInterrupt:
-            status = 130
-            say("golden: interrupted")
-    return status
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; results go to standard output, this does not."""
     try:
-        print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:  # as in `2>&1 | head`: no reason to stop the work
-        _to_nowhere(sys.stderr)
-
-
-@contextlib.contextmanager
-def showing() -> Iterator[None]:
-    """Within it, output whose reader went away (head, less) ends the block, and no more than that.
-
-    What is printed afterwards goes nowhere, so the work behind the block is done in any case.
-    """
-    try:
-        yield
-        if sys.stdout is not None:  # it is None where it was closed from the start
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _to_nowhere(sys.stdout)
-    except SystemExit as stop:
-        # Rich makes this of it. A block also ends so after --help, or with wrong flags.
-        if not isinstance(stop.__context__, BrokenPipeError):
-            raise
-        _to_nowhere(sys.stdout)
-
-
-def _to_nowhere(stream: Any) -> None:
-    """Let what is still buffered, and what comes later, vanish: else the exit would complain."""
-    with contextlib.suppress(OSError, ValueError):  # no real file, as in a notebook
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        return dispatch(parse(arguments))
+    except UserError as error:
+        say(f"golden: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("golden: interrupted")
+        return 130
+    except SystemExit as stop:  # the parser's, after the help or with wrong flags
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -95,16 +69,22 @@ def parse(arguments: Sequence[str]) -> Any:
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
         for name, (kind, _) in COMMANDS.items()
     )
-    return tyro.cli(
-        _union(choices),
-        prog="golden",
-        args=list(arguments) or ["--help"],
-        description=(
-            "Find the golden layer of a language model, edit its knowledge there, and measure "
-            "honestly what changed."
-        ),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    said = io.StringIO()
+    try:
+        # The help is ours and may have colours; a complaint repeats what was given.
+        with contextlib.redirect_stdout(unescaped(sys.stdout)), contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _union(choices),
+                prog="golden",
+                args=list(arguments) or ["--help"],
+                description=(
+                    "Find the golden layer of a language model, edit its knowledge there, and "
+                    "measure honestly what changed."
+                ),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    finally:
+        say(*without_styles(said.getvalue()).splitlines())
 
 
 def _union(choices: tuple[Any, ...]) -> Any:

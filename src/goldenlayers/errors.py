@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+from goldenlayers.shown import shown
 
 
 class UserError(Exception):
     """Something the user gave is wrong; the command line shows it without a traceback and exits 2.
+
+    The message is one line that is safe to show, whatever the names in it hold; ``found`` and the
+    others are as they were given.
 
     Args:
         found: what was found, and where (file, row, field).
@@ -29,7 +35,7 @@ class UserError(Exception):
 
 def _sentence(text: str) -> str:
     """``text`` with one full stop, unless it ends as a question or an ellipsis."""
-    text = text.rstrip()
+    text = shown(text.rstrip())
     return text if text.endswith(("?", "!", "…", "...")) else text.rstrip(".") + "."
 
 
@@ -86,6 +92,44 @@ class DataError(UserError):
             fix=fix or self.fix,
             reason=self.reason,
         )
+
+
+LARGEST_SEED = 2**63 - 1  # what every generator of random numbers takes
+
+
+def check_number(
+    name: str, value: object, low: float, high: float, *, whole: bool = True, above: bool = False
+) -> None:
+    """Refuse what is no number from ``low`` to ``high``; numpy's numbers count as numbers.
+
+    ``name`` says in the message what the number is. Both ends are allowed, but ``low`` is not where
+    the number must be ``above`` it.
+
+    Raises:
+        UserError: text, NaN, infinity, a number out of the range ...
+    """
+    kind = "a whole number" if whole else "a number"
+    if whole:
+        number = hasattr(value, "__index__") and not isinstance(value, bool)
+    else:
+        number = hasattr(value, "__float__") and not isinstance(value, bool | str)
+    if not number:
+        raise UserError(f"{name} is {value!r}", expected=kind)
+    found: Any = value
+    if not (found > low if above else found >= low):  # NaN is refused, too
+        expected = f"{kind} above {low:g}" if above else f"{low:,} or more"
+        raise UserError(f"{name} is {value}", expected=expected)
+    if found > high:
+        raise UserError(f"{name} is {value}", expected=f"{high:,} or less")
+
+
+def check_seed(seed: object) -> None:
+    """Refuse a seed that not every generator of random numbers takes.
+
+    Raises:
+        UserError: no whole number from 0 to 2^63 - 1.
+    """
+    check_number("the seed", seed, 0, LARGEST_SEED)
 
 
 def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:

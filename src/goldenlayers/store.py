@@ -23,6 +23,7 @@ import yaml
 from goldenlayers import durable
 from goldenlayers.durable import disk_errors, plain
 from goldenlayers.errors import UserError
+from goldenlayers.shown import LogFormatter
 
 CONFIG, LOG, LOCK = "config.yaml", "log.txt", ".lock"
 
@@ -332,7 +333,7 @@ class RunFolder:
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=100)
         durable.write_text(config, text)
         self._log = _LogFile(self.path / LOG, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._log.setFormatter(LogFormatter("%(asctime)s %(message)s"))
         logging.getLogger("goldenlayers").addHandler(self._log)
         self.log("resumed" if self.resumed else "started")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from goldenlayers.facts import Fact
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -73,4 +74,4 @@ def show(
     show_table(table(f"Answers of {model.name}{more}", columns, rows))
     if len(facts) > 1:
         took = sum(answer.is_new for answer in after)
-        print(f"{took} of {len(facts)} edits took")
+        put(f"{took} of {len(facts)} edits took")

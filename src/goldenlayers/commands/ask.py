@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import saved_delta
 from goldenlayers.config import AskConfig
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -37,14 +38,17 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
     if count < config.tokens:
         shared.say(f"Only {max(0, count)} tokens: the model's context ends there")
     if title:
-        print(f"{title}:")
-    print(f"  {prompt.text}{model.tokenizer.decode(tokens, skip_special_tokens=True)}")
+        put(f"{title}:")
+    more = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+    first, *others = (prompt.text + more).split("\n")
+    # No line of a text can pass for one of ours.
+    put(f"  {first}", *(f"  | {line}" for line in others), limit=None)
     if config.top:
         with torch.no_grad():
             logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
         best = logits[0].float().softmax(-1).topk(min(config.top, model.layers.vocab_size))
-        shown = (
+        candidates = (
             f"{model.tokenizer.decode([i])!r} {p:.3f}"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        print("  next: " + "  ".join(shown))
+        put("  next: " + "  ".join(candidates))

@@ -8,6 +8,7 @@ from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import CompareConfig
 from goldenlayers.errors import UserError
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.compare import Choice, Comparison, LocateRun, SweepRun
@@ -102,7 +103,7 @@ def _origin(sweep: SweepRun) -> dict[str, Any]:
 
 def show(found: Comparison, title: str, data: str) -> None:
     """Print the choices, best first below the yardsticks, and the curves over proxy facts."""
-    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import show as show_table
     from goldenlayers.report.terminal import table
 
     marks = [one for one in found.choices if one.method in ("golden", "oracle", "random")]
@@ -111,12 +112,12 @@ def show(found: Comparison, title: str, data: str) -> None:
     name = "Overall" if found.metric == "overall" else found.metric
     columns = ("choice", "facts", "layer", name, "regret", "at", "rho", "cost")
     facts = f"{found.n_facts} facts" + (f" of {data}" if data else "")
-    put(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
-    print(
-        "regret: points below the golden layer, with the 95 % interval over the facts\n"
-        "at: the golden layer's place in the choice's own order\n"
-        "rho: rank correlation of its layer scores with the sweep's\n"
-        "cost: seconds, and how many times as long the sweep takes"
+    show_table(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
+    put(
+        "regret: points below the golden layer, with the 95 % interval over the facts",
+        "at: the golden layer's place in the choice's own order",
+        "rho: rank correlation of its layer scores with the sweep's",
+        "cost: seconds, and how many times as long the sweep takes",
     )
     if curves := [one for one in found.proxy_sizes if len(one.points) > 1]:
         sizes = sorted({point.n for one in curves for point in one.points})
@@ -125,12 +126,12 @@ def show(found: Comparison, title: str, data: str) -> None:
             at = {p.n: f"{_number(p.regret)} {100 * p.wins:.0f}%" for p in one.points}
             rows.append((_short(one.name), *(at.get(n) for n in sizes)))
         heading = "Mean regret with N proxy facts, and how often the golden layer is chosen"
-        put(table(heading, ("choice", *map(str, sizes)), rows))
+        show_table(table(heading, ("choice", *map(str, sizes)), rows))
     if found.transfer is not None:
-        put(_matrix(found.transfer))
+        show_table(_matrix(found.transfer))
     for one in found.choices:
         if one.note and one.method not in ("oracle", "random"):
-            print(f"{_short(one.name)}: {one.note}.")
+            put(f"{_short(one.name)}: {one.note}.")
     for warning in found.warnings:
         shared.say(f"Warning: {warning}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from goldenlayers.config import DatasetsConfig
+from goldenlayers.shown import put
 
 
 def run(config: DatasetsConfig) -> int:
@@ -10,15 +11,15 @@ def run(config: DatasetsConfig) -> int:
     from goldenlayers import datasets
 
     if config.schema:
-        print(datasets.schema_text())
+        put(*datasets.schema_text().split("\n"))
         return 0
     if config.data is not None:
         facts = datasets.load_facts(
             config.data, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
         )
-        print(facts.summary())
+        put(*facts.summary().split("\n"))
         for fact in list(facts)[: 3 if config.limit is None else None]:
-            print(f"  {fact.id}: {fact.prompt} … {fact.target_old} → {fact.target_new}")
+            put(f"  {fact.id}: {fact.prompt} … {fact.target_old} → {fact.target_new}")
         return 0
     from goldenlayers.report.terminal import show, table
 

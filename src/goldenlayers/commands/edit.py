@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
-from goldenlayers.config import EditConfig
+from goldenlayers.config import EditConfig, whole_number
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
 
@@ -126,12 +126,9 @@ def pick_layer(config: Any, model: Model) -> int:
         UserError: not a number, or no layer of the model.
     """
     if config.layer != "auto":
-        try:
-            layer = int(config.layer)
-        except ValueError:
-            raise UserError(
-                f"--layer is '{config.layer}'", expected="a layer number, or auto"
-            ) from None
+        layer = whole_number(config.layer)
+        if layer is None:
+            raise UserError(f"--layer is '{config.layer}'", expected="a layer number, or auto")
         return model.layers[layer].index
     from goldenlayers.commands.golden import golden_layer
 

@@ -13,6 +13,7 @@ from goldenlayers.commands.edit import refuse_batch
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -94,7 +95,7 @@ def show(found: Evaluation, data: str) -> None:
     After a sequence of edits, what the later ones left of the earlier ones, too.
     """
     from goldenlayers.evaluation import retention
-    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import show as show_table
     from goldenlayers.report.terminal import table
 
     where = f" at layer {found.layer}" if found.layer is not None else ""
@@ -109,14 +110,16 @@ def show(found: Evaluation, data: str) -> None:
         rows.append(_line("counterfact score", summary.counterfact_score))
     if summary.overall is not None:
         rows.append(_line("Overall", summary.overall))
-    put(table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows))
+    show_table(
+        table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows)
+    )
     if summary.overall is not None:
-        print(f"Overall: mean of {', '.join(summary.overall_of)}.")
+        put(f"Overall: mean of {', '.join(summary.overall_of)}.")
     if found.mode == "sequential" and len(curve := retention(found.rows)) > 1:
-        put(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
+        show_table(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
     for name, one in summary.metrics.items():
         for reason, count in one.reasons.items():
-            print(f"{name}: {count} unscored: {reason}.")
+            put(f"{name}: {count} unscored: {reason}.")
 
 
 _AGES = ("facts", "rewrite right after it", "rewrite in the end")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
-from goldenlayers.config import LocateConfig
+from goldenlayers.config import LocateConfig, whole_number
 from goldenlayers.errors import UserError
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -177,8 +178,8 @@ def _also(config: LocateConfig, model: Model) -> list[int]:
     for text in config.also:
         if text == "published":
             found.append(published_layer(len(model.layers)))
-        elif text.isdecimal():
-            found.append(model.layers[int(text)].index)
+        elif (layer := whole_number(text)) is not None:
+            found.append(model.layers[layer].index)
         else:
             raise UserError(f"--also is '{text}'", expected="layer numbers, or published")
     return found
@@ -253,8 +254,8 @@ def show_verified(choice: VerifiedChoice) -> None:
     columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
     show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
     for warning in choice.warnings:
-        print(f"Warning: {warning}.")
-    print(
+        put(f"Warning: {warning}.")
+    put(
         f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
         f"{choice.seconds:.1f} s: {choice.stopped_because}."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from goldenlayers.commands import shared
 from goldenlayers.config import ModelsConfig
+from goldenlayers.shown import put
 
 
 def run(config: ModelsConfig) -> int:
@@ -25,7 +26,7 @@ def run(config: ModelsConfig) -> int:
             progress=shared.say,
         )
         if config.inspect is not None:
-            print(model.layers.describe())
+            put(*model.layers.describe().split("\n"))
         else:
             shared.say(f"{name} is ready")
         return 0
@@ -44,5 +45,5 @@ def run(config: ModelsConfig) -> int:
     ]
     columns = ("name", "family", "layers", "parameters", "licence", "cached")
     show(table("Packaged models", columns, rows))
-    print("Also accepted: a directory, a .gguf file, or a hub id such as openai-community/gpt2-xl.")
+    put("Also accepted: a directory, a .gguf file, or a hub id such as openai-community/gpt2-xl.")
     return 0

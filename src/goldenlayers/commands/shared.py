@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import say
 from goldenlayers.config import (
     ApartOptions,
     DataOptions,
@@ -20,6 +19,7 @@ from goldenlayers.config import (
     to_record,
 )
 from goldenlayers.errors import DataError, UserError
+from goldenlayers.shown import console, say, shown
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -50,7 +50,7 @@ def load_facts(options: DataOptions) -> FactSet:
     limit = None if runs else options.limit
     facts = load(options.data, limit=limit, seed=options.seed, skip_invalid=options.skip_invalid)
     if facts.skipped:
-        say(facts.summary())
+        say(*facts.summary().split("\n"))
     if runs:
         from goldenlayers.commands.apart import apart_from
 
@@ -62,19 +62,14 @@ def load_facts(options: DataOptions) -> FactSet:
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:
     """Say which facts were left out, and why."""
-    shown = [f"  {error}" for error in dropped[:3]]
+    some = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
-    say(
-        "\n".join(
-            [f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *shown, *more]
-        )
-    )
+    say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
 
 
 @contextlib.contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with an estimate, on standard error; silent when that is no terminal."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -85,14 +80,14 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     bar = Progress(
-        TextColumn(what),
+        TextColumn(shown(what), markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
         disable=not sys.stderr.isatty(),
     )

@@ -14,6 +14,7 @@ from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.config import SweepConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
+from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -122,15 +123,16 @@ def layers_named(text: str, n_layers: int) -> list[int]:
         return list(range(n_layers))
     found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
+        match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise UserError(f"--layers is '{text}'", expected="all, or such as 0-11 or 0,3,5-8")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if max(found) >= n_layers:
-        raise UserError(
-            f"--layers names layer {max(found)}",
-            expected=f"layers 0 to {n_layers - 1} of this model",
-        )
+        if last >= n_layers:  # before the range is made: it may be endless
+            raise UserError(
+                f"--layers names layer {last}",
+                expected=f"layers 0 to {n_layers - 1} of this model",
+            )
+        found |= set(range(first, last + 1))
     return sorted(found)
 
 
@@ -149,7 +151,7 @@ def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
 
 def show(truth: Truth, summary: dict[str, Any]) -> None:
     """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
-    from goldenlayers.report.terminal import show as put
+    from goldenlayers.report.terminal import show as show_table
     from goldenlayers.report.terminal import table
 
     names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
@@ -179,20 +181,20 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
         )
     columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
     if rows:
-        put(table(title, columns, rows))
+        show_table(table(title, columns, rows))
     for name in without:
         means = [f"{value:.3g}" for value in truth.means(name)]
         lines = list(zip(truth.layers, means, truth.scored(name).tolist(), strict=True))
-        put(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
+        show_table(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
     if truth.leading is not None:
         _show_best(truth, truth.leading)
     if "overall" in names:
-        print(f"Overall: mean of {', '.join(truth.overall_of)}.")
+        put(f"Overall: mean of {', '.join(truth.overall_of)}.")
     if rows:
-        print(_ORACLE)
+        put(_ORACLE)
     if split := summary["split_half"]:
         regret = split["regret"]
-        print(
+        put(
             f"A layer chosen on {split['n_proxy']} of the facts loses {regret['value']:.1f} points "
             f"({_interval(regret['low'], regret['high'])}) on the other {split['n_test']}, and is "
             f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."

@@ -28,7 +28,7 @@ from goldenlayers.compare.rules import (
 )
 from goldenlayers.compare.runs import LocateRun
 from goldenlayers.compare.sweeps import SweepRun
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.metrics import resampled_means, spearman
 from goldenlayers.locate import published_layer
 from goldenlayers.locate.ranking import LayerRanking
@@ -79,6 +79,8 @@ def compare(
     Raises:
         UserError: the truth has no golden layer by this metric.
     """
+    check_number("repeats", repeats, 1, 10_000)
+    check_seed(seed)
     judge = _Judge(truth, metric, sweep_seconds)
     width = n_layers or max([len(run.ranking.layers) for run in runs], default=truth.layers[-1] + 1)
     choices = [judge.golden(), judge.oracle(), judge.random()]

@@ -19,6 +19,7 @@ from goldenlayers.config.options import (
     from_record,
     path_settings,
     to_record,
+    whole_number,
 )
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
 
@@ -41,4 +42,5 @@ __all__ = [
     "from_record",
     "path_settings",
     "to_record",
+    "whole_number",
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import DataOptions, Dtype, ModelOptions, at_least
+from goldenlayers.config.options import DataOptions, Dtype, ModelOptions
 from goldenlayers.errors import UserError
 
 
@@ -64,7 +64,7 @@ class EditConfig(ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        at_least("limit", self.limit, 1)
+        super().__post_init__()
         by_flags = [self.subject, self.prompt, self.target]
         if self.facts is not None and any(part is not None for part in by_flags):
             raise UserError("both --facts and a fact by flags are given", fix="Give one of them")
@@ -93,10 +93,6 @@ class AskConfig(ModelOptions):
 
     force: bool = False
     """Apply a delta although it was made on other weights."""
-
-    def __post_init__(self) -> None:
-        at_least("tokens", self.tokens, 1)
-        at_least("top", self.top, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +143,7 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        DataOptions.__post_init__(self)
-        at_least("text_tokens", self.text_tokens, 2)
-        if self.batch_size != "auto" and not (
-            self.batch_size.isdecimal() and int(self.batch_size) > 0
-        ):
-            raise UserError(
-                f"--batch-size is '{self.batch_size}'", expected="a number above 0, or auto"
-            )
+        super().__post_init__()
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
 

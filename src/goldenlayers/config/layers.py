@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import ApartOptions, ModelOptions, at_least
+from goldenlayers.config.options import ApartOptions, Checked, ModelOptions, flag
 from goldenlayers.errors import UserError
 
 
@@ -95,14 +95,9 @@ class LocateConfig(ApartOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        ApartOptions.__post_init__(self)
-        at_least("kappa", self.kappa, 0)
-        at_least("top_k", self.top_k, 1)
-        at_least("bootstrap", self.bootstrap, 0)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("verify", self.verify, 1 if self.neighbours or self.also else 2)
-        at_least("verify_facts", self.verify_facts, 1)
-        at_least("spacing", self.spacing, 1)
+        super().__post_init__()
+        if self.verify == 1 and not (self.neighbours or self.also):
+            raise UserError("--verify is 1: there is nothing to race", expected="2 or more")
         for name in ("reach", "align"):
             if getattr(self, name) and self.method != "transfer":
                 raise UserError(
@@ -112,10 +107,10 @@ class LocateConfig(ApartOptions, ModelOptions):
         unused = {"neighbours": False, "verify_set": {}, "spacing": 1, "also": []}
         for name, default in unused.items():
             if getattr(self, name) != default and self.verify is None:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag} is for --verify", fix="Add --verify 5, or leave it out")
+                raise UserError(
+                    f"{flag(name)} is for --verify", fix="Add --verify 5, or leave it out"
+                )
         if self.grid is not None:
-            at_least("grid", self.grid, 1)
             if self.method != "cma":
                 raise UserError(
                     f"--grid is for causal tracing, and the method is {self.method}",
@@ -172,16 +167,13 @@ class SweepConfig(ApartOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
-        ApartOptions.__post_init__(self)
-        at_least("workers", self.workers, 1)
-        if self.chunk != "auto" and not (self.chunk.isdecimal() and int(self.chunk) > 0):
-            raise UserError(f"--chunk is '{self.chunk}'", expected="a number above 0, or auto")
+        super().__post_init__()
         if self.address is not None and self.engine != "ray":
             raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost."""
 
     sweep: Annotated[Positional[Path], arg(metavar="SWEEP")]
@@ -213,8 +205,3 @@ class CompareConfig:
 
     overwrite: bool = False
     """Replace the run folder if it is there already."""
-
-    def __post_init__(self) -> None:
-        at_least("repeats", self.repeats, 1)
-        for size in self.sizes:
-            at_least("sizes", size, 1)

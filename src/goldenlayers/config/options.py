@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import LARGEST_SEED, UserError, check_number
 
 ModelName = Annotated[Positional[str], arg(metavar="MODEL")]
 DataName = Annotated[Positional[str], arg(metavar="[DATA]")]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
+# The smallest and the largest value of every number among the flags, whatever the command. What is
+# larger would only fill the memory, or never end.
+LIMITS: dict[str, tuple[float, float]] = {
+    "batch_size": (1, 100_000),
+    "bootstrap": (0, 100_000),
+    "chunk": (1, 1_000_000),
+    "grid": (1, 10_000),
+    "kappa": (0, 1_000_000),
+    "limit": (1, 1_000_000_000),
+    "rank": (1, 1_000_000),
+    "repeats": (1, 10_000),
+    "seed": (0, LARGEST_SEED),
+    "sizes": (1, 1_000_000_000),
+    "spacing": (1, 10_000),
+    "text_tokens": (2, 100_000_000),
+    "tokens": (1, 100_000),
+    "top": (0, 1_000),
+    "top_k": (1, 10_000),
+    "verify": (1, 10_000),
+    "verify_facts": (1, 1_000_000),
+    "workers": (1, 256),
+}
+_FRACTIONS = ("kappa",)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class Checked:
+    """A config whose numbers lie within ``LIMITS``."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name not in LIMITS or value is None:
+                continue
+            many: list[Any] = value if isinstance(value, list) else [value]
+            for one in many:
+                if f.type == "str":
+                    if one == "auto":
+                        continue
+                    if (one := whole_number(str(one))) is None:
+                        raise UserError(
+                            f"{flag(f.name)} is '{value}'", expected="a number above 0, or auto"
+                        )
+                check_number(flag(f.name), one, *LIMITS[f.name], whole=f.name not in _FRACTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Checked):
     """Which model, and how to load it."""
 
     model: ModelName
@@ -41,7 +88,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(Checked):
     """Which facts."""
 
     data: DataName = "starter"
@@ -56,9 +103,6 @@ class DataOptions:
     skip_invalid: bool = False
     """Leave out invalid rows, and say how many and why, in place of stopping at the first."""
 
-    def __post_init__(self) -> None:
-        at_least("limit", self.limit, 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ApartOptions(DataOptions):
@@ -71,9 +115,14 @@ class ApartOptions(DataOptions):
     facts about their subjects, before --limit draws: proxy and test facts from one file."""
 
 
-def at_least(name: str, value: float | None, low: float) -> None:
-    if value is not None and value < low:
-        raise UserError(f"--{name.replace('_', '-')} is {value}", expected=f"{low} or more")
+def flag(name: str) -> str:
+    """How a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def whole_number(text: str) -> int | None:
+    """The number that ``text`` writes in plain digits; None where it is something else."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def to_record(config: Any) -> dict[str, Any]:

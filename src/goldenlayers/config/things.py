@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from goldenlayers.config.options import Checked
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
@@ -33,7 +35,7 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetsConfig:
+class DatasetsConfig(Checked):
     """List the fact formats, describe our own, or check a file."""
 
     data: Positional[str | None] = None

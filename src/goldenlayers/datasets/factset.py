@@ -11,6 +11,7 @@ from typing import overload
 
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, plain_subject
+from goldenlayers.shown import shown
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class FactSet(Sequence[Fact]):
                 where = f" (row {', '.join(rows[:5])}{more})" if rows else ""
                 lines.append(f"    {count:,} × {reason}{where}")
         lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
 
 def _shuffled(n: int, seed: int) -> list[int]:

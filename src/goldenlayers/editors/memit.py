@@ -35,6 +35,7 @@ from goldenlayers.editors.updates import (
 )
 from goldenlayers.editors.values import Value
 from goldenlayers.facts import Fact
+from goldenlayers.shown import shown
 
 # (workbench, layer, keys (F, B), wanted changes (D, B)) → the layer's update
 Solve = Callable[[Workbench, int, Tensor, Tensor], LowRankUpdate]
@@ -138,7 +139,7 @@ class LeastSquares:
             for members, change in zip(groups, changes, strict=True):
                 update = self.solve(bench, at, keys[members].T, residual[members].T)
                 for text in update.warnings:
-                    warnings.warn(f"{self.name} at layer {at}: {text}", stacklevel=2)
+                    warnings.warn(shown(f"{self.name} at layer {at}: {text}"), stacklevel=2)
                 change[down.parameter_name] = LowRank(update.left.float(), update.right.float())
                 if remember:
                     bench.previous_keys[at] = append_keys(

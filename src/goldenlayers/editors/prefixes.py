@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from goldenlayers.decoding import sample
+from goldenlayers.errors import check_seed
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -22,6 +23,7 @@ def sample_prefixes(model: Model, count: int, n_tokens: int, seed: int = 0) -> l
     Line breaks become spaces and quotation is left as it comes; a text that shows nothing is
     dropped, so there may be fewer.
     """
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     texts = sample(model, count, n_tokens, generator) if count else []
     prefixes = [""]

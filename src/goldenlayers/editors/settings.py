@@ -8,7 +8,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_number
+
+# The least and the most of what is counted; more would only fill the memory, or never end.
+_COUNTS = {
+    "steps": (1, 100_000),
+    "prefixes": (0, 1_000),
+    "prefix_tokens": (1, 1_000),
+    "layers_before": (0, 1_000),
+    "demonstrations": (0, 1_000),
+}
+_MAY_BE_ZERO = ("kl_factor", "weight_decay", "stop_loss", "emmet_lambda")
+_LARGEST = 1e12  # of the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +93,16 @@ class EditSettings:
     """in-context: worked examples put before the prompt."""
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("steps", 1),
-            ("prefixes", 0),
-            ("prefix_tokens", 1),
-            ("layers_before", 0),
-            ("kl_factor", 0),
-            ("weight_decay", 0),
-            ("stop_loss", 0),
-            ("emmet_lambda", 0),
-            ("demonstrations", 0),
-        ):
-            if not getattr(self, name) >= low:  # NaN is refused, too
-                raise UserError(f"{name} is {getattr(self, name)}", expected=f"{low} or more")
-        for name in ("lr", "ft_lr", "clamp", "memit_lambda", "null_space", "l2", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}", expected="a number above 0")
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.type == "bool":
+                if not isinstance(value, bool):
+                    raise UserError(f"{f.name} is {value!r}", expected="true or false")
+            elif f.type == "int":
+                check_number(f.name, value, *_COUNTS[f.name])
+            else:
+                above = f.name not in _MAY_BE_ZERO
+                check_number(f.name, value, 0, _LARGEST, whole=False, above=above)
         if not self.null_space_absolute and self.null_space > 1:
             raise UserError(
                 f"null_space is {self.null_space}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefix, workbench
-from goldenlayers.errors import UserError, near_matches
+from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.metrics import Summary, summarise
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids
@@ -130,6 +130,7 @@ def evaluate(
             that fails for some facts only is no error: their rows are unscored with the reason.
     """
     start = time.perf_counter()
+    check_seed(seed)
     job = Job(model, list(facts), check_metrics(metrics), seed, on_rows, on_progress)
     job.options = {
         "others": others,

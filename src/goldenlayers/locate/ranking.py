@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.locate.fences import Fence, choose, keep, tukey_fences
 
 Array = NDArray[np.float64]
@@ -24,6 +24,7 @@ SCHEMA = 1
 # With 13 proxy facts LGA chose a layer 32 points worse than with 160; others settle on far fewer.
 _ENOUGH_FACTS = {"lga": 100}
 _ENOUGH_FACTS_OTHERWISE = 10
+MOST_RESAMPLES = 100_000
 _CHUNK = 8 * 1024 * 1024  # resampled scores are built in pieces of so many numbers (64 MiB)
 
 
@@ -190,11 +191,11 @@ class RankingBuilder:
             raise UserError(f"unknown fence '{fence}'", expected=" or ".join(get_args(Fence)))
         if reduce not in ("sum", "mean"):
             raise UserError(f"unknown way to reduce '{reduce}'", expected="'sum' or 'mean'")
-        numbers = {"kappa": kappa, "bootstrap": bootstrap, "seed": seed}
-        for name, value in {**numbers, "top_k": top_k - 1, "n_layers": n_layers - 1}.items():
-            if not (np.isfinite(value) and value >= 0):
-                low = 1 if name in ("top_k", "n_layers") else 0
-                raise UserError(f"{name} is {value + low}", expected=f"a number of at least {low}")
+        check_number("kappa", kappa, 0, 1e6, whole=False)
+        check_number("bootstrap", bootstrap, 0, MOST_RESAMPLES)
+        check_number("top_k", top_k, 1, 10**6)
+        check_number("n_layers", n_layers, 1, 10**6)
+        check_seed(seed)
         self.fence: Fence = fence
         self.reduce: Reduce = reduce
         self.method, self.n_layers, self.kappa = method, n_layers, float(kappa)
@@ -327,11 +328,12 @@ class RankingBuilder:
         n, n_layers = phi.shape
         if not self.bootstrap or n < 2:
             return None
-        draws = np.random.default_rng(self.seed).integers(0, n, size=(self.bootstrap, n))
+        generator = np.random.default_rng(self.seed)
         wins = np.zeros(n_layers, dtype=np.int64)
         step = max(1, _CHUNK // (n * n_layers))
         for start in range(0, self.bootstrap, step):
-            scores = self._reduce(phi[draws[start : start + step]])  # (step, L)
+            count = min(step, self.bootstrap - start)
+            scores = self._reduce(phi[generator.integers(0, n, size=(count, n))])  # (count, L)
             chosen = choose(scores, keep(scores, self.fence, self.kappa))
             wins += np.bincount(chosen, minlength=n_layers)
         return wins / self.bootstrap

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.shown import say
 
 MANIFEST = "golden-manifest.json"
 CACHE_VARIABLE = "GOLDENLAYERS_CACHE"
 CONVERTER_VERSION = 1  # raise it when a conversion would now give other files
 
 Progress = Callable[[str], None]
-
-
-def say(message: str) -> None:
-    """The default progress function: one line on standard error."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def models_root(cache_dir: str | Path | None = None) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
 from goldenlayers.models.trial import LogitTransform
+from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -176,7 +177,7 @@ class LayerMap:
             lines.append("layers built unlike layer 0: " + ", ".join(map(str, unlike)))
         elif len(self) > 1:
             lines.append(f"layers 1 to {len(self) - 1} are built like layer 0")
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
 
 def _matrix_line(block: Block, matrix: Matrix) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.shown import console as standard_console
+from goldenlayers.shown import shown
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from goldenlayers.locate.ranking import LayerRanking
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+_LONGEST_CELL = 400  # characters
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -24,11 +28,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     from rich.text import Text
 
     rows = [list(row) for row in rows]
-    made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    heading = Text(shown(title)) if title else None
+    made = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         values = [row[i] for row in rows if row[i] is not None]
         numbers = bool(values) and all(isinstance(value, int | float) for value in values)
-        made.add_column(name, justify="right" if numbers else "left", no_wrap=numbers)
+        made.add_column(Text(_cell(name)), justify="right" if numbers else "left", no_wrap=numbers)
     for row in rows:
         # Text, not str: brackets in a prompt or an answer are no markup.
         made.add_row(*(Text(_cell(value)) for value in row))
@@ -37,9 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def show(renderable: RenderableType, console: Console | None = None) -> None:
     """Print to ``console``, or to standard output."""
-    from rich.console import Console
-
-    (console or Console()).print(renderable)
+    (console or standard_console()).print(renderable)
 
 
 def ranking_table(
@@ -104,7 +107,7 @@ def headline(ranking: LayerRanking) -> str:
         parts.append(facts + (f" of {ranking.data}" if ranking.data else ""))
     if ranking.seconds is not None:
         parts.append(f"{ranking.seconds:.1f} s")
-    return ", ".join(parts)
+    return shown(", ".join(parts))
 
 
 def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
@@ -112,7 +115,7 @@ def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = console or Console()
+    console = console or standard_console()
     ascii_only = not (console.encoding or "").lower().startswith("utf")
     # What is left beside the other columns goes to the bars; if that is too little, no cosine.
     wide = Console(width=1000)
@@ -127,7 +130,7 @@ def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
     )
     console.print(made)
     for warning in ranking.warnings:
-        console.print(Text.assemble(("Warning: ", "bold"), warning))
+        console.print(Text.assemble(("Warning: ", "bold"), shown(warning)))
 
 
 def _cell(value: Any) -> str:
@@ -135,7 +138,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return "-" if value != value else f"{value:.4g}"
-    return str(value)
+    return shown(value, _LONGEST_CELL)
 
 
 def _bars(ranking: LayerRanking, width: int, ascii_only: bool) -> list[str]:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from goldenlayers.models.cache import models_root, sha256_file
+from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -212,7 +213,9 @@ class StatisticsCache:
 
     def _say(self, problem: str) -> None:
         warnings.warn(
-            f"cached key statistics in {self.folder.name}: {problem}; they are collected again",
+            shown(
+                f"cached key statistics in {self.folder.name}: {problem}; they are collected again"
+            ),
             stacklevel=3,
         )
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_seed
 from goldenlayers.hooks import observe
+from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
 from goldenlayers.statistics.corpus import open_documents
 from goldenlayers.statistics.moments import MEMORY_LIMIT, MomentSums
@@ -125,7 +126,7 @@ def collect(
                 try:
                     cache.save_checkpoint(sums, stop_rows)
                 except (OSError, SafetensorError) as error:
-                    warnings.warn(f"no checkpoint could be saved ({error})", stacklevel=3)
+                    warnings.warn(shown(f"no checkpoint could be saved ({error})"), stacklevel=3)
                     cache = None
                 saved = time.monotonic()
                 # Where the sums are so large that saving is slow, save less often.
@@ -202,6 +203,7 @@ def key_statistics(
     _positive("batch_tokens", batch_tokens)
     if not 0 <= settle < math.inf:
         raise UserError(f"settle is {settle}", expected="0 (never stop early) or more")
+    check_seed(seed)
     source = open_source(model, text, length=length, batch_tokens=batch_tokens, seed=seed)
     settings: dict[str, Any] = {
         "format": FORMAT,
@@ -313,7 +315,7 @@ def _check(sums: MomentSums, source: Source, budget: int, d_mlp: int, settled: b
         )
     if sums.n_tokens < budget and not settled:
         warnings.warn(
-            f"{source.description} ended after {sums.n_tokens} of {budget} tokens",
+            shown(f"{source.description} ended after {sums.n_tokens} of {budget} tokens"),
             stacklevel=3,
         )
     for layer, mine in sums.layers.items():

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.editors import EditSettings, edited_layers, editor
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.plan import check_ids
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics
 from goldenlayers.facts import Fact
@@ -113,8 +113,8 @@ def sweep(
     chosen = editor(method)
     where = swept_layers(model, layers)
     settings = settings or EditSettings()
-    if workers < 1:
-        raise UserError(f"the number of workers is {workers}", expected="1 or more")
+    check_number("the number of workers", workers, 1, 256)
+    check_seed(seed)
     if engine not in ("local", "ray"):
         raise UserError(f"unknown engine '{engine}'", expected="local or ray")
     size = chunk_size(chunk, model.device.type)

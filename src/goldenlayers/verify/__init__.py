@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.memory import OutOfMemory, fitting, memory_told
 from goldenlayers.verify.racing import Evidence, VerifiedChoice, race
 
@@ -77,8 +77,8 @@ def verify(
     start = time.perf_counter()
     if not facts:
         raise UserError("there are no facts to verify with", expected="at least one fact")
-    if n_facts < 1:
-        raise UserError(f"the number of facts is {n_facts}", expected="1 or more")
+    check_number("the number of facts", n_facts, 1, 10**9)
+    check_seed(seed)
     chosen, metrics = editor(method), check_metrics(metrics)
     layers = sorted({model.layers[layer].index for layer in candidates})
     settings = settings or EditSettings()

@@ -1,0 +1,133 @@
+"""The numbers among the flags: bounded, finite, and the same whatever the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from goldenlayers import cli, config
+from goldenlayers.commands.sweep import layers_named
+from goldenlayers.config.options import LIMITS
+from goldenlayers.editors import EditSettings
+from goldenlayers.errors import UserError, check_number
+from goldenlayers.locate import RankingBuilder
+
+# What a command cannot do without.
+NEEDED: dict[type, dict[str, Any]] = {
+    config.EditConfig: {"model": "m", "facts": "f"},
+    config.AskConfig: {"model": "m", "prompt": "p"},
+    config.ExportConfig: {"run": "r", "out": "o"},
+    config.SweepConfig: {"model": "m", "out": "o"},
+    config.CompareConfig: {"sweep": "s"},
+    config.LocateConfig: {"model": "m", "method": "cma", "out": "o", "verify": 2},
+    config.EvaluateConfig: {"model": "m"},
+}
+WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
+
+
+def numbers_of(kind: type) -> dict[str, str]:
+    """Fields of a config that hold numbers, with how each is annotated."""
+    return {
+        f.name: str(f.type)
+        for f in dataclasses.fields(kind)
+        if re.search(r"\b(int|float)\b", str(f.type)) or f.name in WORDS_OR_NUMBERS
+    }
+
+
+CASES = [(kind, name) for kind, _ in cli.COMMANDS.values() for name in numbers_of(kind)]
+
+
+def test_every_number_has_limits() -> None:
+    assert {name for _, name in CASES} == set(LIMITS)  # and none is left over
+    assert len(CASES) > 20
+    for low, high in LIMITS.values():
+        assert 0 <= low < high < 2**63
+
+    @dataclasses.dataclass
+    class Another:
+        depth: int | None = None
+
+    assert set(numbers_of(Another)) - set(LIMITS) == {"depth"}  # the test sees a new one
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda x: getattr(x, "__name__", x))
+def test_numbers_out_of_bounds_are_refused(kind: type, name: str) -> None:
+    low, high = LIMITS[name]
+    flag = "--" + name.replace("_", "-")
+    annotated = numbers_of(kind)[name]
+
+    def made(value: Any) -> Any:
+        if annotated == "str":
+            value = str(value)
+        elif annotated.startswith("list"):
+            value = [5, value]
+        return kind(**NEEDED.get(kind, {}) | {name: value})
+
+    made(high)
+    if (kind, name) != (config.LocateConfig, "verify"):  # one layer alone needs --also
+        made(low)
+    wrong = [low - 1, high + 1, 10**30, float("nan"), float("inf"), "x", "5\x1b[31m", "９"]
+    for value in wrong if annotated != "float" else [*wrong[:2], *wrong[3:]]:
+        with pytest.raises(UserError, match=flag):
+            made(value)
+
+
+def test_numbers_are_numbers() -> None:
+    import numpy as np
+
+    for value in (3, np.int64(3), np.uint8(3)):
+        check_number("n", value, 1, 5)
+    for value in (3.0, 0.5, np.float32(2)):
+        check_number("n", value, 0, 5, whole=False)
+    check_number("n", 1, 0, 5, whole=False, above=True)
+    for value in (True, "3", 3.0, None, [3], float("nan"), 0, 6, 10**400):
+        with pytest.raises(UserError, match="n is "):
+            check_number("n", value, 1, 5)
+    for value in ("3", None, float("nan"), float("inf"), -0.1, True):
+        with pytest.raises(UserError, match="n is "):
+            check_number("n", value, 0, 5, whole=False)
+    with pytest.raises(UserError, match="above 0"):
+        check_number("n", 0.0, 0, 5, whole=False, above=True)
+
+
+def test_editor_settings_are_bounded() -> None:
+    for f in dataclasses.fields(EditSettings):
+        wrong: list[Any] = ["x", None, float("nan"), float("inf"), -1, 10**13]
+        if f.type == "bool":
+            wrong = [0, 1, "true", None]
+        for value in wrong:
+            with pytest.raises(UserError, match=f.name):
+                EditSettings(**{f.name: value})
+
+
+def test_layers_are_read_without_counting_them_out() -> None:
+    assert layers_named("0-3,7", 8) == [0, 1, 2, 3, 7]
+    for text, part in (
+        ("0-99999999999", "names layer 99999999999"),
+        ("99999999999", "names layer 99999999999"),
+        ("0-" + "9" * 5000, "--layers is"),
+        ("5-3", "--layers is"),
+        ("-1", "--layers is"),
+        ("1,,2", "--layers is"),
+        ("", "--layers is"),
+        ("１-３", "--layers is"),
+        ("1_0", "--layers is"),
+        ("1-2-3", "--layers is"),
+        ("1\x1b[31m", "--layers is"),
+    ):
+        with pytest.raises(UserError, match=re.escape(part)) as caught:
+            layers_named(text, 12)
+        assert len(str(caught.value)) < 3000 and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bootstrap", 10**12), ("bootstrap", -1), ("bootstrap", 2.5), ("seed", -1), ("seed", 2**70),
+     ("kappa", float("nan")), ("kappa", float("inf")), ("top_k", 0), ("top_k", "5")],
+)  # fmt: skip
+def test_the_library_checks_its_numbers_too(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=name):
+        RankingBuilder("lga", 4, **{name: value})
