@@ -52,6 +52,7 @@ def convert_gguf(
 
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": gguf.name}
@@ -79,8 +80,11 @@ def convert_gguf(
     _follow_bos_flag(tokenizer, header.values)
     model.config.name_or_path = ""
     with quiet_transformers():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # the disk is full or read-only
+            raise OSError(str(error)) from error
         again = AutoTokenizer.from_pretrained(str(folder))
     for text in _SAMPLES:
         if again(text)["input_ids"] != tokenizer(text)["input_ids"]:

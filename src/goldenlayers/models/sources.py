@@ -11,6 +11,7 @@ from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache, hub, packaged
 from goldenlayers.models.model import Model
+from goldenlayers.models.stamps import sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ def _gguf_folder(path: Path, root: Path, progress: cache.Progress) -> Path:
     from goldenlayers.models.gguf_header import read_header
 
     read_header(path)  # not a GGUF file, or cut off: said before it is hashed
-    digest = cache.sha256_file(path)
+    digest = sha256_file(path)
 
     def build(folder: Path) -> dict[str, Any]:
         from goldenlayers.models.convert import convert_gguf
