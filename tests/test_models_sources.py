@@ -15,7 +15,7 @@ from tokenizers_built import byte_level_bpe
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models.sources import open_folder
+from goldenlayers.models.loading import open_folder
 
 
 def save(folder: Path, family: str = "llama") -> Path:
@@ -130,7 +130,8 @@ def test_directories_without_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     refused(tmp_path, "has no config.json", "x.gguf")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "PEFT adapter")
+    refused(tmp_path, "PEFT adapter", "merge it into its base model")
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text("[1]")
     refused(tmp_path, "JSON list")
     (tmp_path / "config.json").write_text("{broken")

@@ -24,6 +24,9 @@ class ModelsConfig:
     clear: str | None = None
     """Remove this packaged model from the cache."""
 
+    verify: str | None = None
+    """Hash every file of this model's cached copy and compare with what was written."""
+
     cache_dir: Path | None = None
     """Where converted models are kept (default: the user cache directory)."""
 
