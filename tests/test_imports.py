@@ -18,6 +18,7 @@ ORDER: list[str] = [
     "errors",
     "memory",
     "facts",
+    "records",
     "durable",
     "store",
     "datasets",
