@@ -164,9 +164,23 @@ def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
     assert status == 0, said
     chosen = WeightDelta.load(tmp_path / "run").layers[0]
     assert f"Layer {chosen}: LGA on 6 starter facts" in said
-    # The second time nothing is located.
-    monkeypatch.setattr("goldenlayers.locate.locate", None)
-    assert golden_layer(models.load(str(place / "model"))) == chosen
+    # The second time nothing is located: not for these weights in this number format.
+    with monkeypatch.context() as patch:
+        patch.setattr("goldenlayers.locate.locate", None)
+        assert golden_layer(models.load(str(place / "model"))) == chosen
+        with pytest.raises(TypeError):
+            golden_layer(models.load(str(place / "model"), dtype="bfloat16"))
+    # A kept layer that was altered is not believed.
+    (kept,) = (tmp_path / "cache").rglob("golden/*.json")
+    text = json.loads(kept.read_text())
+    old = f'"golden_layer": {chosen}'
+    assert old in text["ranking"]
+    text["ranking"] = text["ranking"].replace(old, f'"golden_layer": {(chosen + 1) % 4}')
+    kept.write_text(json.dumps(text))
+    status, _, said = golden(*command, "--overwrite")
+    assert status == 0 and "has changed since it was written" in said
+    assert f"Layer {chosen}: LGA on 6 starter facts" in said
+    assert old in json.loads(kept.read_text())["ranking"]
 
 
 def test_a_layer_search_that_was_stopped_is_not_kept(

@@ -19,6 +19,7 @@ ORDER: list[str] = [
     "errors",
     "memory",
     "facts",
+    "records",
     "durable",
     "store",
     "datasets",

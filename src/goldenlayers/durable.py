@@ -8,14 +8,20 @@ import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.records import text_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_PLAIN_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
+
+SMALL = 64 << 20
+"""Bytes of the largest JSON file that a run writes."""
 
 
 def plain(value: Any) -> Any:
@@ -74,6 +80,67 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Open a plain file (made anew with O_CREAT): the file itself, never one that a link points to.
+
+    Use no O_TRUNC: what is no plain file is noticed only once it is open.
+
+    Raises:
+        UserError: a link, a folder, a pipe or a device; for writing also a file that has a second
+            name elsewhere (a hard link).
+        OSError: what the system refuses otherwise, such as a file that is not there.
+    """
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | safe, 0o644)
+    except OSError as error:
+        if error.errno in _NO_PLAIN_FILE or (error.errno is not None and Path(path).is_symlink()):
+            raise _not_plain(path) from error
+        raise
+    except ValueError as error:  # NUL
+        raise UserError(f"'{str(path)[:60]!a}' cannot be the name of a file") from error
+    found = os.fstat(descriptor)
+    writing = flags & (os.O_WRONLY | os.O_RDWR)
+    if not stat.S_ISREG(found.st_mode) or (writing and found.st_nlink > 1):
+        os.close(descriptor)
+        raise _not_plain(path)
+    return descriptor
+
+
+def _not_plain(path: str | os.PathLike[str]) -> UserError:
+    return UserError(
+        f"{path} is no plain file of its own (but a link, a folder, a pipe or a device)",
+        expected="a file that a golden command wrote",
+        fix="Move it away",
+    )
+
+
+def read_text_file(path: Path, limit: int = SMALL) -> str:
+    """The text of a plain file of at most ``limit`` bytes; links are not followed.
+
+    Raises:
+        UserError: no such file, no plain file, too large, or no UTF-8.
+    """
+    return text_of(read_bytes_file(path, limit), path)
+
+
+def read_bytes_file(path: Path, limit: int = SMALL) -> bytes:
+    """As :func:`read_text_file`, undecoded."""
+    with _reading(path), os.fdopen(open_file(path), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{path} is too large", expected=f"at most {limit >> 10} KiB")
+    return data
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror or error})") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -208,3 +275,22 @@ def lock(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether no process holds the lock of a file or folder; False where that cannot be known."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

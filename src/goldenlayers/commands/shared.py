@@ -160,7 +160,11 @@ def run_folder(
         return
     record: dict[str, Any] = {"command": command, "settings": settings_of(config)}
     if model is not None:
-        record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
+        record["model"] = {
+            "name": model.name,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
     if facts is not None:
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
     if inputs := inputs_of(config):

@@ -67,7 +67,9 @@ def load(
     hf_model, tokenizer = open_folder(
         folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code
     )
-    return Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    model = Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    model.folder = folder
+    return model
 
 
 def locate(
