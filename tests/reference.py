@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from goldenlayers.models.model import Model
 
@@ -123,7 +123,8 @@ def slow_value(
             parts.append(cross_entropy(logits[first - 1 : -1], torch.tensor(ids[first:])))
         nll = torch.stack(parts).mean()
         now = run(*kl_row, delta)[0][kl_row[1]].log_softmax(-1)
-        loss = nll + kl_factor * kl_div(now, kl_clean, log_target=True, reduction="sum")
+        kl = (now.exp() * (now - kl_clean)).sum()  # KL(edited ‖ clean)
+        loss = nll + kl_factor * kl
         for name, d in delta.items():
             loss = loss + weight_decay * d.norm() / norms[name] ** 2
         losses.append(float(loss.detach()))
