@@ -44,6 +44,9 @@ class Published:
     keys_alike: bool = False
     block_residual: bool = False
     cache: dict[int, Tensor] = field(default_factory=dict)
+    # What the value search found on the untouched model; may be shared where all else is equal.
+    found: dict[tuple[str, ...], dict[str, Tensor]] = field(default_factory=dict)
+    edited: bool = False
 
     def __post_init__(self) -> None:
         hf = copy.deepcopy(self.model.hf)
@@ -92,6 +95,7 @@ class Published:
         return raw.T if type(self.down(layer)).__name__ == "Conv1D" else raw
 
     def add(self, layer: int, change: Tensor) -> None:
+        self.edited = True
         with torch.no_grad():
             self.weight(layer).add_(change)
 
@@ -99,9 +103,12 @@ class Published:
 
     def delta(self, fact: Fact, sites: dict[str, nn.Module]) -> dict[str, Tensor]:
         """δ at each site."""
+        key = (fact.id, *sites)
+        if not self.edited and key in self.found:
+            return self.found[key]
         kl = self.model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
         rows = [(t.ids, t.n_prompt, t.lookup) for t in self.texts(fact, fact.target_new)]
-        found, _, _ = slow_value(
+        delta, _, _ = slow_value(
             self.model,
             rows,
             (kl.ids, kl.lookup),
@@ -115,7 +122,9 @@ class Published:
             lr_absolute=True,
             kl_reversed=self.kl_reversed,
         )
-        return found
+        if not self.edited:
+            self.found[key] = delta
+        return delta
 
     # --- one fact
 
@@ -138,7 +147,7 @@ class Published:
 
     # --- many facts, one layer or several
 
-    def K(self, facts: Sequence[Fact], layer: int) -> Tensor:
+    def mean_keys(self, facts: Sequence[Fact], layer: int) -> Tensor:
         """Keys (F, B): the mean of the bare prompt's and of the others' mean."""
         found = []
         for fact in facts:
@@ -170,7 +179,7 @@ class Published:
         changes = {}
         for i, layer in enumerate(layers):
             now = torch.stack([self.bare(written, fact) for fact in facts], dim=1)
-            K = self.K(facts, layer)
+            K = self.mean_keys(facts, layer)
             changes[layer] = solve(layer, K, (z - now) / share(len(layers) - i))
             self.add(layer, changes[layer])
         return changes
@@ -217,7 +226,7 @@ class Published:
 
         changes = self.spread(facts, layers, solve)
         for layer in layers:
-            K = self.K(facts, layer)
+            K = self.mean_keys(facts, layer)
             self.cache[layer] = self.cache.get(layer, torch.zeros_like(K @ K.T)) + K @ K.T
         return changes
 

@@ -1,8 +1,9 @@
-"""Each editor is held to its derivation from the paper, and each choice of it makes a difference."""
+"""Each editor is held to its derivation from the paper; another reading is another update."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ LAYERS = (1, 2)
 # Transposed weights and everything in float64; norms computed in float32 whatever the weights are.
 KINDS = {"gpt2": 1e-6, "llama": 1e-4}
 ROME = {
-    "steps": 6, "lr": 0.5, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
+    "steps": 4, "lr": 0.5, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
     "weight_decay": 0.5, "prefixes": 3, "prefix_tokens": 4,
 }  # fmt: skip
 MEMIT = {
@@ -38,7 +39,7 @@ SETTINGS: dict[str, dict[str, float | int | bool]] = {
     "memit": MEMIT,
     "emmet": {**MEMIT, "emmet_lambda": 0.1},
     "alphaedit": {
-        **MEMIT, "lr": 0.1, "null_space": 1.0, "null_space_absolute": True,
+        **MEMIT, "null_space": 1.0, "null_space_absolute": True,
         "l2": 10.0, "l2_absolute": True,
     },
     "pmet": {**MEMIT, "block_norm": False, "lr": 0.2, "kl_factor": 1.0},
@@ -48,6 +49,10 @@ SETTINGS: dict[str, dict[str, float | int | bool]] = {
     },
     "ft-m": {"steps": 6, "ft_lr": 5e-3, "lr_absolute": True, "stop_loss": 0.01},
 }  # fmt: skip
+
+
+# What the slow value searches found, by model and settings: MEMIT, EMMET and AlphaEdit share it.
+FOUND: dict[tuple[Any, ...], dict[tuple[str, ...], dict[str, Tensor]]] = {}
 
 
 @cache
@@ -71,9 +76,10 @@ def bench(kind: str, method: str, **changes: float | int | bool) -> Workbench:
 
 def derived(work: Workbench, kind: str, **controls: bool) -> Published:
     s = work.settings
+    shared = FOUND.setdefault((kind, *s.of_values, *controls), {})
     return Published(
         work.model, work.prefixes, subject(kind)[1], lr=s.lr, steps=s.steps, clamp=s.clamp,
-        kl_factor=s.kl_factor, weight_decay=s.weight_decay, **controls,
+        kl_factor=s.kl_factor, weight_decay=s.weight_decay, found=shared, **controls,
     )  # fmt: skip
 
 
