@@ -129,9 +129,9 @@ def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> 
     delta = editor("memit").together(work, FACTS, 2)
     assert sorted(delta.layers) == [1, 2]
     values = optimise_values(model, FACTS, 2, work.prefixes, work.settings)
-    clean = lookup_states(model, FACTS, [""], 2, 2)
+    clean = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
     with delta.applied(model):
-        after = lookup_states(model, FACTS, [""], 2, 2)
+        after = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
     contribution = Contribution.of(model, 2)
     wanted = torch.stack([contribution(v.target) - contribution(v.values[0]) for v in values])
     gap = (after.top - clean.top - wanted.float()).norm() / wanted.norm()

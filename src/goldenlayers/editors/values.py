@@ -161,7 +161,7 @@ class _Group:
         for part in self.parts:
             part.add_losses(delta, nll, kl)
         nll = nll / self.n_prefixes
-        # KL(clean ‖ edited), the clean prediction being what is to be kept.
+        # KL(edited ‖ clean): equation 4 of the paper, and what the released code computes.
         loss = nll + s.kl_factor * kl
         for name, change in delta.items():
             loss = loss + s.weight_decay * change.norm(dim=1) / limit[name] ** 2
