@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from goldenlayers.errors import DataError
+from goldenlayers.errors import shortened as _short
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,3 @@ def _probes(made: Fact, name: str) -> None:
                 f"{name} holds {type(value).__name__}, not a Probe", field=f"{name}[{place}]"
             )
     object.__setattr__(made, name, values)
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
