@@ -210,7 +210,7 @@ def test_a_format_or_its_family_may_be_named(called, name):
 
 
 def test_a_text_corpus_is_no_fact_file():
-    with pytest.raises(UserError, match=r"in no format known here .*id, title, text"):
+    with pytest.raises(UserError, match=r"no format known here.*no row has .*id, title, text"):
         load_facts(DATA / "corpora/wikipedia_en_2014_heldout.jsonl")
 
 

@@ -67,7 +67,14 @@ def test_bad_fields_are_refused_by_name(changes, field):
 
 @pytest.mark.parametrize(
     "values",
-    [{"prompt": " "}, {"prompt": "x", "answer": ""}, {"prompt": "x", "aliases": ("",)}],
+    [
+        {"prompt": " "},
+        {"prompt": "x", "answer": ""},
+        {"prompt": "x", "aliases": ("",)},
+        {"prompt": "x", "kind": "\ud800"},
+        {"prompt": "x", "kind": 3},
+        {"prompt": "x", "kind": None},
+    ],
 )
 def test_bad_probes_are_refused(values):
     with pytest.raises(DataError):
@@ -108,11 +115,53 @@ def test_find_subject(subject, text, found):
         ("cafe", unicodedata.normalize("NFD", "le café est"), "cafe\u0301"),
         ("Spain", "The capital of France is", None),
         (" ", "The capital", None),
+        ("L'Aquila", "The mayor of L’Aquila is", "L’Aquila"),
+        ("L’Aquila", "The mayor of L'Aquila is", "L'Aquila"),
+        ("Ocean's Eleven", "Ocean´s Eleven is by", "Ocean´s Eleven"),
+        ('"Heroes"', "Of “Heroes” the", "“Heroes”"),
+        ("Heroes “live”", 'Of Heroes "live" the', 'Heroes "live"'),
+        ("Jean-Luc", "Of Jean–Luc the", "Jean–Luc"),
+        ("2019—20 season", "the 2019-20 season of", "2019-20 season"),
+        ("New York", "In New\u00a0York the", "New\u00a0York"),
+        ("Wait...", "The film Wait… is", "Wait…"),
+        ("Wait…", "The film Wait... is", "Wait..."),
+        ("Zoe", "Of Z\u200boe\u00ad the", "Z\u200boe"),
+        ("e-mail", "the email of", None),
     ],
 )
 def test_near_subject_is_the_prompts_own_spelling(subject, prompt, near):
     assert near_subject(subject, prompt) == near
     assert near is None or find_subject(near, prompt) is not None
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "filled"),
+    [
+        ("France", "The capital of {} is", "The capital of France is"),
+        ("Go", "Google's language {} is", "Google's language Go is"),
+        ("A{}", "Of {}", "Of A{}"),
+        ("x\\1", "{} is", "x\\1 is"),
+        ("東京", "{}の首都は", "東京の首都は"),
+        ("France", "France = {}", "France = {}"),
+        ("d", "d = {}; d[", "d = {}; d["),
+        ("東京", "東京は{}です", "東京は{}です"),
+        ("A{}", "Of A{} the", "Of A{} the"),
+        ("France", "France and {} and {}", "France and {} and {}"),
+        ("France", "France {x}", "France {x}"),
+    ],
+)
+def test_braces_stand_for_a_subject_that_is_not_in_the_prompt(subject, prompt, filled):
+    made = fact(subject=subject, prompt=prompt, rephrasings=[prompt], generation_prompts=[prompt])
+    assert (made.prompt, made.rephrasings, made.generation_prompts) == (
+        *(filled, (filled,)),
+        (filled,),
+    )
+    assert dataclasses.replace(made) == made  # and so does writing and reading it
+
+
+def test_two_places_for_an_absent_subject_are_no_prompt():
+    with pytest.raises(DataError, match=r"is not in the prompt .* or one \{\} in its place"):
+        fact(prompt="{} and {} are")
 
 
 def test_a_subject_that_differs_in_form_is_refused_with_the_right_spelling():

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from goldenlayers.errors import DataError
+from goldenlayers.errors import shortened as _short
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Probe:
         _check_text(self.prompt, "prompt")
         _strip(self, "answer", optional=True)
         _texts(self, "aliases", strip=True)
-        if not isinstance(self.kind, str):
-            raise _not_text(self.kind, "kind")
+        if not isinstance(self.kind, str) or self.kind.strip():
+            _strip(self, "kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ class Fact:
     probes must not move; ``portability`` probes must follow from the edit.
 
     Space around the subject and the answers is dropped (the joint of prompt and answer adds its
-    own); prompts are kept letter for letter.
+    own); prompts are kept letter for letter, but for one thing: where a prompt, a rephrasing or a
+    generation prompt has one "{}" and the subject is not otherwise in it, "{}" stands for the
+    subject, as in the requests of ROME and MEMIT.
 
     Raises:
         DataError: an empty field, something that is not text, a subject that does not stand in
@@ -80,6 +83,10 @@ class Fact:
         _texts(self, "old_aliases", strip=True)
         for name in ("locality", "portability"):
             _probes(self, name)
+        object.__setattr__(self, "prompt", _filled(self.prompt, self.subject))
+        for name in ("rephrasings", "generation_prompts"):
+            texts = tuple(_filled(text, self.subject) for text in getattr(self, name))
+            object.__setattr__(self, name, texts)
         if find_subject(self.subject, self.prompt) is None:
             raise _subject_missing(self.subject, self.prompt)
         if self.target_new == self.target_old:
@@ -117,6 +124,22 @@ def plain_subject(subject: str) -> str:
     return " ".join(subject.casefold().split())
 
 
+def _filled(text: str, subject: str) -> str:
+    """``text`` with the subject in place of its one "{}", if that is what "{}" stands for.
+
+    A mention that is a part of a longer word ("Go" in "Google") is none here, or short subjects
+    could have no template. Only letters that have a case, and digits, make such words: in Chinese
+    or Thai, words touch.
+    """
+    if text.count("{}") != 1:
+        return text
+    for found in re.finditer(re.escape(subject), text):
+        before, after = text[: found.start()][-1:], text[found.end() :][:1]
+        if not any(c == "_" or c.isdigit() or c.lower() != c.upper() for c in before + after):
+            return text
+    return text.replace("{}", subject)
+
+
 def find_subject(subject: str, text: str) -> tuple[int, int] | None:
     """Character span of ``subject`` in ``text``: its last mention, whole words preferred.
 
@@ -134,7 +157,8 @@ def find_subject(subject: str, text: str) -> tuple[int, int] | None:
 def near_subject(subject: str, prompt: str) -> str | None:
     """What stands in the prompt in place of the subject when only its form differs.
 
-    Form: letter case, accents and other Unicode forms, number of spaces. None if nothing does.
+    Form: letter case, accents and other Unicode forms, quotation marks, dashes, spaces, and
+    characters that are not seen. None if nothing does.
     """
     wanted, _ = _plain(subject.strip())
     text, origin = _plain(prompt)
@@ -147,11 +171,21 @@ def near_subject(subject: str, prompt: str) -> str | None:
     return prompt[start:end]
 
 
+# What word processors and sites write for the keyboard's marks.
+_KEYBOARD = str.maketrans(
+    dict.fromkeys("‘’‚‛′ʹʻʼ´`＇", "'")
+    | dict.fromkeys("“”„‟″«»＂", '"')
+    | dict.fromkeys("‐‑‒–—―−﹘﹣－", "-")
+)
+
+
 def _plain(text: str) -> tuple[str, list[int]]:
-    """Text without case, accents and repeated spaces, and each character's place in ``text``."""
+    """Text without differences of form, and each character's place in ``text``."""
     letters: list[str] = []
     origin: list[int] = []
-    for place, character in enumerate(text):
+    for place, character in enumerate(text.translate(_KEYBOARD)):
+        if unicodedata.category(character) == "Cf":  # zero-width spaces, soft hyphens, marks
+            continue
         for letter in unicodedata.normalize("NFKD", character).casefold():
             if unicodedata.combining(letter):
                 continue
@@ -170,16 +204,16 @@ def _subject_missing(subject: str, prompt: str) -> DataError:
         return DataError(
             problem,
             field="subject",
-            expected="the subject letter for letter in the prompt",
+            expected="the subject letter for letter in the prompt, or one {} in its place",
             reason="the subject is not in the prompt",
         )
     return DataError(
         problem,
         field="subject",
         expected="the subject letter for letter in the prompt "
-        "(it is there but for case, accents or spaces)",
+        "(it is there but for case, accents, quotation marks, dashes or spaces)",
         fix=f"Write the subject as the prompt has it: '{near}'",
-        reason="the subject is not in the prompt letter for letter (case, accents or spaces)",
+        reason="the subject is not in the prompt letter for letter (case, accents, marks, spaces)",
     )
 
 
@@ -248,7 +282,3 @@ def _probes(made: Fact, name: str) -> None:
                 f"{name} holds {type(value).__name__}, not a Probe", field=f"{name}[{place}]"
             )
     object.__setattr__(made, name, values)
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

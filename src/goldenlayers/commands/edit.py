@@ -145,8 +145,7 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     found = load_facts(
         config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
     )
-    if found.skipped:
-        shared.say(found.summary())
+    shared.tell_data(found)
     return list(found), found
 
 

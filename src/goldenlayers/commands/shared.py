@@ -49,8 +49,7 @@ def load_facts(options: DataOptions) -> FactSet:
     runs = options.apart_from if isinstance(options, ApartOptions) else []
     limit = None if runs else options.limit
     facts = load(options.data, limit=limit, seed=options.seed, skip_invalid=options.skip_invalid)
-    if facts.skipped:
-        say(*facts.summary().split("\n"))
+    tell_data(facts)
     if runs:
         from goldenlayers.commands.apart import apart_from
 
@@ -58,6 +57,15 @@ def load_facts(options: DataOptions) -> FactSet:
         if options.limit is not None:
             facts = facts.sample(options.limit, options.seed)
     return facts
+
+
+def tell_data(facts: FactSet) -> None:
+    """Say what of a data file was left out or not read, if anything."""
+    if facts.skipped:
+        say(*facts.summary().split("\n"))
+        return
+    for warning in facts.warnings:
+        say(f"Warning: {facts.source}: {warning}")
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from goldenlayers.errors import DataError
+from goldenlayers.errors import DataError, shortened
 from goldenlayers.facts import Probe
 
 Record = Mapping[str, object]
@@ -18,10 +18,14 @@ Record = Mapping[str, object]
 
 @dataclass
 class Row:
-    """Where a record stands (``number`` counts from 1) and what its reader left out of it."""
+    """Where a record stands (``number`` counts from 1) and what its reader left out of it.
+
+    ``unread`` names fields that the reader does not know.
+    """
 
     number: int
     left_out: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     def note(self, what: str) -> None:
         """Keeps a remark; equal remarks of all rows are counted together."""
@@ -198,9 +202,11 @@ def _kind(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {shortened(str(value), 40)}"
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list):
         return "a list"
-    return "text" if isinstance(value, str) else "null"
+    if value is None:
+        return "null"
+    return "text" if isinstance(value, str) else f"a value of type {type(value).__name__}"

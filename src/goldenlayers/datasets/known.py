@@ -28,7 +28,8 @@ def reader_for(records: Sequence[object]) -> Callable[[Record, Row], Iterable[Fa
         if not isinstance(record, dict):
             continue
         relation, subject, answer = (
-            str(record.get(name, "")).strip() for name in ("relation_id", "subject", "attribute")
+            str(value).strip() if isinstance(value := record.get(name), str) else ""
+            for name in ("relation_id", "subject", "attribute")
         )
         if answer:
             by_relation.setdefault(relation, set()).add(answer)
