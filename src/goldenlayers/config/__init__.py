@@ -15,10 +15,12 @@ from goldenlayers.config.options import (
     ApartOptions,
     DataOptions,
     ModelOptions,
+    Role,
     default_settings,
     from_record,
-    path_settings,
+    roles,
     to_record,
+    types_of,
 )
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
 
@@ -35,10 +37,12 @@ __all__ = [
     "LocateConfig",
     "ModelOptions",
     "ModelsConfig",
+    "Role",
     "RunConfig",
     "SweepConfig",
     "default_settings",
     "from_record",
-    "path_settings",
+    "roles",
     "to_record",
+    "types_of",
 ]
