@@ -377,9 +377,10 @@ def test_help_and_version(golden: Golden) -> None:
 
 def test_a_saved_config_comes_back() -> None:
     config = LocateConfig(model="m", data="d", out=Path("x"), layer_paths={"head": "h"}, limit=3)
-    assert from_record(LocateConfig, to_record(config)) == config
+    assert from_record(LocateConfig, to_record(config), {"out": Path("x")}) == config
+    assert from_record(LocateConfig, to_record(config), {}).out is None
     with pytest.raises(UserError, match=r"kapa.*kappa"):
-        from_record(LocateConfig, {**to_record(config), "kapa": 2})
+        from_record(LocateConfig, {**to_record(config), "kapa": 2}, {})
 
 
 def test_a_damaged_record_is_refused(located: Path, golden: Golden) -> None:

@@ -21,6 +21,8 @@ ORDER: list[str] = [
     "facts",
     "records",
     "durable",
+    "runfiles",
+    "runlock",
     "store",
     "datasets",
     "tokens",

@@ -29,10 +29,7 @@ def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.editors import edit, edited_layers, editor
 
-    if config.out is not None:
-        if not config.overwrite:
-            shared.refuse_taken(config.out)
-        shared.refuse_unwritable(config.out)
+    shared.refuse_out(config, "edit", ignore=("device",))
     editor(config.method)
     facts, source = _facts(config)
     model = shared.load_model(config)
@@ -66,7 +63,7 @@ def run(config: EditConfig) -> int:
     with delta.applied(model):
         after = answers.greedy_answers(model, facts)
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
-    with shared.run_folder(config, "edit", model=model, facts=source) as folder:
+    with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
             delta.save(folder.path)
             folder.finish()

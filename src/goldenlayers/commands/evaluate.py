@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200
-# These change how fast the work is done, and where, not what comes out.
-_FREE = ("batch_size", "device", "cache_dir")
+# These change how fast the work is done, not what comes out.
+_FREE = ("batch_size", "device")
 _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
 
 
@@ -42,8 +42,7 @@ def run(config: EvaluateConfig) -> int:
         raise UserError(
             f"unknown method '{config.method}'", fix=near_matches(config.method, METHODS)
         )
-    if config.out is not None and not config.overwrite:
-        shared.refuse_taken(config.out)
+    shared.refuse_out(config, "evaluate", resume=True)
     metrics = METRICS[:4] if not config.metrics else check_metrics(config.metrics)
     text = _text(config.text) if "perplexity" in metrics else None
     delta = _delta(config)

@@ -14,9 +14,11 @@ from goldenlayers.config import (
     ApartOptions,
     DataOptions,
     ModelOptions,
+    Role,
     default_settings,
-    path_settings,
+    roles,
     to_record,
+    types_of,
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.shown import console, say, shown
@@ -117,7 +119,8 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
     """
     from goldenlayers.durable import plain
 
-    files = path_settings(kind) | {"model", "data", "facts", "statistics"}
+    files = [name for name in types_of(kind) if "Path" in str(types_of(kind)[name])]
+    files += [name for name, role in roles(kind).items() if role is Role.SOURCE]
 
     def found(name: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -177,14 +180,70 @@ def run_folder(
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
     if inputs := inputs_of(config):
         record["inputs"] = inputs
-    # Files may be named in several ways; the weights and the facts themselves are compared.
-    free = ["model.name", *(f"settings.{name}" for name in ("out", *ignore))]
+    free = _free(config, ignore)
     if resume:
         free += _alike(config, record["settings"])
     with RunFolder.create(
         config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
     ) as folder:
         yield folder
+
+
+def refuse_out(
+    config: Any, command: str, *, resume: bool = False, ignore: Collection[str] = ()
+) -> None:
+    """Refuse an --out where the run cannot be written, before minutes of work and not after.
+
+    Args:
+        config: of the command.
+        command: its name.
+        resume: as for :func:`run_folder`.
+        ignore: as there.
+
+    Raises:
+        UserError: it is taken, holds other work or what no run wrote, or cannot be written to; or
+            the run reads what it would replace.
+    """
+    from goldenlayers.store import RunFolder
+
+    if config.out is None:
+        return
+    settings = settings_of(config)
+    free = [*_free(config, ignore), *_alike(config, settings)]
+    RunFolder.refuse(
+        config.out,
+        {"command": command, "settings": settings},
+        resume=resume,
+        overwrite=config.overwrite,
+        ignore=free,
+    )
+    for name, role in roles(type(config)).items():
+        value = settings.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            if role is Role.SOURCE and isinstance(one, str) and _reads(config.out, one):
+                raise UserError(
+                    f"--out is {config.out}, which the run reads itself (as its {name})",
+                    fix="Choose another --out",
+                )
+    refuse_unwritable(config.out)
+
+
+def _reads(out: Path, source: str) -> bool:
+    """Whether a source (a path, or FORMAT:PATH) is the folder ``out``, or lies in it."""
+    with contextlib.suppress(OSError, ValueError):
+        for text in (source, source.partition(":")[2]):
+            path = Path(text)
+            if text and path.exists() and out.exists():
+                around = (path, *path.resolve().parents)
+                return any(one.samefile(out) for one in around)
+    return False
+
+
+def _free(config: Any, ignore: Collection[str]) -> list[str]:
+    """What may differ between an unfinished run and the one that goes on with it."""
+    # Files may be named in several ways; the weights and the facts themselves are compared.
+    roled = [name for name, role in roles(type(config)).items() if role is not Role.SOURCE]
+    return ["model.name", *(f"settings.{name}" for name in (*roled, *ignore))]
 
 
 def inputs_of(config: Any) -> dict[str, str]:
@@ -235,23 +294,12 @@ def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
 
     try:
         part = RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
-    except UserError:
+    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
         return []
     old = recorded_settings(type(config), part.config)
     alike = [f"settings.{name}" for name in old if old[name] == settings.get(name)]
     # A version that hashed no files cannot say that they have changed.
     return alike if "inputs" in part.config else [*alike, "inputs"]
-
-
-def refuse_taken(path: Path, *, overwritable: bool = True) -> None:
-    """Refuse an existing output.
-
-    Raises:
-        UserError: something stands at ``path``.
-    """
-    if path.exists():
-        more = ", or add --overwrite" if overwritable else ""
-        raise UserError(f"{path} is there already", fix=f"Choose another --out{more}")
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -15,10 +15,12 @@ from goldenlayers.config.options import (
     ApartOptions,
     DataOptions,
     ModelOptions,
+    Role,
     default_settings,
     from_record,
-    path_settings,
+    roles,
     to_record,
+    types_of,
     whole_number,
 )
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
@@ -36,11 +38,13 @@ __all__ = [
     "LocateConfig",
     "ModelOptions",
     "ModelsConfig",
+    "Role",
     "RunConfig",
     "SweepConfig",
     "default_settings",
     "from_record",
-    "path_settings",
+    "roles",
     "to_record",
+    "types_of",
     "whole_number",
 ]
