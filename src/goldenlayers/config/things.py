@@ -68,7 +68,7 @@ class DatasetsConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Checked):
     """Repeat a finished run from its config.yaml. What could harm, and where the work is done, is
     said here and never taken from the record: it may come from anyone.
     """
