@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from alike import alike
 from evaluations import LAYER, SETTINGS, Choosy, Killed, facts, run
 from families import tiny
 
@@ -52,7 +54,7 @@ def test_facts_that_cannot_be_edited_are_left_out(
     delta = WeightDelta.load(tmp_path)
     assert [entry["id"] for entry in delta.facts] == [f.id for f in rest]
     alone = evaluate(model, rest, delta=delta)
-    assert tuple(r for r in found.rows if r["fact"] != "italy") == alone.rows
+    assert tuple(r for r in found.rows if r["fact"] != "italy") == alike(alone.rows)
 
 
 def test_a_killed_run_knows_which_facts_were_left_out(
@@ -118,4 +120,7 @@ def test_tries_leave_no_keys_to_keep_clear_of(model: Model, statistics: KeyStati
     rest = [f for f in facts() if f.id != "italy"]
     found = keys(Choosy({"italy"}, "alphaedit"), facts())
     assert found.shape[1] == 3
-    assert found.equal(keys(editor("alphaedit"), rest))
+    # Not to the bit: the tries made Italy's fact beside the others, and other batches.
+    wanted = keys(editor("alphaedit"), rest)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found[:, 0], wanted[:, 1], rtol=1e-2)
