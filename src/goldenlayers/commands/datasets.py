@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from goldenlayers.config import DatasetsConfig
+from goldenlayers.errors import shortened
 
 
 def run(config: DatasetsConfig) -> int:
@@ -18,7 +19,9 @@ def run(config: DatasetsConfig) -> int:
         )
         print(facts.summary())
         for fact in list(facts)[: 3 if config.limit is None else None]:
-            print(f"  {fact.id}: {fact.prompt} … {fact.target_old} → {fact.target_new}")
+            old = "(the model's own answer)" if fact.target_old is None else fact.target_old
+            shown = [shortened(part, 200) for part in (fact.id, fact.prompt, old, fact.target_new)]
+            print("  {}: {} … {} → {}".format(*shown))
         return 0
     from goldenlayers.report.terminal import show, table
 

@@ -21,7 +21,7 @@ class EditConfig(ModelOptions):
     """One fact by flags: its subject, letter for letter as in --prompt."""
 
     prompt: str | None = None
-    """One fact by flags: the prompt that the new answer should follow; {} stands for the subject."""
+    """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
 
     target: str | None = None
     """One fact by flags: the new answer."""
