@@ -120,6 +120,52 @@ def test_many_facts_from_a_file(golden: Golden, place: Path, tmp_path: Path, mod
     assert len(WeightDelta.load(out).facts) == 2
 
 
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_contradictions_and_doubled_rows_are_told_before_the_work(
+    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    rows = [*FACTS, {**FACTS[0], "prompt": "The capital of {} is"}, {**FACTS[0], "target": "Ulm"}]
+    del rows[3]["target_new"]
+    file, out = tmp_path / "facts.jsonl", tmp_path / "run"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--out", out)
+    command = (*command, "--method", "memit", "--mode", mode)
+    with monkeypatch.context() as at_first:
+        at_first.setattr(models, "load", None)
+        status, _, said = golden(*command)
+    assert status == 2 and not out.exists()
+    said = " ".join(said.split())
+    assert "'fact-4' contradicts fact 'fact-1'" in said and "both 'Paris' and 'Ulm'" in said
+    assert "--skip-invalid" in said
+    status, printed, said = golden(*command, "--skip-invalid")
+    said = " ".join(said.split())
+    assert status == 0 and "of 2 edits took" in printed
+    assert "Left out 1 fact" in said and "1 fact repeats an earlier one" in said
+    assert [entry["id"] for entry in WeightDelta.load(out).facts] == ["fact-1", "fact-2"]
+
+
+def test_braces_stand_for_the_subject_of_the_flags(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    flags = ("--subject", "Italy", "--prompt", "The capital of {} is", "--target", "Paris")
+    out = tmp_path / "run"
+    status, printed, _ = golden("edit", place / "model", *flags, *QUICK, "--layer", 1, "--out", out)
+    assert status == 0 and "The capital of Italy is" in printed
+    assert WeightDelta.load(out).facts[0]["prompt"] == "The capital of Italy is"
+
+
+def test_edits_on_one_subject_that_did_not_take_are_told_as_rivals(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    rows = [FACTS[0], {**FACTS[0], "prompt": "Italy has its capital in", "target_new": "Ulm"}]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--method", "memit")
+    said = " ".join(golden(*command)[2].split())
+    assert "2 of them share their subject with another edit here ('Italy')" in said
+    assert "steps 50" not in said
+
+
 @pytest.mark.parametrize(("method", "mode"), [("rome", "sequential"), ("memit", "batch")])
 def test_facts_that_cannot_be_edited_are_left_out(
     golden: Golden,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -372,6 +373,26 @@ def test_facts_that_contradict_each_other_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         editor("emmet").together(work, FACTS, 1)
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_edits_together_refuse_contradictions_and_edit_a_doubled_fact_once(mode: Any) -> None:
+    model = tiny("llama")
+    again = dataclasses.replace(FACTS[0], id="again")
+    against = dataclasses.replace(FACTS[0], id="against", target_new="in Ulm")
+    settings = EditSettings(steps=2)
+
+    def delta_of(*facts: Fact) -> Any:
+        return edit(model, facts, "ft-m", layer=1, mode=mode, settings=settings)
+
+    with pytest.raises(UserError, match="'against' contradicts fact"):
+        delta_of(*FACTS, against)
+    once, twice = delta_of(FACTS[0], FACTS[1]), delta_of(FACTS[0], again, FACTS[1])
+    assert [entry["id"] for entry in twice.facts] == [entry["id"] for entry in once.facts]
+    for name, change in once.changes.items():
+        assert torch.equal(
+            change.dense, twice.changes[name].dense
+        )  # the same work on the same data
 
 
 @pytest.mark.parametrize("method", ["ft-m", "ft-l"])

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from goldenlayers.errors import DataError
-from goldenlayers.facts import Fact, Probe, find_subject, near_subject
+from goldenlayers.facts import (
+    Fact,
+    Probe,
+    find_subject,
+    near_subject,
+    refuse_contradictions,
+    repeats,
+)
 
 
 def fact(**changes) -> Fact:
@@ -185,3 +192,18 @@ def test_a_row_error_keeps_what_it_knew_when_it_is_placed():
     assert str(placed) == "f.json, row 3, field 'x': bad. Mend it."
     assert placed.reason == "kind of bad" and placed.at(field="y").row == 3
     assert DataError("bad").reason == "bad"
+
+
+def test_facts_that_repeat_or_contradict_an_earlier_one():
+    first, other = fact(id="a"), fact(id="b", prompt="France has the capital")
+    again = fact(id="c", prompt="The capital  of France is ", rephrasings=["x"])
+    against = fact(id="d", target_new="Oslo")
+    assert repeats([first, other]) == ([], [])
+    assert repeats([first, other, again, against]) == ([(first, again)], [(first, against)])
+    refuse_contradictions([first, other, again])
+    with pytest.raises(DataError, match=r"'d' contradicts fact 'a'.*'Rome' and 'Oslo'") as said:
+        refuse_contradictions([first, again, against], "Mend it")
+    assert str(said.value).endswith("Mend it.")
+    more = [first, against, fact(id="e", target_new="Bonn")]
+    with pytest.raises(DataError, match="2 facts contradict an earlier one"):
+        refuse_contradictions(more)

@@ -282,3 +282,54 @@ def _probes(made: Fact, name: str) -> None:
                 f"{name} holds {type(value).__name__}, not a Probe", field=f"{name}[{place}]"
             )
     object.__setattr__(made, name, values)
+
+
+Pairs = list[tuple[Fact, Fact]]
+
+
+def repeats(facts: Iterable[Fact]) -> tuple[Pairs, Pairs]:
+    """Facts that ask what an earlier one asks: the same subject and prompt, spaces apart.
+
+    Returns:
+        Pairs of the first fact that asks it and a later one: those with the same new answer, and
+        those with another one, which no single edit of both can give.
+    """
+    first: dict[tuple[str, str], Fact] = {}
+    doubled: Pairs = []
+    contradicting: Pairs = []
+    for fact in facts:
+        earlier = first.setdefault((_normal(fact.subject), _normal(fact.prompt)), fact)
+        if earlier is not fact:
+            same = _normal(earlier.target_new) == _normal(fact.target_new)
+            (doubled if same else contradicting).append((earlier, fact))
+    return doubled, contradicting
+
+
+def contradiction(first: Fact, later: Fact) -> DataError:
+    """What to say of two facts that cannot be edited together."""
+    return DataError(
+        f"fact '{_short(later.id)}' contradicts fact '{_short(first.id)}': "
+        f"'{_short(first.prompt)}' cannot be answered with both '{_short(first.target_new)}' "
+        f"and '{_short(later.target_new)}'",
+        field="target_new",
+        fix="Leave one of them out",
+        reason="it contradicts an earlier fact (same prompt, another new answer)",
+    )
+
+
+def refuse_contradictions(facts: Iterable[Fact], fix: str = "") -> None:
+    """To be called before facts are edited together.
+
+    Raises:
+        DataError: two facts ask the same and want different answers.
+    """
+    _, contradicting = repeats(facts)
+    if not contradicting:
+        return
+    error = contradiction(*contradicting[0])
+    more = f"{len(contradicting)} facts contradict an earlier one. "
+    raise error.at(fix=more * (len(contradicting) > 1) + (fix or error.fix))
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

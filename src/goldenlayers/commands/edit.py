@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
 from goldenlayers.config import EditConfig, whole_number
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -143,6 +144,7 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
         config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
     )
     shared.tell_data(found)
+    found = shared.agreeing(found, skip_invalid=config.skip_invalid, drop_doubled=True)
     return list(found), found
 
 
@@ -241,10 +243,16 @@ def _warn(
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
     if failed:
         some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
-        shared.say(
-            f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). Try another "
-            "--layer, or --set steps 50, or --set clamp 8."
-        )
+        about = Counter(plain_subject(fact.subject) for fact in facts)
+        rivals = [fact for fact in failed if about[plain_subject(fact.subject)] > 1]
+        advice = "Try another --layer, or --set steps 50, or --set clamp 8."
+        if rivals:
+            advice = (
+                f"{len(rivals)} of them share their subject with another edit here "
+                f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
+                + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
+            )
+        shared.say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
             shared.say(

@@ -48,6 +48,8 @@ def run(config: EvaluateConfig) -> int:
     delta = _delta(config)
     facts = shared.load_facts(config)
     refuse_batch(config.method, config.mode, len(facts))
+    if config.mode != "single" and config.method != "none":
+        facts = shared.agreeing(facts, skip_invalid=config.skip_invalid, drop_doubled=False)
     others = _others(config, facts)
     model = shared.load_model(config)
     settings, layer, statistics = _how(config, model, facts)

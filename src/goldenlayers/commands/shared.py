@@ -70,6 +70,35 @@ def tell_data(facts: FactSet) -> None:
         say(f"Warning: {facts.source}: {warning}")
 
 
+def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
+    """The facts that can be edited together; says what is left out or stands twice.
+
+    Args:
+        facts: those that are to be edited together or one after another.
+        skip_invalid: leave out facts that contradict an earlier one.
+        drop_doubled: leave out facts that repeat an earlier one.
+
+    Raises:
+        DataError: facts contradict each other, and are not to be left out.
+    """
+    from goldenlayers.facts import contradiction, refuse_contradictions, repeats
+
+    if not skip_invalid:
+        refuse_contradictions(facts, "Mend the data, or leave out the later ones: --skip-invalid")
+    doubled, contradicting = repeats(facts)
+    if contradicting:
+        tell_dropped([contradiction(*pair) for pair in contradicting])
+    if doubled:
+        first, later = doubled[0]
+        one = len(doubled) == 1
+        say(
+            f"{len(doubled)} {'fact repeats' if one else 'facts repeat'} an earlier one "
+            f"('{later.id}' is '{first.id}' again)" + ": edited once" * drop_doubled
+        )
+    gone = {later.id for _, later in contradicting + doubled * drop_doubled}
+    return facts.without(gone)
+
+
 def tell_dropped(dropped: Sequence[DataError]) -> None:
     """Say which facts were left out, and why."""
     some = [f"  {error}" for error in dropped[:3]]

@@ -30,7 +30,7 @@ class EditConfig(ModelOptions):
     """One fact by flags: its subject, letter for letter as in --prompt."""
 
     prompt: str | None = None
-    """One fact by flags: the prompt that the new answer should follow; {} is the subject."""
+    """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
 
     target: str | None = None
     """One fact by flags: the new answer."""

@@ -16,7 +16,7 @@ from goldenlayers.datasets.hub import from_hub
 from goldenlayers.datasets.records import Doubled, Table, flaw
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches, shortened
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, repeats
 
 _ROWS_NAMED = 5
 _WRAPPERS = 4
@@ -247,21 +247,14 @@ def _unique(fact: Fact, ids: set[str]) -> Fact:
 
 def _repeated(facts: Sequence[Fact]) -> list[str]:
     """Notes on facts edited twice: they weigh double, or contradict each other in a batch."""
-    answers: dict[tuple[str, str], set[str]] = {}
-    repeated = contradicting = 0
-    for fact in facts:
-        seen = answers.setdefault((fact.subject, fact.prompt), set())
-        if fact.target_new in seen:
-            repeated += 1
-        elif seen:
-            contradicting += 1
-        seen.add(fact.target_new)
+    doubled, contradicting = repeats(facts)
     notes = []
-    if repeated:
-        notes.append(f"{repeated:,} facts repeat an earlier one (same prompt, same new answer)")
+    if doubled:
+        notes.append(f"{len(doubled):,} facts repeat an earlier one (same prompt, same new answer)")
     if contradicting:
         notes.append(
-            f"{contradicting:,} facts contradict an earlier one (same prompt, another new answer)"
+            f"{len(contradicting):,} facts contradict an earlier one "
+            "(same prompt, another new answer)"
         )
     return notes
 

@@ -16,7 +16,7 @@ from goldenlayers.editors.rome import Rome
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.editors.together import edit_together, sequence
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, refuse_contradictions, repeats
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
@@ -112,7 +112,7 @@ def edit(
 
     Args:
         model: a loaded model.
-        facts: what it should answer from now on.
+        facts: what it should answer from now on; one that is given twice is edited once.
         method: a name in ``EDITORS``.
         layer: the block to edit; for editors over several layers the last one.
         mode: "batch" writes all facts in one solve, "sequential" one after another, each on the
@@ -126,11 +126,15 @@ def edit(
             first such fact ends the edit.
 
     Raises:
-        UserError: unknown editor or mode, layer out of range, no facts, or numbers that are not
-            finite (with ``on_failed``: for all facts).
+        UserError: unknown editor or mode, layer out of range, no facts, two facts with one prompt
+            and different new answers, or numbers that are not finite (with ``on_failed``: for all
+            facts).
     """
     if not facts:
         raise UserError("there are no facts to edit", expected="at least one fact")
+    refuse_contradictions(facts)
+    again = {id(later) for _, later in repeats(facts)[0]}
+    facts = [fact for fact in facts if id(fact) not in again]
     if mode is not None and mode not in get_args(Mode):
         raise UserError(f"unknown mode '{mode}'", fix=near_matches(mode, get_args(Mode)))
     bench = workbench(

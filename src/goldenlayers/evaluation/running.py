@@ -21,7 +21,7 @@ from goldenlayers.evaluation.retention import retention
 from goldenlayers.evaluation.sequential import run_sequence
 from goldenlayers.evaluation.together import run_batch, score_under
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, refuse_contradictions
 from goldenlayers.memory import fitting, memory_told
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ def evaluate(
         The evaluation, rows in the order of the facts.
 
     Raises:
-        UserError: unknown method, metric or mode; no layer; no facts; two facts with one id; a
-            method that cannot work in this mode; memory that runs out on a single fact. An edit
-            that fails for some facts only is no error: their rows are unscored with the reason.
+        UserError: unknown method, metric or mode; no layer; no facts; two facts with one id, or,
+            but for the mode "single", with one prompt and different new answers; a method that
+            cannot work in this mode; memory that runs out on a single fact. An edit that fails for
+            some facts only is no error: their rows are unscored with the reason.
     """
     start = time.perf_counter()
     check_seed(seed)
@@ -353,6 +354,8 @@ def _check(
         raise UserError("in-context changes no weights", fix="Use mode single")
     if method in EDITORS and layer is None:
         raise UserError(f"{method} needs to know where to edit", fix="Give a layer")
+    if method in EDITORS and mode != "single":
+        refuse_contradictions(facts)
 
 
 def _batch_size(value: int | str) -> int | None:
