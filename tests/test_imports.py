@@ -17,6 +17,7 @@ ROOT = Path(goldenlayers.__file__).parent
 ORDER: list[str] = [
     "errors",
     "memory",
+    "joints",
     "facts",
     "durable",
     "store",

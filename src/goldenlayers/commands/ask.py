@@ -16,6 +16,11 @@ def run(config: AskConfig) -> int:
     """Print the greedy continuation and the likeliest next tokens."""
     deltas = [saved_delta(path) for path in config.delta]
     model = shared.load_model(config)
+    if config.prompt.endswith(" "):
+        shared.say(
+            "The prompt ends in a space, and is asked so; most models expect the space as a part "
+            "of the next word, and answer better without it."
+        )
     _answer(model, config, "as it is" if deltas else "")
     if deltas:
         total = sum(deltas[1:], deltas[0])
@@ -30,7 +35,7 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
     from goldenlayers.decoding import greedy
     from goldenlayers.hooks import last_logits
 
-    prompt = model.encoder.encode(config.prompt.rstrip() or config.prompt)
+    prompt = model.encoder.verbatim(config.prompt)
     room = model.encoder.max_length
     count = config.tokens if room is None else min(config.tokens, room - len(prompt))
     (tokens,) = greedy(model, [prompt.ids], count) if count > 0 else ([],)
@@ -38,13 +43,13 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
         shared.say(f"Only {max(0, count)} tokens: the model's context ends there")
     if title:
         print(f"{title}:")
-    print(f"  {prompt.text}{model.tokenizer.decode(tokens, skip_special_tokens=True)}")
+    print(f"  {prompt.text}{model.encoder.continuation(prompt.ids, tokens)}")
     if config.top:
         with torch.no_grad():
             logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
         best = logits[0].float().softmax(-1).topk(min(config.top, model.layers.vocab_size))
         shown = (
-            f"{model.tokenizer.decode([i])!r} {p:.3f}"
+            f"{model.encoder.continuation(prompt.ids, [i], with_special=True)!r} {p:.3f}"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         print("  next: " + "  ".join(shown))

@@ -14,6 +14,7 @@ from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
 from goldenlayers.config.options import (
     ApartOptions,
     DataOptions,
+    JointOptions,
     ModelOptions,
     default_settings,
     from_record,
@@ -32,6 +33,7 @@ __all__ = [
     "EditorsConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "JointOptions",
     "LocateConfig",
     "ModelOptions",
     "ModelsConfig",

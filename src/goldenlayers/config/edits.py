@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import DataOptions, Dtype, ModelOptions, at_least
+from goldenlayers.config.options import DataOptions, Dtype, JointOptions, ModelOptions, at_least
 from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig(ModelOptions):
+class EditConfig(JointOptions, ModelOptions):
     """Edit facts at one layer and save the small change; the model itself is left as it is."""
 
     subject: str | None = None
