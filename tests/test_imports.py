@@ -18,6 +18,7 @@ ORDER: list[str] = [
     "shown",
     "errors",
     "memory",
+    "joints",
     "facts",
     "records",
     "durable",

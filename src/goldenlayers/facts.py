@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
+from goldenlayers.joints import JOINTS, Joint
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +20,22 @@ class Probe:
     ``answer`` is the expected answer; None where only "the prediction must not move" is asked.
     ``kind`` groups probes that are averaged together (for portability: Subject_Aliasing, Reasoning,
     Logical_Generalization; for locality: neighborhood, Relation_Specificity, Forgetfulness, ...).
-    ``aliases`` are other ways of writing the answer. Space around answer and aliases is dropped
-    (the joint of prompt and answer adds its own); the prompt is kept letter for letter.
+    ``aliases`` are other ways of writing the answer. ``joint`` says what stands between prompt and
+    answer, see :class:`Fact`. The prompt is kept letter for letter.
 
     Raises:
-        DataError: empty prompt, empty answer or alias, or something that is not text.
+        DataError: empty prompt, empty answer or alias, something that is not text, or no joint.
     """
 
     prompt: str
     answer: str | None = None
     kind: str = ""
     aliases: tuple[str, ...] = ()
+    joint: Joint = "auto"
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
+        _fix_joint(self, self.answer)
         _strip(self, "answer", optional=True)
         _texts(self, "aliases", strip=True)
         if not isinstance(self.kind, str) or self.kind.strip():
@@ -48,14 +51,20 @@ class Fact:
     ``target_old_is_generated`` is set). ``rephrasings`` ask the same in other words; ``locality``
     probes must not move; ``portability`` probes must follow from the edit.
 
-    Space around the subject and the answers is dropped (the joint of prompt and answer adds its
-    own); prompts are kept letter for letter, but for one thing: where a prompt, a rephrasing or a
-    generation prompt has one "{}" and the subject is not otherwise in it, "{}" stands for the
-    subject, as in the requests of ROME and MEMIT.
+    Prompts are kept letter for letter. ``joint`` says what stands between the prompt (or a
+    rephrasing) and its answer: "space", "none", or "auto", which goes by their characters and,
+    where these leave it open, by what the model finds likelier. A prompt that ends in white space
+    brings its own joint, whatever ``joint`` says. Space around the subject and the answers is
+    dropped; that before ``target_new`` means the joint "space". ``joints`` holds what the model
+    has decided, as (prompt, answer, joint): see :func:`goldenlayers.decoding.settle_joints`.
+
+    Where a prompt, a rephrasing or a generation prompt has one "{}" and the subject is not
+    otherwise in it, "{}" stands for the subject, as in the requests of ROME and MEMIT.
 
     Raises:
-        DataError: an empty field, something that is not text, a subject that does not stand in
-            the prompt letter for letter, or a new answer equal to the old one or an alias of it.
+        DataError: an empty field, something that is not text, no joint, a subject that does not
+            stand in the prompt letter for letter, or a new answer equal to the old one or an
+            alias of it.
     """
 
     id: str
@@ -70,10 +79,13 @@ class Fact:
     portability: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     old_aliases: tuple[str, ...] = ()
+    joint: Joint = "auto"
+    joints: tuple[tuple[str, str, Joint], ...] = ()
 
     def __post_init__(self) -> None:
         _check_text(self.id, "id")
         _check_text(self.prompt, "prompt")
+        _fix_joint(self, self.target_new)
         for name in ("subject", "target_new"):
             _strip(self, name)
         for name in ("target_old", "relation"):
@@ -87,6 +99,7 @@ class Fact:
         for name in ("rephrasings", "generation_prompts"):
             texts = tuple(_filled(text, self.subject) for text in getattr(self, name))
             object.__setattr__(self, name, texts)
+        object.__setattr__(self, "joints", tuple(self.joints))
         if find_subject(self.subject, self.prompt) is None:
             raise _subject_missing(self.subject, self.prompt)
         if self.target_new == self.target_old:
@@ -117,6 +130,51 @@ class Fact:
             DataError: the continuation is empty, or is already the new answer.
         """
         return dataclasses.replace(self, target_old=answer, target_old_is_generated=True)
+
+    def with_joint(self, joint: Joint) -> Fact:
+        """The fact with ``joint`` for itself and its probes, where they do not have their own."""
+
+        def given(one: Probe) -> Probe:
+            return dataclasses.replace(one, joint=joint) if one.joint == "auto" else one
+
+        return dataclasses.replace(
+            self,
+            joint=joint if self.joint == "auto" else self.joint,
+            locality=tuple(map(given, self.locality)),
+            portability=tuple(map(given, self.portability)),
+        )
+
+    def joint_of(self, prompt: str, answer: str) -> Joint:
+        """What stands between one of the fact's prompts (or its probes') and ``answer``."""
+        fixed: Joint = "auto"
+        if prompt == self.prompt or prompt in self.rephrasings:
+            fixed = self.joint
+        else:
+            for probe in (*self.locality, *self.portability):
+                if probe.prompt == prompt and probe.joint != "auto":
+                    fixed = probe.joint
+        if fixed != "auto":
+            return fixed
+        for text, said, joint in self.joints:
+            if text == prompt and said == answer:
+                return joint
+        return "auto"
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Every prompt of the fact and its probes with each answer that is scored behind it."""
+        for prompt in (self.prompt, *self.rephrasings):
+            yield prompt, self.target_new
+            if self.target_old is not None:
+                yield prompt, self.target_old
+        for probe in self.locality:  # the new answer must not come to stand here
+            right = probe.answer or self.target_old
+            if right is not None:
+                yield probe.prompt, right
+            yield probe.prompt, self.target_new
+        for probe in self.portability:
+            if probe.answer is not None:
+                yield probe.prompt, probe.answer
 
 
 def plain_subject(subject: str) -> str:
@@ -250,6 +308,19 @@ def _strip(made: Fact | Probe, name: str, *, optional: bool = False) -> None:
         return
     # The dataclass is frozen for everyone else; this is still its construction.
     object.__setattr__(made, name, _check_text(value, name).strip())
+
+
+def _fix_joint(made: Fact | Probe, answer: object) -> None:
+    if made.joint not in JOINTS:
+        raise DataError(
+            f"joint is {_short(repr(made.joint), 40)}",
+            field="joint",
+            expected="auto, space or none",
+            reason="joint is not auto, space or none",
+        )
+    # A space that was written before the answer is meant, and so no longer a guess.
+    if made.joint == "auto" and isinstance(answer, str) and answer[:1] == " ":
+        object.__setattr__(made, "joint", "space")
 
 
 def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:

@@ -34,6 +34,7 @@ def run(config: EditConfig) -> int:
     editor(config.method)
     facts, source = _facts(config)
     model = shared.load_model(config)
+    config, (facts,) = shared.settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(config.method, config.mode, len(facts))
     settings, layer = settings_and_layer(config, model)
@@ -137,11 +138,16 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     if config.facts is None:
         # Held by the config; that none is empty the fact itself checks.
         assert None not in (config.subject, config.prompt, config.target)
-        return [Fact("edit", config.subject or "", config.prompt or "", config.target or "")], None
+        subject, prompt, target = config.subject or "", config.prompt or "", config.target or ""
+        return [Fact("edit", subject, prompt, target, joint=config.joint)], None
     from goldenlayers.datasets import load_facts
 
     found = load_facts(
-        config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
+        config.facts,
+        limit=config.limit,
+        seed=config.seed,
+        skip_invalid=config.skip_invalid,
+        joint=config.joint,
     )
     shared.tell_data(found)
     found = shared.agreeing(found, skip_invalid=config.skip_invalid, drop_doubled=True)

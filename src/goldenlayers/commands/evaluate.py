@@ -52,6 +52,8 @@ def run(config: EvaluateConfig) -> int:
         facts = shared.agreeing(facts, skip_invalid=config.skip_invalid, drop_doubled=False)
     others = _others(config, facts)
     model = shared.load_model(config)
+    config, (settled, free) = shared.settle(config, model, facts, others)
+    facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     settings, layer, statistics = _how(config, model, facts)
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
@@ -211,6 +213,7 @@ def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:
         limit=config.limit + _OTHERS,
         seed=config.seed,
         skip_invalid=config.skip_invalid,
+        joint=config.joint,
     )
     free = list(found.without([fact.id for fact in facts], [fact.subject for fact in facts]))
     return free if len(free) >= 20 else None

@@ -40,6 +40,8 @@ def run(config: LocateConfig) -> int:
         _race_settings(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
+    config, (settled,) = shared.settle(config, model, facts)
+    facts = dataclasses.replace(facts, facts=tuple(settled))
     _also(config, model)
     statistics, prefixes = (
         _for_transfer(config, model) if config.method == "transfer" else (None, ())

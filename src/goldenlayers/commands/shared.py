@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from goldenlayers.config import (
     ApartOptions,
@@ -25,8 +27,12 @@ from goldenlayers.shown import console, say, shown
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
+    from goldenlayers.decoding import Settled
+    from goldenlayers.facts import Fact
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
+
+T = TypeVar("T", bound=Any)
 
 
 def load_model(options: ModelOptions) -> Model:
@@ -50,7 +56,13 @@ def load_facts(options: DataOptions) -> FactSet:
 
     runs = options.apart_from if isinstance(options, ApartOptions) else []
     limit = None if runs else options.limit
-    facts = load(options.data, limit=limit, seed=options.seed, skip_invalid=options.skip_invalid)
+    facts = load(
+        options.data,
+        limit=limit,
+        seed=options.seed,
+        skip_invalid=options.skip_invalid,
+        joint=options.joint,
+    )
     tell_data(facts)
     if runs:
         from goldenlayers.commands.apart import apart_from
@@ -97,6 +109,59 @@ def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactS
         )
     gone = {later.id for _, later in contradicting + doubled * drop_doubled}
     return facts.without(gone)
+
+
+def settle(config: T, model: Model, *sets: Sequence[Fact] | None) -> tuple[T, list[list[Fact]]]:
+    """The facts with their joints settled, and the config that holds what the model decided.
+
+    Each of ``sets`` is settled (None gives no facts). What the config or an unfinished run at its
+    ``out`` has decided already is not decided again; anything new is said.
+    """
+    from goldenlayers.decoding import joints_record, settle_joints
+
+    new: dict[Settled, None] = {}
+    recorded = config.joints or _unfinished_settings(config).get("joints")
+    found = [
+        settle_joints(
+            model,
+            facts or (),
+            recorded=recorded if isinstance(recorded, Mapping) else None,
+            on_settled=lambda some: new.update(dict.fromkeys(some)),
+        )
+        for facts in sets
+    ]
+    if new:
+        say(joints_told(list(new)))
+    record = {name: joints for facts in found for name, joints in joints_record(facts).items()}
+    return dataclasses.replace(config, joints=record), found
+
+
+def joints_told(settled: Sequence[Settled]) -> str:
+    """What the model decided about the joints, with the clearest example of each form."""
+    parts = []
+    for joint, what in (("none", "no space"), ("space", "a space")):
+        mine = [one for one in settled if one.joint == joint]
+        if mine:
+            one = max(mine, key=lambda one: abs(one.none - one.space))
+            factor = math.exp(min(abs(one.none - one.space), 700.0))
+            times = f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
+            few = f"{len(mine)} times, as in " if len(settled) > 1 else ""
+            parts.append(
+                f"{what} {few}between {_end(one.prompt)!r} and {_begin(one.answer)!r} "
+                f"({times if factor < 1e6 else 'a million or more'} times as likely)"
+            )
+    return (
+        "Where the characters leave open whether a space stands between prompt and answer, the "
+        f"model decides: {'; '.join(parts)}. --joint space or none fixes it."
+    )
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= 30 else f"…{text[-29:]}"
+
+
+def _begin(text: str) -> str:
+    return text if len(text) <= 30 else f"{text[:29]}…"
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:
@@ -319,16 +384,29 @@ def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, A
 
 def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
     """What of the unfinished run's record is the same as now, though written otherwise."""
-    from goldenlayers.store import RunFolder
-
-    try:
-        part = RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
-    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
+    part = _unfinished(config)
+    if part is None:
         return []
     old = recorded_settings(type(config), part.config)
     alike = [f"settings.{name}" for name in old if old[name] == settings.get(name)]
     # A version that hashed no files cannot say that they have changed.
     return alike if "inputs" in part.config else [*alike, "inputs"]
+
+
+def _unfinished(config: Any) -> RunFolder | None:
+    """The unfinished run at ``config.out``, if there is one."""
+    from goldenlayers.store import RunFolder
+
+    try:
+        return RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
+    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
+        return None
+
+
+def _unfinished_settings(config: Any) -> Mapping[str, Any]:
+    part = None if config.out is None else _unfinished(config)
+    settings = None if part is None else part.config.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def refuse_unwritable(path: Path) -> None:

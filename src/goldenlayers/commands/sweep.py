@@ -49,6 +49,8 @@ def run(config: SweepConfig) -> int:
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
     settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
+    config, (settled,) = shared.settle(config, model, source)
+    source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
     with shared.run_folder(
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
@@ -270,7 +272,7 @@ def _finished(config: SweepConfig) -> RunFolder | None:
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()
-        if name not in (*here, *_FREE) and old.get(name, "(not set)") != value
+        if name not in (*here, "joints", *_FREE) and old.get(name, "(not set)") != value
     ]
     if folder.kind != "sweep" or changes:
         other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"

@@ -14,6 +14,7 @@ from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
 from goldenlayers.config.options import (
     ApartOptions,
     DataOptions,
+    JointOptions,
     ModelOptions,
     Role,
     default_settings,
@@ -35,6 +36,7 @@ __all__ = [
     "EditorsConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "JointOptions",
     "LocateConfig",
     "ModelOptions",
     "ModelsConfig",

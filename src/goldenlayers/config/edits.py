@@ -13,6 +13,7 @@ from goldenlayers.config.options import (
     Consent,
     DataOptions,
     Dtype,
+    JointOptions,
     ModelOptions,
     Out,
     Role,
@@ -23,7 +24,7 @@ from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig(ModelOptions):
+class EditConfig(JointOptions, ModelOptions):
     """Edit facts at one layer and save the small change; the model itself is left as it is."""
 
     subject: str | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from goldenlayers.errors import LARGEST_SEED, UserError, check_number
 
@@ -111,7 +111,19 @@ class ModelOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Checked):
+class JointOptions(Checked):
+    """What stands between prompts and answers."""
+
+    joint: Literal["auto", "space", "none"] = "auto"
+    """Between prompts and answers, where the data do not say it: space, none (nothing), or auto: by
+    their characters, and where these leave it open by what the model finds likelier."""
+
+    joints: Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
+    """What the model decided, by fact: recorded, so that a run repeated has the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(JointOptions):
     """Which facts."""
 
     data: DataName = "starter"

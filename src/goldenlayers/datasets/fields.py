@@ -40,6 +40,15 @@ def text(record: Record, name: str, *, at: str = "") -> str:
     Raises:
         DataError: the field is missing, empty, or not text.
     """
+    return verbatim(record, name, at=at).strip()
+
+
+def verbatim(record: Record, name: str, *, at: str = "") -> str:
+    """The required text ``name`` letter for letter, as prompts are.
+
+    Raises:
+        DataError: the field is missing, empty, or not text.
+    """
     place = f"{at}.{name}" if at else name
     value = record.get(name)
     if value is None:
@@ -53,7 +62,7 @@ def text(record: Record, name: str, *, at: str = "") -> str:
         )
     if not value.strip():
         raise DataError("it is empty", field=place, reason=f"{place} is empty")
-    return value.strip()
+    return value
 
 
 def optional_text(record: Record, name: str) -> str | None:
@@ -72,7 +81,7 @@ def texts(record: Record, name: str, row: Row) -> tuple[str, ...]:
     kept = []
     for item in items:
         if isinstance(item, str) and item.strip():
-            kept.append(item.strip())
+            kept.append(item)
         else:
             row.note(f"{name} that are empty or not text, left out")
     return tuple(kept)
@@ -172,7 +181,7 @@ def _probe(item: object, kind: str, name: str, row: Row, needs_answer: bool) -> 
     if not found:
         row.note(f"{name} probes without an answer, kept: only the prediction counts")
     try:
-        return Probe(prompt.strip(), found[0] if found else None, kind, found[1:])
+        return Probe(prompt, found[0] if found else None, kind, found[1:])
     except DataError as error:
         row.note(f"{name} probes left out: {error.problem}")
         return None

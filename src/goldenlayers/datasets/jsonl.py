@@ -37,12 +37,14 @@ FACT_FIELDS = (
     Field("locality", "list of probes", "what must not move; a probe may have no answer"),
     Field("portability", "list of probes", "what must follow from the edit; answers required"),
     Field("generation_prompts", "list of texts", "beginnings of free text about the subject"),
+    Field("joint", "text", "between prompts and answers: space, none, or auto (without it)"),
 )
 PROBE_FIELDS = (
     Field("prompt", "text", "the beginning that the answer continues", True),
     Field("answer", "text", "the expected answer"),
     Field("kind", "text", "probes of one kind are averaged together"),
     Field("aliases", "list of texts", "other ways of writing the answer"),
+    Field("joint", "text", "between prompt and answer, as for facts"),
 )
 OTHER_NAMES = {"target": "target_new"}
 # What other formats call a field of ours: not to be passed over as a remark.
@@ -97,7 +99,8 @@ def schema_text() -> str:
             "'target' is taken for 'target_new'. In a prompt or rephrasing without the subject, {}",
             "stands for it. Fields with other names are not read; this is told once, unless their",
             "names begin with '_'. A name close to one of the above is an error.",
-            "Space around subject and answers does not count; prompts are kept as they are.",
+            "Space around subject and answers does not count, but a space before target_new or",
+            "before a probe's answer asks for one there; prompts are kept as they are.",
             "A wrong line is refused with its number; --skip-invalid keeps the others.",
             "",
             "The same fields as a table (CSV, TSV): the first line names the columns, and a cell",
@@ -207,6 +210,7 @@ def to_record(fact: Fact) -> dict[str, object]:
     for name in ("id", "relation", "subject", "prompt", "target_new", "target_old"):
         record[name] = getattr(fact, name)
     record["target_old_is_generated"] = fact.target_old_is_generated
+    record["joint"] = _own(fact.joint)
     for name in ("old_aliases", "rephrasings", "generation_prompts"):
         record[name] = list(getattr(fact, name))
     for name in ("locality", "portability"):
@@ -217,6 +221,7 @@ def to_record(fact: Fact) -> dict[str, object]:
                     "answer": probe.answer,
                     "kind": probe.kind,
                     "aliases": list(probe.aliases),
+                    "joint": _own(probe.joint),
                 }
             )
             for probe in getattr(fact, name)
@@ -224,12 +229,17 @@ def to_record(fact: Fact) -> dict[str, object]:
     return _filled(record)
 
 
+def _own(joint: str) -> str | None:
+    return None if joint == "auto" else joint
+
+
 def _filled(record: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in record.items() if value}
 
 
 def write_jsonl(facts: Iterable[Fact], path: str | Path) -> None:
-    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back.
+    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back,
+    but for what a model has decided (``Fact.joints``).
 
     An existing file is replaced, as a whole or not at all.
 

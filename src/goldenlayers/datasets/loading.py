@@ -17,6 +17,7 @@ from goldenlayers.datasets.records import Doubled, Table, flaw
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches, shortened
 from goldenlayers.facts import Fact, repeats
+from goldenlayers.joints import Joint
 
 _ROWS_NAMED = 5
 _WRAPPERS = 4
@@ -29,6 +30,7 @@ def load_facts(
     limit: int | None = None,
     seed: int | None = 0,
     skip_invalid: bool = False,
+    joint: Joint = "auto",
 ) -> FactSet:
     """Facts from the package, a file, or the hub.
 
@@ -41,6 +43,8 @@ def load_facts(
             (``FactSet.sample``). All rows are read and checked, whatever the limit.
         seed: of the sample; None takes the first ``limit`` facts instead.
         skip_invalid: pass over invalid rows; ``FactSet.skipped`` holds their errors.
+        joint: what stands between prompts and answers where a row does not say it itself: "space",
+            "none", or "auto" (see :class:`goldenlayers.facts.Fact`).
 
     Raises:
         DataError: the first invalid row, with its number, its field and how many more there are.
@@ -63,7 +67,7 @@ def load_facts(
             else f"{table.source} has no facts"
         )
     found = FactSet(
-        facts=tuple(facts),
+        facts=tuple(facts if joint == "auto" else (fact.with_joint(joint) for fact in facts)),
         name=table.name,
         format=form.name,
         source=table.source,

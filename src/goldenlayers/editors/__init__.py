@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.covariance import Covariance
+from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
+from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Workbench, edited_layers
 from goldenlayers.editors.finetune import FT_L, FT_M
 from goldenlayers.editors.incontext import in_context_prefix
@@ -146,6 +148,8 @@ def edit(
         seed=seed,
         on_done=on_done,
     )
+    with untouched(model):
+        facts = settle_joints(model, facts)
     chosen = editor(method)
     if mode == "batch" or (mode is None and (chosen.edits_together or len(facts) == 1)):
         if on_failed is None:
@@ -179,4 +183,6 @@ def edit_each(
         seed=seed,
         on_done=on_done,
     )
+    with untouched(model):
+        facts = settle_joints(model, facts)
     return editor(method).each(bench, facts, layer) if facts else []

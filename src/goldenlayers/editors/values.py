@@ -66,9 +66,10 @@ class Value:
 def fact_prompts(model: Model, fact: Fact, prefixes: Sequence[str], answer: str) -> list[Encoding]:
     """The fact's prompt with ``answer`` behind each prefix; their lookup tokens found."""
     encoder = model.encoder
+    joint = fact.joint_of(fact.prompt, answer)
     found = []
     for prefix in prefixes:
-        encoding = encoder.encode(prefix + fact.prompt, answer, fact.subject)
+        encoding = encoder.encode(prefix + fact.prompt, answer, fact.subject, joint)
         if encoding.lookup is None:
             encoding = encoder.fact(fact, answer)  # raises, naming the fact
         found.append(encoding)

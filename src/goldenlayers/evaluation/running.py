@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
-from goldenlayers.delta.apply import deltas_in_force
+from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefix, workbench
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.evaluation.heldout import HeldOut
@@ -132,7 +133,12 @@ def evaluate(
     """
     start = time.perf_counter()
     check_seed(seed)
-    job = Job(model, list(facts), check_metrics(metrics), seed, on_rows, on_progress)
+    metrics = check_metrics(metrics)
+    _check(facts, method, delta, layer, mode)
+    with untouched(model):
+        facts = settle_joints(model, facts)
+        others = None if others is None else settle_joints(model, others)
+    job = Job(model, facts, metrics, seed, on_rows, on_progress)
     job.options = {
         "others": others,
         "text": text,
@@ -140,7 +146,6 @@ def evaluate(
         "seed": seed,
         "batch_size": _batch_size(batch_size),
     }
-    _check(facts, method, delta, layer, mode)
     if "perplexity" in job.metrics:
         # One for all plans: every fact's perplexity is of this text.
         size = job.options["batch_size"]
