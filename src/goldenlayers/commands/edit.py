@@ -146,7 +146,8 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
         config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
     )
     if found.skipped:
-        shared.say(found.summary())
+        shared.say(*found.summary().split("\n"))
+    shared.tell_fewer(len(found), config.limit)
     return list(found), found
 
 

@@ -57,7 +57,14 @@ def load_facts(options: DataOptions) -> FactSet:
         facts = apart_from(facts, runs)
         if options.limit is not None:
             facts = facts.sample(options.limit, options.seed)
+    tell_fewer(len(facts), options.limit)
     return facts
+
+
+def tell_fewer(n_facts: int, limit: int | None) -> None:
+    """Say it where there are fewer facts than ``--limit`` asks for."""
+    if limit is not None and n_facts < limit:
+        say(f"There are only {n_facts} facts, fewer than the {limit} of --limit: all are used")
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:
