@@ -37,7 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def taken_for_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Causal tracing follows answers that the model gives; a random one gives none of these."""
-    monkeypatch.setattr("goldenlayers.locate.known.known_facts", lambda _model, facts: list(facts))
+    monkeypatch.setattr(
+        "goldenlayers.locate.known.known_facts", lambda _model, facts, **_: list(facts)
+    )
 
 
 def command(place: Path, out: Path, *more: object) -> list[str]:

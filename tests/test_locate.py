@@ -388,7 +388,11 @@ def test_a_fact_longer_than_the_context_is_left_out_with_its_name() -> None:
         locate(model, FACTS),
         seconds=ranking.seconds,
         peak_memory_bytes=ranking.peak_memory_bytes,
+        n_given=ranking.n_facts + 1,
+        dropped={"too long for the model's context": 1},
+        warnings=ranking.warnings,
     )
+    assert f"Only {ranking.n_facts} of the {ranking.n_facts + 1} facts" in ranking.warnings[0]
     assert "too-long" in str(told[0]) and "at most 512" in str(told[0])
     with pytest.raises(UserError, match=r"too-long.*at most 512"):
         locate(model, [long])

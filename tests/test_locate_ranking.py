@@ -141,12 +141,51 @@ def test_properties_on_random_scores():
         assert builder.result() == ranking
 
 
-def test_ties_go_to_the_shallower_layer_also_in_resamples():
+def test_ties_are_told_and_share_the_resamples():
     phi = np.random.default_rng(1).normal(size=(9, 1)) + 3.0
-    tied = np.repeat(phi, 7, axis=1)
-    ranking = rank(tied, bootstrap=50)
-    assert ranking.golden_layer == 0 and ranking.candidates == (0, 1, 2, 3, 4)
-    assert [layer.wins for layer in ranking.layers] == [1.0] + [0.0] * 6
+    tied = np.hstack([phi - 1.0, phi, phi - 2.0, phi])
+    ranking = rank(tied, fence="none", bootstrap=50)
+    assert ranking.golden_layer == 1 and ranking.candidates == (1, 3, 0, 2)
+    assert [layer.wins for layer in ranking.layers] == [0.0, 0.5, 0.0, 0.5]
+    assert any("Layers 1 and 3 share the best score" in text for text in ranking.warnings)
+    assert not any("share" in text for text in rank(tied[:, :3], fence="none").warnings)
+
+
+@pytest.mark.parametrize("fence", ["tukey", "none", "last"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-9])
+def test_scores_that_are_all_alike_choose_nothing(fence, reduce, value):
+    alike = np.full((7, 6), value)
+    with pytest.raises(UserError, match=r"no layer stands out: all \d layers .*have the score"):
+        rank(alike, fence=fence, reduce=reduce)
+    # Rounding is no difference.
+    with pytest.raises(UserError, match="no layer stands out"):
+        rank(alike * (1 + 1e-15 * np.arange(6)), fence=fence, reduce=reduce)
+    # Most layers damaged: their scores are the quartiles, the sound layers are outside the fences.
+    alike[:, 2] += 1.0
+    if fence == "tukey":
+        with pytest.raises(UserError, match="all 5 layers within the fences"):
+            rank(alike, fence=fence, reduce=reduce)
+    else:
+        assert rank(alike, fence=fence, reduce=reduce).golden_layer == 2
+
+
+def test_facts_that_say_nothing_are_told():
+    phi = np.random.default_rng(0).normal(size=(12, 4))
+    phi[3:5] = 0.0
+    assert any("2 facts of 12 score all layers alike" in text for text in rank(phi).warnings)
+
+
+def test_facts_left_out_before_are_counted():
+    rows = rows_of(np.random.default_rng(0).normal(size=(2, 4)))
+    ranking = RankingBuilder("cma", 4, fence="none").update(rows).result(dropped={"unknown": 4})
+    assert (ranking.n_facts, ranking.n_given, ranking.dropped) == (2, 6, {"unknown": 4})
+    assert ranking.warnings[0] == "Only 2 of the 6 facts could be used. Left out: unknown: 4."
+    assert LayerRanking.from_json(ranking.to_json()) == ranking
+    rows[1] |= {"phi": [None] * 4, "unscored": "no locality probe"}
+    found = RankingBuilder("transfer", 4, fence="none").update(rows).result()
+    assert any("1 fact of 2 took no part: no locality probe" in text for text in found.warnings)
+    assert not any("finite" in text for text in found.warnings)
 
 
 def test_degenerate_shapes():
@@ -155,19 +194,17 @@ def test_degenerate_shapes():
     two = rank([[1.0, 2.0]], kappa=0.0)  # narrower than the two scores' distance: nothing is inside
     assert two.golden_layer == 1 and all(layer.kept for layer in two.layers)
     assert two.layers[0].wins is None  # one fact cannot be resampled
-    constant = rank(np.zeros((4, 12)))
-    assert constant.golden_layer == 0 and all(layer.kept for layer in constant.layers)
 
 
 def test_facts_without_finite_scores_are_left_out_and_counted():
-    phi = np.ones((5, 3))
+    phi = np.ones((5, 3)) * [1.0, 2.0, 1.0]
     phi[1, 2] = np.nan
     phi[3, 0] = np.inf
     ranking = rank(phi)
     assert (ranking.n_facts, ranking.n_unscored) == (3, 2)
-    assert [layer.score for layer in ranking.layers] == [3.0, 3.0, 3.0]
+    assert [layer.score for layer in ranking.layers] == [3.0, 6.0, 3.0]
     assert any(text.startswith("2 facts of 5 had scores") for text in ranking.warnings)
-    rows = rows_of(np.ones((2, 3)))
+    rows = rows_of(np.ones((2, 3)) * [1.0, 2.0, 1.0])
     rows[0]["phi"] = [1.0, None, 1.0]  # how JSON keeps a NaN
     assert RankingBuilder("lga", 3).update(rows).result().n_unscored == 1
     with pytest.raises(UserError, match="none of the 2 facts"):
@@ -175,7 +212,7 @@ def test_facts_without_finite_scores_are_left_out_and_counted():
     with pytest.raises(UserError, match="no fact"):
         RankingBuilder("lga", 3).result()
     with pytest.raises(UserError, match="too large"):
-        rank(np.full((3, 2), 1.7e308))
+        rank(np.full((3, 2), 1.7e308) * [1.0, 0.9])
 
 
 def test_diagnostics_that_are_missing_stay_missing():
@@ -232,7 +269,7 @@ def test_bad_settings_and_rows_are_the_users_errors():
 
 
 def test_json_round_trip_is_strict_and_holds_the_contract():
-    builder = RankingBuilder("lga", 4, bootstrap=10).update(rows_of(np.eye(4)))
+    builder = RankingBuilder("lga", 4, bootstrap=10).update(rows_of(np.diag([1.0, 2.0, 3.0, 5.0])))
     ranking = builder.result(seconds=1.5, peak_memory_bytes=7, model="tiny", data="starter")
     text = json.dumps(ranking.to_json(), allow_nan=False)
     assert LayerRanking.from_json(text) == ranking

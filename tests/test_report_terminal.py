@@ -68,7 +68,7 @@ def test_bars_grow_with_the_score_and_start_at_one_zero():
 
 def test_small_rankings_and_fixed_choices():
     assert "★ golden" in line_of(printed(ranking_of([3.0])), 0)
-    assert "★ golden" in line_of(printed(ranking_of([0.0, 0.0])), 0)
+    assert "★ golden" in line_of(printed(ranking_of([0.0, -1.0])), 0)
     lines = printed(LayerRanking.fixed("middle", 12, 6))
     assert "★ golden" in line_of(lines, 6) and "wins" not in "".join(lines[:4])
     assert any("looks at no fact" in line for line in lines)

@@ -150,6 +150,7 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
         joint=config.joint,
     )
     shared.tell_data(found)
+    shared.tell_fewer(len(found), config.limit)
     found = shared.agreeing(found, skip_invalid=config.skip_invalid, drop_doubled=True)
     return list(found), found
 

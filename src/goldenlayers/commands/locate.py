@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
-from goldenlayers.config import LocateConfig, whole_number
+from goldenlayers.config import LocateConfig, to_record, whole_number
 from goldenlayers.errors import UserError
 from goldenlayers.shown import put
 
@@ -29,10 +29,11 @@ _FREE = ("batch_size", "device")
 
 def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
-    from goldenlayers.locate import locate
+    from goldenlayers.locate import check_options, locate
     from goldenlayers.report.terminal import show_ranking
 
     shared.refuse_out(config, "locate", ignore=_FREE)
+    check_options(config.method, to_record(config))
     if config.verify is not None:
         from goldenlayers.editors import editor
 

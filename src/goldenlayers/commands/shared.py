@@ -70,6 +70,7 @@ def load_facts(options: DataOptions) -> FactSet:
         facts = apart_from(facts, runs)
         if options.limit is not None:
             facts = facts.sample(options.limit, options.seed)
+    tell_fewer(len(facts), options.limit)
     return facts
 
 
@@ -162,6 +163,12 @@ def _end(text: str) -> str:
 
 def _begin(text: str) -> str:
     return text if len(text) <= 30 else f"{text[:29]}…"
+
+
+def tell_fewer(n_facts: int, limit: int | None) -> None:
+    """Say it where there are fewer facts than ``--limit`` asks for."""
+    if limit is not None and n_facts < limit:
+        say(f"There are only {n_facts} facts, fewer than the {limit} of --limit: all are used")
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:

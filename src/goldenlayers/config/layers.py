@@ -111,12 +111,6 @@ class LocateConfig(ApartOptions, ModelOptions):
         super().__post_init__()
         if self.verify == 1 and not (self.neighbours or self.also):
             raise UserError("--verify is 1: there is nothing to race", expected="2 or more")
-        for name in ("reach", "align"):
-            if getattr(self, name) and self.method != "transfer":
-                raise UserError(
-                    f"--{name} is for --method transfer, not {self.method}",
-                    fix=f"Leave out --{name}, or choose --method transfer",
-                )
         unused = {"neighbours": False, "verify_set": {}, "spacing": 1, "also": []}
         for name, default in unused.items():
             if getattr(self, name) != default and self.verify is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.locate.fences import Fence
@@ -26,6 +27,53 @@ METHODS: tuple[str, ...] = ("lga", "transfer", "cma", "saliency", "middle", "pub
 # fraction of depth: 5/28 .. 5/32 and 17/48.
 _PUBLISHED_DEPTH = 5 / 30
 _PUBLISHED_DEEP = (48, 17 / 48)
+
+# What stands in for probes that the data does not have, by the field of a row that tells of it.
+_STAND_INS = {
+    "prefixed": "no rephrasing that holds the subject; their prompt behind sampled prefixes stood "
+    "in",
+    "borrowed": "no locality probe; prompts of other facts stood in",
+}
+
+# The options that only some methods have; with the values that change nothing for the others.
+_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
+    "scope": (("lga", "saliency"), ("mlp",)),
+    "loss": (("lga", "saliency"), ("sequence",)),
+    "known": (("lga", "transfer", "cma", "saliency"), (False,)),
+    "fence": (("lga",), ("tukey", "none")),
+    "kappa": (("lga",), (1.0,)),
+    "reach": (("transfer",), (False,)),
+    "align": (("transfer",), (False,)),
+}
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse what the method would pass over without a word.
+
+    ``options`` has all of scope, loss, known, fence, kappa, reach and align.
+
+    Raises:
+        UserError: an unknown method, scope, loss or fence; an option of other methods; a width of
+            fences that are not there.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method '{method}'", fix=near_matches(method, METHODS))
+    from goldenlayers.locate.gradients import Loss, Scope
+
+    for name, kind in {"scope": Scope, "loss": Loss, "fence": Fence}.items():
+        if options[name] not in get_args(kind):
+            near = near_matches(str(options[name]), get_args(kind))
+            raise UserError(f"unknown {name} '{options[name]}'", fix=near)
+    for name, (methods, idle) in _OPTIONS.items():
+        if options[name] not in idle and method not in methods:
+            raise UserError(
+                f"{name} is for the method {' or '.join(methods)}, not {method}",
+                fix=f"Leave out {name}, or choose another method",
+            )
+    if options["kappa"] != 1.0 and options["fence"] != "tukey":
+        raise UserError(
+            f"kappa is for the fence tukey, not {options['fence']}", fix="Leave out one of them"
+        )
 
 
 def locate(
@@ -75,18 +123,30 @@ def locate(
         data: name of the facts' source, for the record.
         on_rows: told each batch's per-fact rows as soon as they are there.
         on_progress: told (facts done, facts in all).
-        on_dropped: told the facts left out with the reason: too long for the model's context, or
-            no edits since the model's own answer is the new one.
+        on_dropped: told the facts left out with the reason: too long for the model's context, not
+            known to the model, or no edits since the model's own answer is the new one. The ranking
+            counts them, too.
 
     Returns:
         The ranking. When interrupted (Ctrl-C) after at least one batch, that of the facts done so
         far, with a warning that says so.
 
     Raises:
-        UserError: unknown method, no facts, no known facts.
+        UserError: unknown method, an option that the method does not have, no facts, no known
+            facts, scores that tell no layer from another.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown method '{method}'", fix=near_matches(method, METHODS))
+    check_options(
+        method,
+        {
+            "scope": scope,
+            "loss": loss,
+            "known": known,
+            "fence": fence,
+            "kappa": kappa,
+            "reach": reach,
+            "align": align,
+        },
+    )
     n_layers = len(model.layers)
     if method in ("middle", "published"):
         layer = n_layers // 2 if method == "middle" else published_layer(n_layers)
@@ -97,7 +157,9 @@ def locate(
             fix="Give statistics=key_statistics(model)",
         )
     start = time.perf_counter()
-    todo = _prepare(model, facts, method, known=known, on_dropped=on_dropped)
+    todo, dropped = _prepare(model, facts, method, known=known)
+    if dropped and on_dropped is not None:
+        on_dropped(dropped)
     builder = RankingBuilder(
         method,
         n_layers,
@@ -109,6 +171,7 @@ def locate(
         seed=seed,
     )
     interrupted = False
+    stand_ins: Counter[str] = Counter()
     with _PeakMemory(model) as memory:
         try:
             for rows in _rows(
@@ -125,6 +188,7 @@ def locate(
                 align=align,
             ):
                 builder.update(rows)
+                stand_ins.update(name for name in _STAND_INS for row in rows if row.get(name))
                 if on_rows is not None:
                     on_rows(rows)
                 if on_progress is not None:
@@ -138,7 +202,17 @@ def locate(
         peak_memory_bytes=memory.peak_bytes,
         model=model.name,
         data=data,
+        dropped=Counter(error.reason for error in dropped),
     )
+    if method == "cma" and n_layers <= 10:
+        from goldenlayers.locate.tracing import usual_window
+
+        ranking = ranking.warned(
+            f"Causal tracing restores 10 layers together, but the model has {n_layers}: here it "
+            f"restored {usual_window(n_layers)}."
+        )
+    for name, count in stand_ins.items():
+        ranking = ranking.warned(f"{count} of the {len(builder)} facts have {_STAND_INS[name]}.")
     if interrupted:
         ranking = dataclasses.replace(ranking, interrupted=True).warned(
             f"Interrupted after {len(builder)} of {len(todo)} facts, the longest ones first: "
@@ -160,8 +234,8 @@ def _prepare(
     method: str,
     *,
     known: bool,
-    on_dropped: Callable[[list[DataError]], None] | None,
-) -> list[Fact]:
+) -> tuple[list[Fact], list[DataError]]:
+    """The facts that the method can work with, and the others with the reason."""
     from goldenlayers.decoding import settle_joints
     from goldenlayers.locate.known import fill_old_answers, known_facts
 
@@ -171,7 +245,7 @@ def _prepare(
     if not todo:
         raise dropped[0]
     if known or method == "cma":  # tracing follows an answer that the model gives
-        todo = known_facts(model, todo)
+        todo = known_facts(model, todo, on_dropped=dropped.extend)
         if not todo:
             raise UserError(
                 f"the model gives the old answer of none of the {len(facts)} facts",
@@ -182,9 +256,7 @@ def _prepare(
         dropped += no_edits
         if not todo:
             raise dropped[0]
-    if dropped and on_dropped is not None:
-        on_dropped(dropped)
-    return todo
+    return todo, dropped
 
 
 def _fitting(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], list[DataError]]:
@@ -198,7 +270,9 @@ def _fitting(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], list[Data
             for answer in (fact.target_new, fact.target_old or ""):
                 model.encoder.fact(fact, answer)
         except TooLongError as error:
-            dropped.append(DataError(f"fact '{fact.id}' is too long: {error}", field="prompt"))
+            problem = f"fact '{fact.id}' is too long: {error}"
+            reason = "too long for the model's context"
+            dropped.append(DataError(problem, field="prompt", reason=reason))
         else:
             fitting.append(fact)
     return fitting, dropped

@@ -47,3 +47,12 @@ def keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
 def choose(scores: Array, kept: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The best kept layer (R,) of each row (R, L); of ties the first, the shallower."""
     return np.where(kept, scores, -np.inf).argmax(axis=1)
+
+
+def shares(scores: Array, kept: NDArray[np.bool_]) -> Array:
+    """How many of the rows (R, L) each layer (L,) wins; layers that share the best of a row share
+    the win.
+    """
+    scores = np.where(kept, scores, -np.inf)
+    best = scores == scores.max(axis=1, keepdims=True)
+    return (best / best.sum(axis=1, keepdims=True)).sum(axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from goldenlayers.decoding import end_ids, forced_predictions, greedy, settle_joints
@@ -16,16 +16,39 @@ if TYPE_CHECKING:
 _BLANK = "ĠĊĉčÂ▁ \t\r\n"
 
 
-def known_facts(model: Model, facts: Sequence[Fact], *, batch_size: int = 32) -> list[Fact]:
-    """The facts whose old answer is the model's greedy continuation of the prompt."""
+def known_facts(
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    batch_size: int = 32,
+    on_dropped: Callable[[list[DataError]], None] | None = None,
+) -> list[Fact]:
+    """The facts whose old answer is the model's greedy continuation of the prompt.
+
+    ``on_dropped`` is told the others, with the reason.
+    """
     asked = [fact for fact in facts if fact.target_old is not None]
     encodings = [model.encoder.fact(fact, fact.target_old or "") for fact in asked]
     found = forced_predictions(model, encodings, batch_size=batch_size)
-    return [
+    known = [
         fact
         for fact, encoding, tokens in zip(asked, encodings, found, strict=True)
         if tuple(tokens) == encoding.answer_ids
     ]
+    if on_dropped is not None and len(known) < len(facts):
+        kept = {id(fact) for fact in known}
+        on_dropped([_unknown(fact) for fact in facts if id(fact) not in kept])
+    return known
+
+
+def _unknown(fact: Fact) -> DataError:
+    if fact.target_old is None:
+        reason = "no old answer in the data"
+        return DataError(f"fact '{fact.id}' has {reason}", reason=reason)
+    return DataError(
+        f"the model does not answer '{fact.prompt}' with '{fact.target_old}' (fact '{fact.id}')",
+        reason="the model does not give the old answer",
+    )
 
 
 def blank_ids(model: Model) -> list[int]:
@@ -80,6 +103,7 @@ def fill_old_answers(
                     f"fact '{facts[i].id}' is no edit: the model's own answer '{answer}' gives "
                     f"this: {error.problem}",
                     field="target_new",
+                    reason="the model's own answer is the new one, or none",
                 )
             )
     kept = [

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.locate.fences import Fence, choose, keep, tukey_fences
+from goldenlayers.locate.fences import Fence, choose, keep, shares, tukey_fences
 
 Array = NDArray[np.float64]
 Reduce = Literal["sum", "mean"]
@@ -54,7 +54,8 @@ class LayerRanking:
     ``candidates`` are the best kept layers, best first (the first is ``golden_layer``); ``fences``
     the lowest and highest score kept, None without a fence; ``seconds`` and ``peak_memory_bytes``
     what the scoring cost, None when not measured; ``warnings`` whole sentences for the reader;
-    ``interrupted`` whether only part of the facts came to be scored.
+    ``interrupted`` whether only part of the facts came to be scored; ``n_given`` how many facts
+    there were before some were ``dropped``, by the reason.
     """
 
     method: str
@@ -76,6 +77,8 @@ class LayerRanking:
     data: str = ""
     warnings: tuple[str, ...] = ()
     interrupted: bool = False
+    n_given: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict, hash=False)
 
     @classmethod
     def fixed(
@@ -205,6 +208,7 @@ class RankingBuilder:
             name: [] for name in ("phi", "cosine", "norm_old", "norm_new")
         }
         self._generated: list[bool] = []
+        self._unscored: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -213,7 +217,8 @@ class RankingBuilder:
         """Add per-fact rows: {"fact": id, "phi": [L numbers], ...}; other keys are optional.
 
         "cosine", "norm_old" and "norm_new" are L numbers or None. None within a list means "not a
-        number", as JSON has it: a fact with such a phi is left out and counted.
+        number", as JSON has it: a fact with such a phi is left out and counted; "unscored" may say
+        why.
 
         Raises:
             UserError: a row without "fact" or "phi", or with another number of layers.
@@ -226,6 +231,8 @@ class RankingBuilder:
                 self._values[name].append(array)
             self._facts.append(str(row["fact"]))
             self._generated.append(bool(row.get("old_is_generated", False)))
+            if reason := row.get("unscored"):
+                self._unscored[str(reason)] = self._unscored.get(str(reason), 0) + 1
         return self
 
     def _array(self, row: Mapping[str, Any], name: str) -> Array:
@@ -251,11 +258,15 @@ class RankingBuilder:
         peak_memory_bytes: int | None = None,
         model: str = "",
         data: str = "",
+        dropped: Mapping[str, int] | None = None,
     ) -> LayerRanking:
         """Rank the layers. The order in which rows came does not matter, whatever the batches were.
 
+        ``dropped`` counts facts that were left out before, by the reason.
+
         Raises:
-            UserError: no fact, or no fact with finite scores.
+            UserError: no fact, no fact with finite scores, or scores that tell no layer from
+                another.
         """
         if not self._facts:
             raise UserError("there is no fact to rank layers by", expected="at least one fact")
@@ -275,6 +286,7 @@ class RankingBuilder:
         if not np.isfinite(scores).all():
             raise UserError("the scores are too large to add up in float64")
         kept = keep(scores, self.fence, self.kappa)
+        _refuse_alike(scores[0], kept[0])
         golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
         wins = self._wins(phi)
@@ -308,7 +320,13 @@ class RankingBuilder:
             seed=self.seed,
             model=model,
             data=data,
-            warnings=tuple(self._warnings(golden, wins, len(phi), n_unscored)),
+            warnings=(
+                *_left_out(len(everything), dropped or {}),
+                *_ties(scores[0], kept[0], phi),
+                *self._warnings(golden, wins, len(phi), n_unscored),
+            ),
+            n_given=len(everything) + sum((dropped or {}).values()),
+            dropped=dict(dropped or {}),
         )
 
     def _reduce(self, phi: Array) -> Array:
@@ -324,24 +342,26 @@ class RankingBuilder:
         return [float(t / c) if c else None for t, c in zip(total, count, strict=True)]
 
     def _wins(self, phi: Array) -> Array | None:
-        """Share of resamples (L,) in which each layer is chosen; None without resampling."""
+        """Share of resamples (L,) in which each layer is the best one; None without resampling."""
         n, n_layers = phi.shape
         if not self.bootstrap or n < 2:
             return None
         generator = np.random.default_rng(self.seed)
-        wins = np.zeros(n_layers, dtype=np.int64)
+        wins = np.zeros(n_layers)
         step = max(1, _CHUNK // (n * n_layers))
         for start in range(0, self.bootstrap, step):
             count = min(step, self.bootstrap - start)
             scores = self._reduce(phi[generator.integers(0, n, size=(count, n))])  # (count, L)
-            chosen = choose(scores, keep(scores, self.fence, self.kappa))
-            wins += np.bincount(chosen, minlength=n_layers)
+            wins += shares(scores, keep(scores, self.fence, self.kappa))
         return wins / self.bootstrap
 
     def _warnings(self, golden: int, wins: Array | None, n: int, n_unscored: int) -> Iterable[str]:
-        if n_unscored:
+        reasons, unknown = self._unscored, n_unscored - sum(self._unscored.values())
+        for reason, count in reasons.items():
+            yield f"{_count(count, 'fact')} of {n + n_unscored} took no part: {reason}."
+        if unknown > 0:
             yield (
-                f"{_count(n_unscored, 'fact')} of {n + n_unscored} had scores that are not finite "
+                f"{_count(unknown, 'fact')} of {n + n_unscored} had scores that are not finite "
                 "numbers and took no part (often float16: use float32 or bfloat16)."
             )
         repeated = n + n_unscored - len(set(self._facts))
@@ -367,6 +387,46 @@ class RankingBuilder:
         if n < enough:
             text = f"Only {_count(n, 'fact')}: few for '{self.method}'."
             yield text if unstable else f"{text} {more}"
+
+
+def _refuse_alike(scores: Array, kept: NDArray[np.bool_]) -> None:
+    """Refuse scores (L,) of which none is better than another.
+
+    Raises:
+        UserError: all kept layers, at least two, have the same score but for rounding.
+    """
+    some = scores[kept]
+    if len(some) < 2 or np.ptp(some) > 1e-12 * np.abs(some).max():
+        return
+    which = f"all {len(some)} layers" + (" within the fences" if len(some) < len(scores) else "")
+    raise UserError(
+        f"no layer stands out: {which} have the score {float(some[0]):.3g}",
+        expected="scores that differ",
+        fix="Weights that are zero or damaged do that, answers that the model is certain of, and "
+        "numbers too small for float16. Load the model anew in float32, or use other facts",
+    )
+
+
+def _left_out(n_scored: int, dropped: Mapping[str, int]) -> Iterable[str]:
+    """A sentence if only some of the facts that were given came to be scored."""
+    if dropped:
+        given = n_scored + sum(dropped.values())
+        why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        yield f"Only {n_scored} of the {given} facts could be used. Left out: {why}."
+
+
+def _ties(scores: Array, kept: NDArray[np.bool_], phi: Array) -> Iterable[str]:
+    """Sentences if layers share the best score, or if facts tell no layer from another."""
+    best = np.flatnonzero(kept & (scores == scores[kept].max()))
+    if len(best) > 1:
+        names = " and ".join(map(str, best[:5])) + (" and others" if len(best) > 5 else "")
+        yield f"Layers {names} share the best score; the one nearest the input is named."
+    mute = int((np.ptp(phi, axis=1) == 0).sum()) if len(scores) > 1 else 0
+    if mute:
+        yield (
+            f"{_count(mute, 'fact')} of {len(phi)} score all layers alike and say nothing about "
+            "the choice."
+        )
 
 
 def _count(n: int, noun: str) -> str:

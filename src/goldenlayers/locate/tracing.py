@@ -41,7 +41,7 @@ def tracing_rows(
     facts: Sequence[Fact],
     *,
     kind: Kind = "mlp",
-    window: int = 10,
+    window: int | None = None,
     samples: int = 10,
     noise: float = 3.0,
     seed: int = 0,
@@ -60,7 +60,7 @@ def tracing_rows(
         kind: what is restored: the block's output; or the output of the MLP's down projection, or
             of the attention's output projection, in all blocks of the window.
         window: layers restored together, [L − window/2, L + window/2) as far as there are any;
-            the kind "block" restores one.
+            the kind "block" restores one. Default :func:`usual_window`.
         samples: noise samples per fact.
         noise: standard deviation of the noise, in standard deviations of the subject tokens'
             embeddings over all the facts traced.
@@ -75,6 +75,7 @@ def tracing_rows(
     Raises:
         UserError: no (known) fact, a fact without old answer, a setting out of its range.
     """
+    window = usual_window(len(model.layers)) if window is None else window
     _check(kind, window, samples, noise, batch_size)
     todo = known_facts(model, facts, batch_size=batch_size) if known else list(facts)
     if not todo:
@@ -128,7 +129,7 @@ def tracing_grid(
     fact: Fact,
     *,
     kind: Kind = "mlp",
-    window: int = 10,
+    window: int | None = None,
     samples: int = 10,
     noise: float = 3.0,
     seed: int = 0,
@@ -143,6 +144,7 @@ def tracing_grid(
     Raises:
         UserError: a fact without old answer, a setting out of its range.
     """
+    window = usual_window(len(model.layers)) if window is None else window
     _check(kind, window, samples, noise, batch_size)
     encoding = _with_old_answer(model, fact)
     sigma = noise_sigma(model, [fact], noise) if sigma is None else sigma
@@ -180,6 +182,14 @@ def tracing_grid(
         answer=fact.target_old or "",
         model=model.name,
     )
+
+
+def usual_window(n_layers: int) -> int:
+    """The paper's 10 layers; half of them where the model has no more than 10.
+
+    A window as wide as the model would restore the same layers wherever it stands.
+    """
+    return 10 if n_layers > 10 else max(1, n_layers // 2)
 
 
 def windows(n_layers: int, kind: Kind, window: int) -> list[range]:

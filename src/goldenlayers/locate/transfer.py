@@ -151,6 +151,7 @@ def transfer_rows(
             "locality": len(probes[i].locality),
             "borrowed": probes[i].borrowed,
             "too_long": probes[i].too_long,
+            "unscored": _lacking(probes[i]),
         }
 
     if unheard := [finished(i) for i, tally in enumerate(tallies) if not tally.waiting]:
@@ -179,6 +180,13 @@ def transfer_rows(
                     done.append(finished(one["fact"]))
             if done:
                 yield done
+
+
+def _lacking(probes: _Probes) -> str | None:
+    """Why a fact has nothing to measure by; None if it has."""
+    if not probes.rephrasings:
+        return "no rephrasing that holds the subject"
+    return None if probes.locality else "no locality probe"
 
 
 def _check(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.report.terminal import n_facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,10 +278,9 @@ def _short(value: float) -> str:
 
 
 def _title(ranking: LayerRanking) -> str:
-    facts = f"{ranking.n_facts} fact" + ("" if ranking.n_facts == 1 else "s")
     parts = [ranking.method]
     if ranking.n_facts:
-        parts.append(facts + (f" of {ranking.data}" if ranking.data else ""))
+        parts.append(n_facts(ranking) + (f" of {ranking.data}" if ranking.data else ""))
     if ranking.fences is not None:
         parts.append(f"Tukey fences, κ = {ranking.kappa:g}")
     name = f" in {ranking.model}" if ranking.model else ""

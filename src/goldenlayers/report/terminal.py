@@ -98,7 +98,7 @@ def ranking_table(
 
 def headline(ranking: LayerRanking) -> str:
     """One line that says what was chosen, by what, and from how much."""
-    facts = f"{ranking.n_facts} fact" + ("" if ranking.n_facts == 1 else "s")
+    facts = n_facts(ranking)
     parts = [f"Golden layer {ranking.golden_layer} of {len(ranking.layers)}"]
     if ranking.model:
         parts[0] += f" in {ranking.model}"
@@ -108,6 +108,13 @@ def headline(ranking: LayerRanking) -> str:
     if ranking.seconds is not None:
         parts.append(f"{ranking.seconds:.1f} s")
     return shown(", ".join(parts))
+
+
+def n_facts(ranking: LayerRanking) -> str:
+    """How many facts took part, and of how many if some did not."""
+    given = ranking.n_given or ranking.n_facts
+    few = f"{ranking.n_facts} of " if given != ranking.n_facts else ""
+    return f"{few}{given} fact" + ("" if given == 1 else "s")
 
 
 def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
