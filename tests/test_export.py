@@ -55,7 +55,7 @@ def test_peft_gives_the_merged_models_logits(family: str, tmp_path: Path) -> Non
     wanted, plain = merged_logits(family, delta, tokens), logits(hf, tokens)
     torch.testing.assert_close(logits(adapted, tokens), wanted, atol=1e-4, rtol=1e-4)
     with adapted.disable_adapter():
-        torch.testing.assert_close(logits(adapted, tokens), plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(adapted, tokens), plain, atol=1e-4, rtol=1e-4)
     assert (wanted - plain).abs().max() > 1e-2
     touched = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A")
@@ -217,7 +217,7 @@ def test_merged_checkpoint_differs_only_in_the_edited_tensors(family: str, tmp_p
     assert changed == {name.replace(old, new) if swap else name for name in delta.changes}
     if family != "gemma3_multimodal":
         again = AutoModelForCausalLM.from_pretrained(out)
-        torch.testing.assert_close(logits(again.eval(), tokens), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(again.eval(), tokens), wanted, atol=1e-4, rtol=1e-4)
     assert json.loads((out / "config.json").read_text()) == json.loads(
         (tmp_path / "base" / "config.json").read_text()
     )

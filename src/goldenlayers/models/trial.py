@@ -189,7 +189,9 @@ def _error(a: Tensor, b: Tensor) -> float:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    return _error(a, b) <= 0.01 * max(1.0, float(b.abs().max()))
+    # Two rows of one batch may be rounded differently: in half precision that shows.
+    tolerance = 0.1 if b.dtype in (torch.bfloat16, torch.float16) else 0.01
+    return _error(a, b) <= tolerance * max(1.0, float(b.abs().max()))
 
 
 def _transform(model: PreTrainedModel, scores: Tensor, logits: Tensor) -> LogitTransform:
