@@ -222,27 +222,33 @@ def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
                 raise UserError(f"The config.json of {name} says num_labels {_short(value)}")
 
 
-def check_room(model: PreTrainedModel, weights: Weights, name: str) -> None:
+def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> None:
     """Refuse a model, built without memory, that is far larger than the weights in its files.
+
+    Args:
+        model: on the meta device.
+        elements: number of weights in the files.
+        size: of the files, in bytes.
+        name: of the model, for the message.
 
     Raises:
         UserError: with both sizes.
 
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if wanted > 2 * weights.elements + (1 << 20):
+    if wanted > 2 * elements + (1 << 20):
         raise UserError(
-            f"The config.json of {name} describes a model of {_short(wanted)} weights, and its "
-            f"files hold {weights.elements}",
+            f"The configuration of {name} describes a model of {_short(wanted)} weights, and its "
+            f"files hold {elements}",
             fix="Copy or download the model again",
         )
     # What is computed at the start (masks, positions) is in no file.
     extra = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if extra > 4 * weights.bytes + (1 << 30):
+    if extra > 4 * size + (1 << 30):
         raise UserError(
-            f"The config.json of {name} asks for {extra / 1e9:.3g} GB of masks and positions, far "
-            f"more than its weights ({weights.bytes / 1e9:.3g} GB)",
-            fix="Check the number of positions in config.json",
+            f"The configuration of {name} asks for {extra / 1e9:.3g} GB of masks and positions, "
+            f"far more than its weights ({size / 1e9:.3g} GB)",
+            fix="Check the number of positions that it states",
         )
 
 
