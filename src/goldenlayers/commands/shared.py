@@ -246,7 +246,12 @@ def refuse_taken(path: Path, *, overwritable: bool = True) -> None:
     Raises:
         UserError: something stands at ``path``.
     """
-    if path.exists():
+    try:
+        taken = path.is_symlink() or path.exists()
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"'{str(path)[:60]}...' cannot be written to ({why})") from error
+    if taken:
         more = ", or add --overwrite" if overwritable else ""
         raise UserError(f"{path} is there already", fix=f"Choose another --out{more}")
 
