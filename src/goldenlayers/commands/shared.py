@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -414,6 +415,20 @@ def _unfinished_settings(config: Any) -> Mapping[str, Any]:
     part = None if config.out is None else _unfinished(config)
     settings = None if part is None else part.config.get("settings")
     return settings if isinstance(settings, Mapping) else {}
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse an existing output.
+
+    Raises:
+        UserError: something stands at ``path``, or nothing can.
+    """
+    try:
+        taken = os.path.lexists(path)
+    except ValueError as error:  # NUL in the name
+        raise UserError(f"'{str(path)[:60]}...' cannot be written to ({error})") from error
+    if taken:
+        raise UserError(f"{path} is there already", fix="Choose another --out")
 
 
 def refuse_unwritable(path: Path) -> None:
