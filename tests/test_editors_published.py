@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -77,10 +78,11 @@ def bench(kind: str, method: str, **changes: float | int | bool) -> Workbench:
 def derived(work: Workbench, kind: str, **controls: bool) -> Published:
     s = work.settings
     shared = FOUND.setdefault((kind, *s.of_values, *controls), {})
-    return Published(
+    made = Published(
         work.model, work.prefixes, subject(kind)[1], lr=s.lr, steps=s.steps, clamp=s.clamp,
-        kl_factor=s.kl_factor, weight_decay=s.weight_decay, found=shared, **controls,
+        kl_factor=s.kl_factor, weight_decay=s.weight_decay, found=shared,
     )  # fmt: skip
+    return dataclasses.replace(made, **controls)
 
 
 def expected(slow: Published, method: str, work: Workbench, facts: list[Fact]) -> dict[int, Tensor]:

@@ -44,6 +44,9 @@ DATA = {
 }
 # Many facts: a third of the default's work per fact.
 SETTINGS = {"many": EditSettings(steps=15, lr=0.5, prefixes=2)}
+# Written into every cell: what the value search takes for its KL term, and how keys are averaged.
+# Cells without it are from before both were made as published.
+READING = "KL(edited ‖ clean), bare prompt's key one half"
 # Their old answers are missing or whole sentences: no small model gives them, none is tried.
 UNKNOWN = ("wiki_recent", "WikiBio")
 
@@ -123,6 +126,7 @@ def compute(bench: Bench, cell: Cell, metrics: list[str]) -> dict[str, Any]:
     bench.model.forget_fingerprint()
     return {
         "cell": asdict(cell) | {"n_facts": len(facts)},
+        "reading": READING,
         "known": min(len(facts), bench.n_known[cell.data]),
         "seconds": round(time.perf_counter() - start, 1),
         "model_unchanged": bench.model.fingerprint() == before,
