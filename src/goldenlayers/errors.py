@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -98,5 +99,6 @@ def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """``text`` as a message can hold it: not more than ``limit`` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """``text`` as a message can hold it: at most ``limit`` characters, none of them half of one."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
