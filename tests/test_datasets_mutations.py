@@ -10,7 +10,7 @@ import random
 
 import pytest
 from test_datasets_formats import RECORDS, records_of
-from test_datasets_tables import CONTAINERS, parquet
+from test_datasets_tables import CONTAINERS, parquet, save_to_disk
 
 from goldenlayers.datasets import load_facts, reading, write_jsonl
 from goldenlayers.errors import UserError
@@ -143,12 +143,16 @@ def test_damaged_files_of_any_container_end_in_facts_or_user_errors(tmp_path, mo
     assert ends["facts"] > 200 and ends["errors"] > 200
 
 
-def test_damaged_parquet_ends_in_facts_or_user_errors(tmp_path):
+def test_damaged_parquet_and_arrow_files_end_in_facts_or_user_errors(tmp_path):
+    """Without a check of its offsets a damaged Arrow file ends the process."""
     pytest.importorskip("pyarrow")
-    rng = random.Random("parquet")
-    path = tmp_path / "f"
-    raw = parquet(records_of("jsonl") * 20)
-    for _ in range(100):
-        path.write_bytes(damaged(raw, rng))
-        with contextlib.suppress(UserError):
-            load_facts(path, skip_invalid=True).summary().encode()
+    rng = random.Random("arrow")
+    folder = save_to_disk(tmp_path / "mine", records_of("wiki-recent") * 20)
+    part = folder / "data-00000-of-00002.arrow"
+    files = {tmp_path / "f": parquet(records_of("jsonl") * 20), part: part.read_bytes()}
+    for _ in range(80):
+        for path, raw in files.items():
+            path.write_bytes(damaged(raw, rng))
+            with contextlib.suppress(UserError):
+                facts = load_facts(folder if path == part else path, skip_invalid=True)
+                facts.summary().encode()

@@ -40,7 +40,8 @@ class DataError(UserError):
     Args:
         problem: what is wrong with this row.
         source: the file (or hub data set) it stands in.
-        row: line number for JSON lines, record number for a JSON array; both count from 1.
+        row: line number for JSON lines and tables (where a row begins), record number for a JSON
+            array or parquet; both count from 1.
         field: the field at fault, e.g. ``target_new`` or ``locality[2].prompt``.
         expected, fix: as for UserError.
         reason: the kind of problem in words that are the same for every row that has it

@@ -148,7 +148,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "jsonl",
-        "our own JSON lines (see --schema)",
+        "our own fields, as JSON lines or a table (see --schema)",
         _FACT,
         _simple(jsonl.read),
         also=jsonl.OTHER_NAMES,
