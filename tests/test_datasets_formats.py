@@ -145,9 +145,9 @@ def test_zsre_mend_takes_the_true_answers(tmp_path):
         first("zsre-mend", tmp_path, alt="Republic of Mali")
 
 
-def test_wikibio_texts_lose_their_outer_spaces(tmp_path):
+def test_wikibio_passages_are_kept_letter_for_letter(tmp_path):
     fact = first("wikibio", tmp_path)[0]
-    assert (fact.prompt, fact.target_new) == ("This is about ada. She writes.", "She sings.")
+    assert (fact.prompt, fact.target_new) == ("This is about ada. She writes. ", "She sings.")
     assert fact.target_old is None and fact.locality == ()
 
 

@@ -5,6 +5,7 @@ form (with or without a space before it) it finds an answer likelier.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,6 +24,7 @@ from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, p
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
+_CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
 Stop = Callable[[int, list[int]], bool]
 
 
@@ -184,8 +186,12 @@ class Settled:
 
     @property
     def joint(self) -> Joint:
-        """The likelier form; a space where neither is (numbers that are not finite)."""
-        return "none" if self.none > self.space else "space"
+        """Nothing where that is clearly likelier (five times), a space otherwise.
+
+        A space is the ordinary case: in rare wordings a small model is undecided, and a toss-up
+        must not glue two words.
+        """
+        return "none" if self.none > self.space + _CLEARLY else "space"
 
 
 def settle_joints(
@@ -271,7 +277,7 @@ def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
                 rows += both
                 starts += [alike, alike]
                 break
-    scores = log_probs(model, rows, starts)
+    scores = log_probs(model, rows, starts) if rows else []
     return [
         Settled(*pair, space, none)
         for pair, space, none in zip(kept, scores[::2], scores[1::2], strict=True)
