@@ -256,7 +256,7 @@ def test_everyone_reads_the_decision(model: Model, monkeypatch: pytest.MonkeyPat
         assert text.text.endswith("x = np.matrix")
     asked = units([settled], ("rewrite", "rephrase", "locality", "portability", "counterfact"))
     texts = Texts(model, asked, [settled])
-    glued = dict(((p, a), j) for p, a, j in settled.joints)
+    glued = {(p, a) for p, a, _ in settled.joints}
     seen = 0
     for u, unit in enumerate(asked):
         for spec in texts.specs.get(u, []):
