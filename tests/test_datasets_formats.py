@@ -151,6 +151,23 @@ def test_wikibio_passages_are_kept_letter_for_letter(tmp_path):
     assert fact.target_old is None and fact.locality == ()
 
 
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [
+        ("counterfact-flat", {"prompt": " Ada:\n", "rephrase_prompt": " Ada:\n"}),
+        ("wiki-recent", {"prompt": " Ada:\n", "rephrase": [" Ada:\n"]}),
+        ("known", {"prompt": " Ada:\n"}),
+        ("zsre-mend", {"src": " Ada:\n", "rephrase": " Ada:\n"}),
+        ("counterfact-nested", {"requested_rewrite": REWRITE | {"prompt": " {}:\n"}}),
+        ("mquake", {"requested_rewrite": [REWRITE | {"prompt": " {}:\n"}]}),
+    ],
+)
+def test_prompts_are_kept_letter_for_letter(tmp_path, form, changes):
+    fact = first(form, tmp_path, **changes, subject="Ada")[0]
+    assert fact.prompt == f" {fact.subject}:\n"
+    assert all(text == " Ada:\n" for text in fact.rephrasings if ":" in text)
+
+
 def test_mquake_makes_one_fact_per_rewrite(tmp_path):
     facts = first("mquake", tmp_path)
     assert [fact.id for fact in facts] == ["7.1", "7.2"]

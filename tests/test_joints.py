@@ -22,6 +22,7 @@ from goldenlayers.evaluation.texts import Texts
 from goldenlayers.evaluation.units import units
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.joints import Joint, join, sure_joint
+from goldenlayers.locate.known import fill_old_answers
 from goldenlayers.models.model import Model
 
 RULES: list[tuple[str, str, str | None]] = [
@@ -206,7 +207,8 @@ def test_only_what_is_open_is_decided_and_once(
     prefer(monkeypatch, "space")
     assert settle_joints(model, [rich()], recorded=record) == [settled]
     # A record of other facts, or no record at all, counts for nothing.
-    for odd in ({"one": "none"}, {"one": " ".join(["glue"] * 7)}, {"two": "none"}):
+    broken: Any = {"one": 3}
+    for odd in (broken, {"one": "none"}, {"one": " ".join(["glue"] * 7)}, {"two": "none"}):
         (other,) = settle_joints(model, [rich()], recorded=odd)
         assert {joint for *_, joint in other.joints} == {"space"}
 
@@ -270,6 +272,18 @@ def test_everyone_reads_the_decision(model: Model, monkeypatch: pytest.MonkeyPat
     example = dataclasses.replace(settled, id="other")
     told = in_context_prefix(settled, [example])
     assert told.count("x = np.matrix.") == 3 and "np. matrix" not in told
+
+
+def test_old_answers_of_the_model_are_joined_in_their_likelier_form(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefer(monkeypatch, "none")
+    (filled,), dropped = fill_old_answers(model, settle_joints(model, [fact()]))
+    assert not dropped and filled.target_old and filled.target_old_is_generated
+    text = model.encoder.fact(filled, filled.target_old).text
+    sure = sure_joint(OPEN, filled.target_old)
+    assert text == OPEN + (" " if sure == "space" else "") + filled.target_old
+    assert filled.joints[0] == (OPEN, "matrix", "none")
 
 
 def test_an_edit_in_force_does_not_decide(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,12 +218,12 @@ def settle_joints(
     asked: dict[tuple[str, str], Joint] = {}
     taken: dict[int, list[Joint]] = {}
     for i, (fact, pairs) in enumerate(todo):
-        old = (recorded or {}).get(fact.id, "").split()
+        old = str((recorded or {}).get(fact.id, "")).split()
         if pairs and len(old) == len(pairs) and set(old) <= set(JOINTS):
             taken[i] = [joint for word in old for joint in JOINTS if joint == word]
         else:
             asked |= dict.fromkeys(pairs, "auto")
-    found = _likelier(model, list(asked))
+    found = compare_joints(model, list(asked))
     asked |= {(one.prompt, one.answer): one.joint for one in found}
     if found and on_settled is not None:
         on_settled(found)
@@ -253,8 +253,8 @@ def _open_joints(fact: Fact) -> list[tuple[str, str]]:
     ]
 
 
-def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
-    """Both forms of each pair compared; those that cannot be asked are left out.
+def compare_joints(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
+    """Each pair of prompt and answer in both forms; those that cannot be asked are left out.
 
     The text is tokenised as a whole, as it would stand anywhere: a tokenizer that has ``.matrix``
     as one token makes the model expect no ``matrix`` behind the token ``.``, so the answer's own
