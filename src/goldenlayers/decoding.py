@@ -5,6 +5,7 @@ form (with or without a space before it) it finds an answer likelier.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,6 +24,7 @@ from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, p
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
+_CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
 Stop = Callable[[int, list[int]], bool]
 
 
@@ -184,8 +186,12 @@ class Settled:
 
     @property
     def joint(self) -> Joint:
-        """The likelier form; a space where neither is (numbers that are not finite)."""
-        return "none" if self.none > self.space else "space"
+        """Nothing where that is clearly likelier (five times), a space otherwise.
+
+        A space is the ordinary case: in rare wordings a small model is undecided, and a toss-up
+        must not glue two words.
+        """
+        return "none" if self.none > self.space + _CLEARLY else "space"
 
 
 def settle_joints(
@@ -212,12 +218,12 @@ def settle_joints(
     asked: dict[tuple[str, str], Joint] = {}
     taken: dict[int, list[Joint]] = {}
     for i, (fact, pairs) in enumerate(todo):
-        old = (recorded or {}).get(fact.id, "").split()
+        old = str((recorded or {}).get(fact.id, "")).split()
         if pairs and len(old) == len(pairs) and set(old) <= set(JOINTS):
             taken[i] = [joint for word in old for joint in JOINTS if joint == word]
         else:
             asked |= dict.fromkeys(pairs, "auto")
-    found = _likelier(model, list(asked))
+    found = compare_joints(model, list(asked))
     asked |= {(one.prompt, one.answer): one.joint for one in found}
     if found and on_settled is not None:
         on_settled(found)
@@ -247,8 +253,8 @@ def _open_joints(fact: Fact) -> list[tuple[str, str]]:
     ]
 
 
-def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
-    """Both forms of each pair compared; those that cannot be asked are left out.
+def compare_joints(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
+    """Each pair of prompt and answer in both forms; those that cannot be asked are left out.
 
     The text is tokenised as a whole, as it would stand anywhere: a tokenizer that has ``.matrix``
     as one token makes the model expect no ``matrix`` behind the token ``.``, so the answer's own
@@ -271,7 +277,7 @@ def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
                 rows += both
                 starts += [alike, alike]
                 break
-    scores = log_probs(model, rows, starts)
+    scores = log_probs(model, rows, starts) if rows else []
     return [
         Settled(*pair, space, none)
         for pair, space, none in zip(kept, scores[::2], scores[1::2], strict=True)
