@@ -181,8 +181,14 @@ def factors(model: Model, encodings: list[Encoding]) -> dict[str, tuple[Tensor, 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "opt"])
-def test_bfloat16_products_are_those_of_its_factors(name: str) -> None:
+def test_bfloat16_products_are_those_of_its_factors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """float32 Gram products of bfloat16 factors against their float64 outer products."""
+    from goldenlayers.locate import gradients
+
+    # Both passes compute the same rows, or bfloat16 would round them otherwise.
+    monkeypatch.setattr(gradients, "_common_prefix", lambda a, b: 0)
     model = wrapped(name, torch.bfloat16)
     old, new = encoded(model)
     products = pair_products(model, old, new)

@@ -324,7 +324,7 @@ def test_reach_is_the_first_order_change_within_the_clamp(name: str) -> None:
         share = np.minimum(1.0, np.array(reach) / loss)
         expected = np.array(plain["transfer"]) * share - plain["interference"]
         np.testing.assert_allclose(row["phi"], expected, rtol=1e-4, atol=1e-8)
-        assert row["transfer"] == pytest.approx(plain["transfer"])
+        assert row["transfer"] == pytest.approx(plain["transfer"], rel=1e-4)
     assert (share < 1).all()  # the smaller clamp binds
     assert not any(m._forward_hooks for m in model.hf.modules())
 
