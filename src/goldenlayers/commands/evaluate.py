@@ -33,7 +33,8 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
     from goldenlayers.evaluation import METRICS, evaluate
-    from goldenlayers.evaluation.running import METHODS
+    from goldenlayers.evaluation.rows import Expected, each_once
+    from goldenlayers.evaluation.running import METHODS, in_sequence
     from goldenlayers.evaluation.units import check_metrics
 
     if config.method not in METHODS:
@@ -61,9 +62,14 @@ def run(config: EvaluateConfig) -> int:
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
     ) as folder:
-        done = folder.read_rows(ROWS) if folder is not None else []
-        if done:
-            shared.say(f"Going on with {folder.path if folder else ''}: {len(done)} rows are there")
+        expected = Expected(
+            facts,
+            metrics,
+            others=others,
+            seed=config.seed,
+            sequence=in_sequence(config.method, config.mode),
+        )
+        done = shared.resumed(folder, ROWS, each_once(expected.problem))
         with shared.progress("evaluating", "facts") as bar:
             found = evaluate(
                 model,

@@ -348,6 +348,20 @@ def _free(config: Any, ignore: Collection[str]) -> list[str]:
     return ["model.name", *(f"settings.{name}" for name in (*roled, *ignore))]
 
 
+def resumed(
+    folder: RunFolder | None, name: str, problem: Callable[[dict[str, Any]], str]
+) -> list[dict[str, Any]]:
+    """The rows that an unfinished run has in a file; says what is gone on with, and what not."""
+    if folder is None or not folder.resumed:
+        return []
+    rows, note = folder.resume_rows(name, problem)
+    if note:
+        say(f"Warning: {note}.")
+    if rows and name == "scores.jsonl":
+        say(f"Going on with {folder.path}: {len(rows)} rows are there")
+    return rows
+
+
 def inputs_of(config: Any) -> dict[str, str]:
     """What else a run reads, by the setting that names it: hashes of the content.
 

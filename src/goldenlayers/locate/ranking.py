@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.locate.fences import Fence, choose, keep, shares, tukey_fences
+from goldenlayers.records import made, parse_json, short
 
 Array = NDArray[np.float64]
 Reduce = Literal["sum", "mean"]
@@ -128,35 +129,26 @@ class LayerRanking:
         Raises:
             UserError: not a ranking, a damaged one, or one of a newer schema.
         """
-        try:
-            raw = json.loads(value) if isinstance(value, str | bytes) else dict(value)
-            schema = raw.pop("schema")
-            if schema != SCHEMA:
-                raise UserError(
-                    f"the ranking has schema {schema!r}",
-                    expected=f"schema {SCHEMA}",
-                    fix="Read it with the version of goldenlayers that wrote it, or locate again",
-                )
-            fields = _known(cls, raw)
-            fields["layers"] = tuple(LayerScore(**_known(LayerScore, row)) for row in raw["layers"])
-            fields["candidates"] = tuple(raw["candidates"])
-            fields["warnings"] = tuple(raw.get("warnings", ()))
-            fields["fences"] = tuple(raw["fences"]) if raw.get("fences") else None
-            ranking = cls(**fields)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        where = "the layer ranking"
+        raw = parse_json(value, where) if isinstance(value, str | bytes) else value
+        if not isinstance(raw, Mapping) or "schema" not in raw:
             raise UserError(
-                f"this is not a layer ranking ({type(error).__name__}: {error})",
-                expected="the ranking.json of a locate run",
-            ) from error
-        if not any(row.layer == ranking.golden_layer for row in ranking.layers):
-            raise UserError(f"the golden layer {ranking.golden_layer!r} is not among the layers")
+                "this is not a layer ranking", expected="the ranking.json of a locate run"
+            )
+        if raw["schema"] != SCHEMA:
+            raise UserError(
+                f"the ranking has schema {short(raw['schema'])}",
+                expected=f"schema {SCHEMA}",
+                fix="Read it with the version of goldenlayers that wrote it, or locate again",
+            )
+        ranking = made(cls, raw, where)
+        places = [row.layer for row in ranking.layers]
+        if places != list(range(len(places))) or not places:
+            raise UserError(f"{where}: its layers are not numbered from 0")
+        for layer in (ranking.golden_layer, *ranking.candidates):
+            if layer not in range(len(places)):
+                raise UserError(f"{where}: the golden layer {layer} is not among the layers")
         return ranking
-
-
-def _known(cls: type, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``row`` that ``cls`` has: later versions of a schema may add some."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return {name: value for name, value in row.items() if name in names}
 
 
 class RankingBuilder:
