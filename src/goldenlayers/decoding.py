@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.losses import argmax_rows
 from goldenlayers.memory import fitting
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches
 
 if TYPE_CHECKING:
@@ -159,9 +159,9 @@ def sample(
             logits[:, special] = float("-inf")
             chances = logits.float().softmax(-1).cpu()
             if not bool(torch.isfinite(chances).all()):
-                raise UserError(
+                raise not_a_number(
+                    model.hf,
                     f"{model.name} predicts values that are not a number, so no text can be drawn",
-                    fix="Load it with --dtype float32 (or bfloat16 in place of float16)",
                 )
             drawn = torch.multinomial(chances, 1, generator=generator)  # on the CPU: same anywhere
             rows.append(drawn)

@@ -138,6 +138,7 @@ def locate(
         peak_memory_bytes=memory.peak_bytes,
         model=model.name,
         data=data,
+        why_not=lambda: _why_not(model),
     )
     if interrupted:
         ranking = dataclasses.replace(ranking, interrupted=True).warned(
@@ -145,6 +146,12 @@ def locate(
             "this ranks the finished ones only."
         )
     return ranking
+
+
+def _why_not(model: Model) -> tuple[str, str]:
+    from goldenlayers.models.broken import why_not_a_number
+
+    return why_not_a_number(model.hf)
 
 
 def published_layer(n_layers: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -250,8 +250,11 @@ class RankingBuilder:
         peak_memory_bytes: int | None = None,
         model: str = "",
         data: str = "",
+        why_not: Callable[[], tuple[str, str]] = lambda: ("", ""),
     ) -> LayerRanking:
         """Rank the layers. The order in which rows came does not matter, whatever the batches were.
+
+        ``why_not`` tells (cause, remedy) of scores that are not finite; asked only when some are.
 
         Raises:
             UserError: no fact, or no fact with finite scores.
@@ -261,11 +264,14 @@ class RankingBuilder:
         everything = np.stack(self._values["phi"])  # (N, L)
         finite = np.flatnonzero(np.isfinite(everything).all(axis=1))
         n_unscored = len(everything) - len(finite)
+        cause, remedy = why_not() if n_unscored else ("", "")
         if not len(finite):
             raise UserError(
-                f"none of the {n_unscored} facts has finite scores at every layer",
-                fix="Load the model in float32 (or bfloat16 instead of float16) and try again",
+                f"none of the {n_unscored} facts has finite scores at every layer"
+                + (f": {cause}" if cause else ""),
+                fix=remedy,
             )
+        why = f": {cause}. {remedy}" if cause else ""
         # Sums and resamples depend on the order of the rows in their last bits: put them in order.
         order = sorted(finite, key=lambda i: (self._facts[i], everything[i].tolist()))
         phi = everything[order]  # (N, L)
@@ -307,7 +313,7 @@ class RankingBuilder:
             seed=self.seed,
             model=model,
             data=data,
-            warnings=tuple(self._warnings(golden, wins, len(phi), n_unscored)),
+            warnings=tuple(self._warnings(golden, wins, len(phi), n_unscored, why)),
         )
 
     def _reduce(self, phi: Array) -> Array:
@@ -336,11 +342,13 @@ class RankingBuilder:
             wins += np.bincount(chosen, minlength=n_layers)
         return wins / self.bootstrap
 
-    def _warnings(self, golden: int, wins: Array | None, n: int, n_unscored: int) -> Iterable[str]:
+    def _warnings(
+        self, golden: int, wins: Array | None, n: int, n_unscored: int, why: str
+    ) -> Iterable[str]:
         if n_unscored:
             yield (
                 f"{_count(n_unscored, 'fact')} of {n + n_unscored} had scores that are not finite "
-                "numbers and took no part (often float16: use float32 or bfloat16)."
+                f"numbers and took no part{why}."
             )
         repeated = n + n_unscored - len(set(self._facts))
         if repeated:
