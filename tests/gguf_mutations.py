@@ -29,7 +29,7 @@ _TELLING = (
     *(0, 1, 2, 3, 5, 7, 8, 9, 13, 31, 33, 255, 65_535, 300_000),
     *(2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**61, 2**63 - 1, 2**63, 2**64 - 1),
 )
-SECONDS, MEMORY = 20, 6 << 30
+SECONDS, MEMORY = 20, 6 << 30  # of the processor, in bytes
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def outcome(path: Path) -> str:
     if child == 0:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+            signal.alarm(6 * SECONDS)  # of the clock: a busy machine is no hang
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
             os.dup2(silence, 2)
@@ -195,7 +196,8 @@ def outcome(path: Path) -> str:
     _, status = os.waitpid(child, 0)
     if said:
         return said.decode(errors="replace")
-    return "hung" if os.WTERMSIG(status) == signal.SIGALRM else f"killed by {status}"
+    ended = os.WTERMSIG(status)
+    return "hung" if ended in (signal.SIGALRM, signal.SIGXCPU) else f"killed by {ended}"
 
 
 def main() -> None:

@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_is_the_users_error() -> None:
     model = Model.wrap(hf, TOKENIZERS["byte_level_bpe"]())
     with torch.no_grad():
         model.layers[2].down.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"fact 'italy'.*not a number.*float32"):
+    with pytest.raises(UserError, match=r"fact 'italy'.*not a number: layer 2, .* holds 1 NaN"):
         optimise_values(model, FACTS[:1], LAYER, PREFIXES, settings())
 
 

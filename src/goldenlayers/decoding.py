@@ -19,6 +19,7 @@ from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.joints import JOINTS, Joint, join, sure_joint
 from goldenlayers.losses import argmax_rows, token_nll
 from goldenlayers.memory import fitting
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
 if TYPE_CHECKING:
@@ -313,9 +314,9 @@ def sample(
             logits[:, special] = float("-inf")
             chances = logits.float().softmax(-1).cpu()
             if not bool(torch.isfinite(chances).all()):
-                raise UserError(
+                raise not_a_number(
+                    model.hf,
                     f"{model.name} predicts values that are not a number, so no text can be drawn",
-                    fix="Load it with --dtype float32 (or bfloat16 in place of float16)",
                 )
             drawn = torch.multinomial(chances, 1, generator=generator)  # on the CPU: same anywhere
             rows.append(drawn)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -251,10 +251,12 @@ class RankingBuilder:
         model: str = "",
         data: str = "",
         dropped: Mapping[str, int] | None = None,
+        why_not: Callable[[], tuple[str, str]] = lambda: ("", ""),
     ) -> LayerRanking:
         """Rank the layers. The order in which rows came does not matter, whatever the batches were.
 
-        ``dropped`` counts facts that were left out before, by the reason.
+        ``dropped`` counts facts that were left out before, by the reason; ``why_not`` tells
+        (cause, remedy) of scores that are not finite, and is asked only when some are.
 
         Raises:
             UserError: no fact, no fact with finite scores, or scores that tell no layer from
@@ -265,11 +267,14 @@ class RankingBuilder:
         everything = np.stack(self._values["phi"])  # (N, L)
         finite = np.flatnonzero(np.isfinite(everything).all(axis=1))
         n_unscored = len(everything) - len(finite)
+        cause, remedy = why_not() if n_unscored else ("", "")
         if not len(finite):
             raise UserError(
-                f"none of the {n_unscored} facts has finite scores at every layer",
-                fix="Load the model in float32 (or bfloat16 instead of float16) and try again",
+                f"none of the {n_unscored} facts has finite scores at every layer"
+                + (f": {cause}" if cause else ""),
+                fix=remedy,
             )
+        why = f": {cause}. {remedy}" if cause else ""
         # Sums and resamples depend on the order of the rows in their last bits: put them in order.
         order = sorted(finite, key=lambda i: (self._facts[i], everything[i].tolist()))
         phi = everything[order]  # (N, L)
@@ -315,7 +320,7 @@ class RankingBuilder:
             warnings=(
                 *_left_out(len(everything), dropped or {}),
                 *_ties(scores[0], kept[0], phi),
-                *self._warnings(golden, wins, len(phi), n_unscored),
+                *self._warnings(golden, wins, len(phi), n_unscored, why),
             ),
             n_given=len(everything) + sum((dropped or {}).values()),
             dropped=dict(dropped or {}),
@@ -347,14 +352,16 @@ class RankingBuilder:
             wins += shares(scores, keep(scores, self.fence, self.kappa))
         return wins / self.bootstrap
 
-    def _warnings(self, golden: int, wins: Array | None, n: int, n_unscored: int) -> Iterable[str]:
+    def _warnings(
+        self, golden: int, wins: Array | None, n: int, n_unscored: int, why: str
+    ) -> Iterable[str]:
         reasons, unknown = self._unscored, n_unscored - sum(self._unscored.values())
         for reason, count in reasons.items():
             yield f"{_count(count, 'fact')} of {n + n_unscored} took no part: {reason}."
         if unknown > 0:
             yield (
                 f"{_count(unknown, 'fact')} of {n + n_unscored} had scores that are not finite "
-                "numbers and took no part (often float16: use float32 or bfloat16)."
+                f"numbers and took no part{why}."
             )
         repeated = n + n_unscored - len(set(self._facts))
         if repeated:
