@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.locate.fences import Fence, choose, keep, shares, tukey_fences
+from goldenlayers.locate.firmness import counted, left_out, refuse_alike, ties
 from goldenlayers.records import made, parse_json, short
 
 Array = NDArray[np.float64]
@@ -283,7 +284,7 @@ class RankingBuilder:
         if not np.isfinite(scores).all():
             raise UserError("the scores are too large to add up in float64")
         kept = keep(scores, self.fence, self.kappa)
-        _refuse_alike(scores[0], kept[0])
+        refuse_alike(scores[0], kept[0])
         golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
         wins = self._wins(phi)
@@ -318,8 +319,8 @@ class RankingBuilder:
             model=model,
             data=data,
             warnings=(
-                *_left_out(len(everything), dropped or {}),
-                *_ties(scores[0], kept[0], phi),
+                *left_out(len(everything), dropped or {}),
+                *ties(scores[0], kept[0], phi),
                 *self._warnings(golden, wins, len(phi), n_unscored, why),
             ),
             n_given=len(everything) + sum((dropped or {}).values()),
@@ -357,19 +358,19 @@ class RankingBuilder:
     ) -> Iterable[str]:
         reasons, unknown = self._unscored, n_unscored - sum(self._unscored.values())
         for reason, count in reasons.items():
-            yield f"{_count(count, 'fact')} of {n + n_unscored} took no part: {reason}."
+            yield f"{counted(count, 'fact')} of {n + n_unscored} took no part: {reason}."
         if unknown > 0:
             yield (
-                f"{_count(unknown, 'fact')} of {n + n_unscored} had scores that are not finite "
+                f"{counted(unknown, 'fact')} of {n + n_unscored} had scores that are not finite "
                 f"numbers and took no part{why}."
             )
         repeated = n + n_unscored - len(set(self._facts))
         if repeated:
-            yield f"{_count(repeated, 'row')} repeat the id of another fact; all were counted."
+            yield f"{counted(repeated, 'row')} repeat the id of another fact; all were counted."
         enough = _ENOUGH_FACTS.get(self.method.partition("-")[0], _ENOUGH_FACTS_OTHERWISE)
         more = f"Use more proxy facts (about {enough} or more), or check with another method."
         order = [] if wins is None else [int(i) for i in np.argsort(-wins, kind="stable")]
-        shaky = f"The choice is not stable with {_count(n, 'fact')}: "
+        shaky = f"The choice is not stable with {counted(n, 'fact')}: "
         unstable = wins is not None and (wins[order[0]] < 0.5 or order[0] != golden)
         if wins is not None and wins[order[0]] < 0.5:
             shares = (f"layer {i} wins {100 * wins[i]:.0f} %" for i in order[:3] if wins[i] > 0)
@@ -384,49 +385,5 @@ class RankingBuilder:
                 f"{more}"
             )
         if n < enough:
-            text = f"Only {_count(n, 'fact')}: few for '{self.method}'."
+            text = f"Only {counted(n, 'fact')}: few for '{self.method}'."
             yield text if unstable else f"{text} {more}"
-
-
-def _refuse_alike(scores: Array, kept: NDArray[np.bool_]) -> None:
-    """Refuse scores (L,) of which none is better than another.
-
-    Raises:
-        UserError: all kept layers, at least two, have the same score but for rounding.
-    """
-    some = scores[kept]
-    if len(some) < 2 or np.ptp(some) > 1e-12 * np.abs(some).max():
-        return
-    which = f"all {len(some)} layers" + (" within the fences" if len(some) < len(scores) else "")
-    raise UserError(
-        f"no layer stands out: {which} have the score {float(some[0]):.3g}",
-        expected="scores that differ",
-        fix="Weights that are zero or damaged do that, answers that the model is certain of, and "
-        "numbers too small for float16. Load the model anew in float32, or use other facts",
-    )
-
-
-def _left_out(n_scored: int, dropped: Mapping[str, int]) -> Iterable[str]:
-    """A sentence if only some of the facts that were given came to be scored."""
-    if dropped:
-        given = n_scored + sum(dropped.values())
-        why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        yield f"Only {n_scored} of the {given} facts could be used. Left out: {why}."
-
-
-def _ties(scores: Array, kept: NDArray[np.bool_], phi: Array) -> Iterable[str]:
-    """Sentences if layers share the best score, or if facts tell no layer from another."""
-    best = np.flatnonzero(kept & (scores == scores[kept].max()))
-    if len(best) > 1:
-        names = " and ".join(map(str, best[:5])) + (" and others" if len(best) > 5 else "")
-        yield f"Layers {names} share the best score; the one nearest the input is named."
-    mute = int((np.ptp(phi, axis=1) == 0).sum()) if len(scores) > 1 else 0
-    if mute:
-        yield (
-            f"{_count(mute, 'fact')} of {len(phi)} score all layers alike and say nothing about "
-            "the choice."
-        )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
