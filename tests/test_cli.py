@@ -214,6 +214,7 @@ def test_errors_exit_2_with_one_message(place: Path, tmp_path: Path, golden: Gol
         (["datasets", tmp_path / "none.jsonl"], ("none.jsonl",)),
         (["models", "--inspect", "smollm-135m"], ("smollm-135m",)),
         (["models", "--clear", "nothing"], ("nothing",)),
+        (["models", "--verify", "nothing"], ("nothing",)),
     ]
     for arguments, parts in cases:
         status, out, err = golden(*arguments)

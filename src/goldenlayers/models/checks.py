@@ -312,15 +312,15 @@ def check_loaded(report: dict[str, Any], config: dict[str, Any], name: str) -> N
     if mismatched := sorted(report["mismatched_keys"]):
         key, there, wanted = mismatched[0]
         raise UserError(
-            f"{len(mismatched)} of the weights of {name} are not of the shape that its config.json "
-            f"says, among them {key}: {tuple(there)}, not {tuple(wanted)}",
+            f"{len(mismatched)} of the weights of {name} are not of the shape that its "
+            f"configuration says, among them {key}: {tuple(there)}, not {tuple(wanted)}",
             fix="Copy or download the model again",
         )
     left_out = sorted(key for key in report["unexpected_keys"] if not is_harmless(key, config))
     if left_out:
         raise UserError(
             f"The checkpoint of {name} has {len(left_out)} weights that the model of its "
-            f"config.json has no place for, among them {left_out[0]}: another model would be "
+            f"configuration has no place for, among them {left_out[0]}: another model would be "
             "measured than the one in the files",
             fix="Check the number of layers and architectures in config.json, or copy the model "
             "again",
