@@ -25,7 +25,7 @@ FACTS = [
 ]
 LAYERS = (1, 2)
 # Transposed weights and everything in float64; norms computed in float32 whatever the weights are.
-KINDS = {"gpt2": 1e-6, "llama": 1e-4}
+KINDS = {"gpt2": 1e-6, "llama": 1e-5}
 ROME = {
     "steps": 4, "lr": 0.5, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
     "weight_decay": 0.5, "prefixes": 3, "prefix_tokens": 4,
@@ -164,8 +164,9 @@ def test_alphaedit_keeps_clear_of_the_batch_before() -> None:
 @pytest.mark.parametrize(
     ("method", "control", "least"),
     [
-        ("rome", "kl_reversed", 0.01),
-        ("memit", "keys_alike", 0.01),
+        ("rome", "kl_reversed", 0.003),
+        ("pmet", "kl_reversed", 0.01),
+        ("memit", "keys_alike", 0.1),
         ("pmet", "block_residual", 0.1),
     ],
 )
