@@ -248,8 +248,12 @@ def resumed(
 
 
 def scores(run: Path) -> list[str]:
-    """The rows of a finished run, sorted; their text without the check."""
+    """The rows of a finished run, sorted; their text without the check.
+
+    What was scored right after an edit cannot be scored later: those rows are left out.
+    """
     rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["metric"] != "rewrite_at_once"]
     return sorted(json.dumps({k: v for k, v in row.items() if k != "check"}) for row in rows)
 
 
