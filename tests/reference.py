@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from goldenlayers.models.model import Model
 
@@ -63,7 +63,7 @@ def slow_value(
     model: Model,
     rows: list[tuple[tuple[int, ...], int, int]],
     kl_row: tuple[tuple[int, ...], int],
-    layer: int,
+    sites: dict[str, nn.Module],
     *,
     steps: int,
     lr: float,
@@ -71,16 +71,17 @@ def slow_value(
     weight_decay: float,
     clamp: float,
     stop_loss: float = 0.0,
-    modules: tuple[str, ...] = ("mlp",),
+    lr_absolute: bool = False,
+    kl_reversed: bool = False,
 ) -> tuple[dict[str, Tensor], list[float], list[float]]:
-    """ROME's value optimisation of one fact by whole-model passes, one text at a time.
+    """The value optimisation of one fact by whole-model passes, one text at a time.
 
     ``rows`` are (ids, first answer token, lookup token) of the prompt behind each prefix, the bare
-    one first; ``kl_row`` (ids, lookup). Returns δ (D,) per module, and loss and NLL at every step.
+    one first; ``kl_row`` (ids, lookup). δ is added to the output of each of ``sites``: the down
+    projection for ROME, the block for MEMIT, the down projection and the attention for PMET. Its
+    bound and its decay count in lengths of that output. ``kl_reversed`` takes the KL term the other
+    way round, as a control. Returns δ (D,) per site, and loss and NLL at every step.
     """
-    block = model.layers[layer]
-    sites = {"mlp": block.down.module, "attention": block.attention}
-    sites = {name: sites[name] for name in modules}
 
     def run(ids: tuple[int, ...], lookup: int, delta: dict[str, Tensor]) -> tuple[Tensor, Any]:
         seen: dict[str, Tensor] = {}
@@ -111,7 +112,8 @@ def slow_value(
     norms = {name: float(v.norm()) for name, v in clean.items()}
     delta = {name: torch.zeros_like(v, requires_grad=True) for name, v in clean.items()}
     groups = [
-        {"params": [d], "lr": lr * norms[name] / d.shape[0] ** 0.5} for name, d in delta.items()
+        {"params": [d], "lr": lr if lr_absolute else lr * norms[name] / d.shape[0] ** 0.5}
+        for name, d in delta.items()
     ]
     adam = torch.optim.Adam(groups)
     losses: list[float] = []
@@ -123,7 +125,10 @@ def slow_value(
             parts.append(cross_entropy(logits[first - 1 : -1], torch.tensor(ids[first:])))
         nll = torch.stack(parts).mean()
         now = run(*kl_row, delta)[0][kl_row[1]].log_softmax(-1)
-        loss = nll + kl_factor * kl_div(now, kl_clean, log_target=True, reduction="sum")
+        edited_from_clean = (now.exp() * (now - kl_clean)).sum()
+        clean_from_edited = (kl_clean.exp() * (kl_clean - now)).sum()
+        kl = clean_from_edited if kl_reversed else edited_from_clean
+        loss = nll + kl_factor * kl
         for name, d in delta.items():
             loss = loss + weight_decay * d.norm() / norms[name] ** 2
         losses.append(float(loss.detach()))

@@ -82,7 +82,8 @@ class DiesOnce:
 
 def canonical(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     """Rows in an order of their own; what is there twice stays there twice."""
-    return sorted(
-        (r["fact"], r["layer"], r["metric"], str(r["probe"]), str(r["score"]), r.get("kind", ""))
+    found = [
+        (r["fact"], r["layer"], r["metric"], str(r["probe"]), r.get("kind", ""), r["score"])
         for r in rows
-    )
+    ]
+    return sorted(found, key=lambda row: row[:-1])

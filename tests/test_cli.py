@@ -356,6 +356,19 @@ def test_datasets(place: Path, tmp_path: Path, golden: Golden) -> None:
     assert golden("datasets", half)[0] == 2
     status, out, _ = golden("datasets", half, "--skip-invalid")
     assert status == 0 and "1 fact" in out and "target_new is empty" in out
+    table = tmp_path / "mine.csv"
+    table.write_text("subject,prompt,target,colour\nItaly,The capital of {} is,Paris,blue\n")
+    status, out, _ = golden("datasets", table)
+    assert status == 0 and "The capital of Italy is … (the model's own answer) → Paris" in out
+    assert "warning: fields that are not read: 'colour' (1 row)" in out and "None" not in out
+
+
+def test_fields_that_are_not_read_are_told_by_every_command(
+    place: Path, tmp_path: Path, golden: Golden
+) -> None:
+    table = write_facts(tmp_path / "more.jsonl", [{**row, "colour": "blue"} for row in ROWS])
+    status, _, err = golden("locate", place / "model", table, "--method", "lga")
+    assert status == 0 and f"fields that are not read: 'colour' ({len(ROWS)} rows)" in err
 
 
 def test_skipped_rows_are_told(place: Path, tmp_path: Path, golden: Golden) -> None:
@@ -377,9 +390,10 @@ def test_help_and_version(golden: Golden) -> None:
 
 def test_a_saved_config_comes_back() -> None:
     config = LocateConfig(model="m", data="d", out=Path("x"), layer_paths={"head": "h"}, limit=3)
-    assert from_record(LocateConfig, to_record(config)) == config
+    assert from_record(LocateConfig, to_record(config), {"out": Path("x")}) == config
+    assert from_record(LocateConfig, to_record(config), {}).out is None
     with pytest.raises(UserError, match=r"kapa.*kappa"):
-        from_record(LocateConfig, {**to_record(config), "kapa": 2})
+        from_record(LocateConfig, {**to_record(config), "kapa": 2}, {})
 
 
 def test_a_damaged_record_is_refused(located: Path, golden: Golden) -> None:

@@ -120,6 +120,52 @@ def test_many_facts_from_a_file(golden: Golden, place: Path, tmp_path: Path, mod
     assert len(WeightDelta.load(out).facts) == 2
 
 
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_contradictions_and_doubled_rows_are_told_before_the_work(
+    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    rows = [*FACTS, {**FACTS[0], "prompt": "The capital of {} is"}, {**FACTS[0], "target": "Ulm"}]
+    del rows[3]["target_new"]
+    file, out = tmp_path / "facts.jsonl", tmp_path / "run"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--out", out)
+    command = (*command, "--method", "memit", "--mode", mode)
+    with monkeypatch.context() as at_first:
+        at_first.setattr(models, "load", None)
+        status, _, said = golden(*command)
+    assert status == 2 and not out.exists()
+    said = " ".join(said.split())
+    assert "'fact-4' contradicts fact 'fact-1'" in said and "both 'Paris' and 'Ulm'" in said
+    assert "--skip-invalid" in said
+    status, printed, said = golden(*command, "--skip-invalid")
+    said = " ".join(said.split())
+    assert status == 0 and "of 2 edits took" in printed
+    assert "Left out 1 fact" in said and "1 fact repeats an earlier one" in said
+    assert [entry["id"] for entry in WeightDelta.load(out).facts] == ["fact-1", "fact-2"]
+
+
+def test_braces_stand_for_the_subject_of_the_flags(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    flags = ("--subject", "Italy", "--prompt", "The capital of {} is", "--target", "Paris")
+    out = tmp_path / "run"
+    status, printed, _ = golden("edit", place / "model", *flags, *QUICK, "--layer", 1, "--out", out)
+    assert status == 0 and "The capital of Italy is" in printed
+    assert WeightDelta.load(out).facts[0]["prompt"] == "The capital of Italy is"
+
+
+def test_edits_on_one_subject_that_did_not_take_are_told_as_rivals(
+    golden: Golden, place: Path, tmp_path: Path
+) -> None:
+    rows = [FACTS[0], {**FACTS[0], "prompt": "Italy has its capital in", "target_new": "Ulm"}]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--method", "memit")
+    said = " ".join(golden(*command)[2].split())
+    assert "2 of them share their subject with another edit here ('Italy')" in said
+    assert "steps 50" not in said
+
+
 @pytest.mark.parametrize(("method", "mode"), [("rome", "sequential"), ("memit", "batch")])
 def test_facts_that_cannot_be_edited_are_left_out(
     golden: Golden,
@@ -164,9 +210,23 @@ def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
     assert status == 0, said
     chosen = WeightDelta.load(tmp_path / "run").layers[0]
     assert f"Layer {chosen}: LGA on 6 starter facts" in said
-    # The second time nothing is located.
-    monkeypatch.setattr("goldenlayers.locate.locate", None)
-    assert golden_layer(models.load(str(place / "model"))) == chosen
+    # The second time nothing is located: not for these weights in this number format.
+    with monkeypatch.context() as patch:
+        patch.setattr("goldenlayers.locate.locate", None)
+        assert golden_layer(models.load(str(place / "model"))) == chosen
+        with pytest.raises(TypeError):
+            golden_layer(models.load(str(place / "model"), dtype="bfloat16"))
+    # A kept layer that was altered is not believed.
+    (kept,) = (tmp_path / "cache").rglob("golden/*.json")
+    text = json.loads(kept.read_text())
+    old = f'"golden_layer": {chosen}'
+    assert old in text["ranking"]
+    text["ranking"] = text["ranking"].replace(old, f'"golden_layer": {(chosen + 1) % 4}')
+    kept.write_text(json.dumps(text))
+    status, _, said = golden(*command, "--overwrite")
+    assert status == 0 and "has changed since it was written" in said
+    assert f"Layer {chosen}: LGA on 6 starter facts" in said
+    assert old in json.loads(kept.read_text())["ranking"]
 
 
 def test_a_layer_search_that_was_stopped_is_not_kept(

@@ -96,6 +96,8 @@ def test_what_the_reader_has_to_know_of_other_sweeps():
     assert "mean of rewrite in sweep 'one', but of rewrite, locality in 'mine'" in overall
     with pytest.raises(UserError, match="other weights"):
         said(fingerprint="w2")
+    (older,) = said(fingerprint="w2-1", truth=Truth.from_rows(shifted(1, 1, "x")))
+    assert "older version" in older
     with pytest.raises(UserError, match="has no 'rephrase'"):
         transfer_warnings(mine, [mine], "rephrase")
     apart = SweepRun("apart", truth.limited_to([0, 1]))

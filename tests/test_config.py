@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 
 from goldenlayers import cli, config
 from goldenlayers.commands.sweep import layers_named
-from goldenlayers.config.options import LIMITS
+from goldenlayers.config.options import LIMITS, types_of
 from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locate import RankingBuilder
@@ -24,16 +24,21 @@ NEEDED: dict[type, dict[str, Any]] = {
     config.CompareConfig: {"sweep": "s"},
     config.LocateConfig: {"model": "m", "method": "cma", "out": "o", "verify": 2},
     config.EvaluateConfig: {"model": "m"},
+    config.RunConfig: {"config": "c"},
 }
 WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
 
 
 def numbers_of(kind: type) -> dict[str, str]:
     """Fields of a config that hold numbers, with how each is annotated."""
+    written = {
+        name: hint.__name__ if get_origin(hint) is None and isinstance(hint, type) else str(hint)
+        for name, hint in types_of(kind).items()
+    }
     return {
-        f.name: str(f.type)
-        for f in dataclasses.fields(kind)
-        if re.search(r"\b(int|float)\b", str(f.type)) or f.name in WORDS_OR_NUMBERS
+        name: hint
+        for name, hint in written.items()
+        if re.search(r"\b(int|float)\b", hint) or name in WORDS_OR_NUMBERS
     }
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
+from shared_data import DATA, needs_data
 
 from goldenlayers.datasets import FactSet, load_facts
 from goldenlayers.errors import DataError, UserError
 
-SHARED = Path(os.environ.get("GOLDENLAYERS_SHARED", Path(__file__).parents[1] / "../shared"))
-DATA = SHARED / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not here")
+pytestmark = needs_data
 
 EQUAL = "the new answer equals the old answer"
 # file: format, facts, {reason: skipped rows}, first bad row
@@ -210,7 +207,7 @@ def test_a_format_or_its_family_may_be_named(called, name):
 
 
 def test_a_text_corpus_is_no_fact_file():
-    with pytest.raises(UserError, match=r"in no format known here .*id, title, text"):
+    with pytest.raises(UserError, match=r"no format known here.*no row has .*id, title, text"):
         load_facts(DATA / "corpora/wikipedia_en_2014_heldout.jsonl")
 
 

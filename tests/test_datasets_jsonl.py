@@ -29,10 +29,14 @@ def test_only_three_fields_are_required(tmp_path):
 
 
 def test_the_schema_names_every_field_of_fact_and_probe_and_its_example_loads(tmp_path):
-    assert {field.name for field in FACT_FIELDS} == set(Fact.__dataclass_fields__)
+    assert {field.name for field in FACT_FIELDS} == set(Fact.__dataclass_fields__) - {"joints"}
     assert {field.name for field in PROBE_FIELDS} == set(Probe.__dataclass_fields__)
     text = schema_text()
     assert all(f"  {field.name} " in text for field in FACT_FIELDS + PROBE_FIELDS)
+    header, line = text.split("as JSON:\n")[1].splitlines()[:2]
+    (tmp_path / "f.csv").write_text(f"{header}\n{line}\n")
+    table = load_facts(tmp_path / "f.csv")[0]
+    assert (table.target_new, len(table.rephrasings)) == ("Sofia", 1)
     example = json.loads(text.splitlines()[-1])
     assert example == EXAMPLE
     fact = load(tmp_path, example)[0]
@@ -117,6 +121,69 @@ def test_a_misspelled_field_is_pointed_out_and_remarks_are_allowed(tmp_path):
     with pytest.raises(DataError, match="Did you mean 'rephrasings'"):
         load(tmp_path, ROW | {"rephrasing": ["x"]})
     assert load(tmp_path, ROW | {"_source": 3})[0].prompt == ROW["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("promt", "prompt"),
+        ("Prompt", "prompt"),
+        ("subjekt", "subject"),
+        ("target-old", "target_old"),
+        ("prompts", "prompt"),
+        ("paraphrases", "rephrasings"),
+        ("ground_truths", None),
+        ("relation_id", None),
+        ("subject_2", None),
+        ("idx", None),
+        ("language", None),
+        ("", None),
+        ("\ud800", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_unknown_fields_are_a_warning_and_misspelled_ones_an_error(name, near, tmp_path):
+    rows = [ROW, ROW | {name: 1, "locality": [{"prompt": "x"}]}]
+    if near is not None:
+        with pytest.raises(DataError, match=f"row 2, .*Did you mean '{near}'"):
+            load(tmp_path, *rows)
+        return
+    facts = load(tmp_path, *rows)
+    assert len(facts) == 2 and len(facts.warnings) == 1 and "(1 row)" in facts.warnings[0]
+    assert len(facts.warnings[0]) < 200 and facts.warnings[0] in facts.summary()
+
+
+def test_unknown_fields_are_told_in_one_warning_with_their_counts(tmp_path):
+    probe = {"prompt": "x", "source": 1}
+    rows = [ROW | {f"x{i}": 1 for i in range(20)}, ROW | {"x3": 1, "locality": [probe, probe]}]
+    (warning,) = load(tmp_path, *rows).warnings
+    assert warning.startswith("fields that are not read: 'x3' (2 rows), ")
+    assert warning.endswith("16 more")
+    assert load(tmp_path, ROW).warnings == ()
+
+
+def test_target_is_another_name_of_target_new(tmp_path):
+    row = {"subject": "Ada", "prompt": "Ada is", "target": "Chad"}
+    assert load(tmp_path, row)[0].target_new == "Chad"
+    assert load(tmp_path, row | {"target_new": None})[0].target_new == "Chad"
+    with pytest.raises(DataError, match="field 'target': 'target_new' is there as well"):
+        load(tmp_path, ROW, ROW | {"target": "Mali"})
+
+
+def test_what_json_allows_and_a_record_not(tmp_path):
+    path = tmp_path / "f.jsonl"
+    good = json.dumps(ROW)
+    deep = good[:-1] + ', "_x": ' + "[" * 500 + "]" * 500 + "}"
+    deeper = good[:-1] + ', "_x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    twice = good[:-1] + ', "prompt": "Ada is from"}'
+    probe = good[:-1] + ', "locality": [{"prompt": "x", "answer": "a", "answer": "b"}]}'
+    huge = good[:-1] + f', "target_old": {"9" * 10_000}' + "}"
+    path.write_text("\n".join([good, deep, deeper, twice, probe, huge]))
+    facts = load_facts(path, skip_invalid=True)
+    assert [error.row for error in facts.skipped] == [2, 3, 4, 5, 6]
+    reasons = facts.skipped_reasons()
+    assert reasons["a field stands twice"] == 2 and reasons["the row is nested too deeply"] == 1
+    assert all(len(str(error)) < 300 + len(str(path)) for error in facts.skipped)
 
 
 def test_repeated_ids_are_renamed_and_noted(tmp_path):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from goldenlayers.datasets import list_datasets, load_facts
-from goldenlayers.datasets.source import parse_address
+from goldenlayers.datasets.hub import parse_address
 from goldenlayers.errors import DataError, UserError
 
 
@@ -126,11 +126,17 @@ def content(tmp_path, raw: bytes | str):
         ('{"a": "x"', "broken JSON at line 1, column 10.*cut off"),
         ('{\n"a": "x",\n"b" 3\n}', "broken JSON at line 3, column 5"),
         ("[" * 100_000, "cannot be read"),
-        ("[" + "9" * 5000 + "]", "cannot be read"),
-        ("subject,prompt\nx,y", "neither a JSON array nor JSON lines: it begins with 'subject,"),
+        ("[" + "9" * 5000 + "]", "its rows are no objects"),
+        (
+            "subject,prompt\nx,y",
+            "no row has 'target_new' .columns of its first line: subject, prompt",
+        ),
+        ("a,a is,x\nb,b is,y", "its first line names no field of one"),
+        ("one two\nthree", "nor a table: it begins with 'one two'"),
         ('"text"', "neither a JSON array"),
         ('[{"a": "café"}]'.encode("latin-1"), "is not UTF-8 text: line 1"),
-        ('[{"a": "b"}]'.encode("utf-16"), "looks like UTF-16"),
+        ('[{"a": "b"}]'.encode("utf-16")[:-1], "is not UTF-16 text"),
+        (b"PK\x03\x04 and so on", "is a ZIP archive or an Excel workbook"),
         ("[1, 2]", "in no format known here"),
         ("[{}]", "in no format known here"),
     ],

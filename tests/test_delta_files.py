@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from delta_damage import outcomes
 from deltas import low
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goldenlayers.delta import Dense, LowRank, WeightDelta
-from goldenlayers.delta.files import _digest
+from goldenlayers.delta.files import digest, seal
 from goldenlayers.errors import UserError
 
 
@@ -130,7 +132,8 @@ def _rewrite(
         held.pop(name, None)
         if tensor is not None:
             held[name] = tensor
-    text.update({"sha256": _digest(held)} if tensors else {}, **(record or {}))
+    text.update(record or {})
+    text["sha256"] = seal(text, held)
     save_file(held, file, {"goldenlayers.delta": json.dumps(text)})
 
 
@@ -153,7 +156,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     data = bytearray(flipped.read_bytes())
     data[-1] ^= 0x10
     flipped.write_bytes(data)
-    refused(flipped, "not those it was saved with")
+    refused(flipped, "its hash differs")
     (tmp_path / "text.safetensors").write_text("hello")
     refused(tmp_path / "text.safetensors", "no readable safetensors")
     save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
@@ -174,13 +177,20 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     extra = fresh("extra")
     _rewrite(extra, {"c.weight.left": torch.ones(1, 1)})
     refused(extra, "4 tensors, its record names 3")
+    about = {"kind": "low-rank", "shape": [6, 9], "rank": 2, "norm": 1.0}
     for name, record, message in (
         ("schema", {"schema": 9}, "schema 9"),
         ("fields", {"base_fingerprint": None}, "base_fingerprint"),
         ("layers", {"layers": ["x"]}, "layers"),
         ("facts", {"facts": [1]}, "facts"),
-        ("kinds", {"parameters": {"a.weight": {"kind": "odd"}}}, "odd"),
+        ("kinds", {"parameters": {"a.weight": about | {"kind": "odd"}}}, "odd"),
         ("list", {"parameters": []}, "parameters"),
+        ("rank", {"parameters": {"a.weight": about | {"rank": 3}}}, "of rank 3"),
+        ("norm", {"parameters": {"a.weight": about | {"norm": "long"}}}, "norm"),
+        ("size", {"parameters": {"a.weight": about | {"shape": [6, 1 << 40]}}}, "the shape"),
+        ("name", {"parameters": {"a\n" + "b" * 5000: about}}, "no name of a parameter"),
+        ("text", {"facts": [{"subject": 7}]}, "fact 1 of its record: 'subject' is 7"),
+        ("half", {"method": "\ud800"}, "lone surrogate"),
     ):
         file = fresh(name)
         _rewrite(file, record=record)
@@ -192,10 +202,84 @@ def test_a_record_of_another_delta_is_refused(tmp_path: Path) -> None:
     record = tmp_path / "a" / "delta.json"
     text = json.loads(record.read_text())
     record.write_text(json.dumps({**text, "base_fingerprint": "0" * 64}))
-    with pytest.raises(UserError, match="do not belong together: they differ in base_f"):
+    with pytest.raises(UserError, match=r"do not belong together: they differ in .base_f"):
         WeightDelta.load(tmp_path / "a")
     record.write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         WeightDelta.load(tmp_path / "a")
     record.unlink()
     assert WeightDelta.load(tmp_path / "a").method == "rome"
+
+
+def test_damaged_deltas_are_refused_or_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = outcomes(240, seed=1)
+    assert set().union(*found.values()) <= {"refused", "same"}
+    assert all(ends["refused"] > ends["same"] for ends in found.values())
+    # The record under the hash is what does it: without, other deltas are loaded.
+    monkeypatch.setattr("goldenlayers.delta.files.seal", lambda _record, tensors: digest(tensors))
+    assert outcomes(60, seed=1)["record"]["other"]
+
+
+def test_odd_files_are_refused_without_being_read(tmp_path: Path) -> None:
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            WeightDelta.load(path)
+        assert len(str(caught.value)) < 1000
+
+    delta = saved(tmp_path / "run")
+    record, tensors = tmp_path / "run" / "delta.json", tmp_path / "run" / "delta.safetensors"
+    text = record.read_bytes()
+    record.unlink()
+    os.mkfifo(record)
+    refused(tmp_path / "run", "no plain file")
+    record.unlink()
+    record.symlink_to("/dev/zero")
+    refused(tmp_path / "run", "no plain file")
+    record.unlink()
+    record.touch()
+    os.truncate(record, 10 << 30)  # takes no space
+    refused(tmp_path / "run", "too large")
+    record.unlink()
+    record.mkdir()
+    refused(tmp_path / "run", "no plain file")
+    record.rmdir()
+    for name in ("delta.safetensors", "delta.json"):  # as in the hub's cache
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / "links" / name).symlink_to(tmp_path / "run" / name)
+    record.write_bytes(text)
+    assert WeightDelta.load(tmp_path / "links").facts == delta.facts
+    tensors.unlink()
+    os.mkfifo(tensors)
+    refused(tmp_path / "run", "no plain file")
+    refused(tmp_path / ("x" * 5000), "there can be no delta")
+    refused(tmp_path / "nul\0", "there can be no delta|there is no delta")
+
+
+def test_deltas_of_older_versions_are_read(tmp_path: Path) -> None:
+    delta = saved(tmp_path)
+    (tmp_path / "delta.json").unlink()
+    file = tmp_path / "delta.safetensors"
+    with safe_open(str(file), framework="pt") as stream:
+        text = json.loads(stream.metadata()["goldenlayers.delta"])
+    held = load_file(file)
+    del text["base_dtype"]
+    text.update(schema=1, sha256=digest(held))
+    save_file(held, file, {"goldenlayers.delta": json.dumps(text)})
+    again = WeightDelta.load(file)
+    assert again.facts == delta.facts and again.base_dtype == ""
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    (tmp_path / ".delta.json.123.part").write_text("left by a killed save")
+    fine = WeightDelta({"a.weight": low(6, 9, 2, 0)})
+    fine.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["delta.json", "delta.safetensors"]
+    for odd in (
+        WeightDelta(fine.changes, method="half \ud800"),
+        WeightDelta(fine.changes, layers=[-1]),
+        WeightDelta(fine.changes, facts=[{"subject": 3}]),
+        WeightDelta({"a\nb": low(6, 9, 2, 0)}),
+    ):
+        with pytest.raises(UserError, match="cannot be saved"):
+            odd.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

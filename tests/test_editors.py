@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -129,9 +130,9 @@ def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> 
     delta = editor("memit").together(work, FACTS, 2)
     assert sorted(delta.layers) == [1, 2]
     values = optimise_values(model, FACTS, 2, work.prefixes, work.settings)
-    clean = lookup_states(model, FACTS, [""], 2, 2)
+    clean = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
     with delta.applied(model):
-        after = lookup_states(model, FACTS, [""], 2, 2)
+        after = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
     contribution = Contribution.of(model, 2)
     wanted = torch.stack([contribution(v.target) - contribution(v.values[0]) for v in values])
     gap = (after.top - clean.top - wanted.float()).norm() / wanted.norm()
@@ -372,6 +373,26 @@ def test_facts_that_contradict_each_other_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         editor("emmet").together(work, FACTS, 1)
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_edits_together_refuse_contradictions_and_edit_a_doubled_fact_once(mode: Any) -> None:
+    model = tiny("llama")
+    again = dataclasses.replace(FACTS[0], id="again")
+    against = dataclasses.replace(FACTS[0], id="against", target_new="in Ulm")
+    settings = EditSettings(steps=2)
+
+    def delta_of(*facts: Fact) -> Any:
+        return edit(model, facts, "ft-m", layer=1, mode=mode, settings=settings)
+
+    with pytest.raises(UserError, match="'against' contradicts fact"):
+        delta_of(*FACTS, against)
+    once, twice = delta_of(FACTS[0], FACTS[1]), delta_of(FACTS[0], again, FACTS[1])
+    assert [entry["id"] for entry in twice.facts] == [entry["id"] for entry in once.facts]
+    for name, change in once.changes.items():
+        assert torch.equal(
+            change.dense, twice.changes[name].dense
+        )  # the same work on the same data
 
 
 @pytest.mark.parametrize("method", ["ft-m", "ft-l"])

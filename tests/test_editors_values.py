@@ -87,18 +87,19 @@ def slow(model: Model, fact: Fact, s: EditSettings, modules: tuple[str, ...]) ->
         rows.append((e.ids, e.n_prompt, e.lookup))
     kl = model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
     assert kl.lookup is not None
+    block = model.layers[LAYER]
+    sites = {"mlp": block.down.module, "attention": block.attention}
     return slow_value(
         model,
         rows,
         (kl.ids, kl.lookup),
-        LAYER,
+        {name: sites[name] for name in modules},
         steps=s.steps,
         lr=s.lr,
         kl_factor=s.kl_factor,
         weight_decay=s.weight_decay,
         clamp=s.clamp,
         stop_loss=s.stop_loss,
-        modules=modules,
     )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from shared_data import DATA, needs_data
 
 from goldenlayers.evaluation.metrics import (
     COUNTERFACT_METRICS,
@@ -26,8 +25,6 @@ from goldenlayers.evaluation.metrics import (
     spearman,
     summarise,
 )
-
-SHARED = Path(os.environ.get("GOLDENLAYERS_SHARED", Path(__file__).parents[1] / ".." / "shared"))
 
 
 def row(
@@ -286,10 +283,9 @@ def test_fluency_against_a_loop_and_its_ends():
         assert math.isnan(fluency(short))
 
 
+@needs_data
 def test_fluency_of_natural_text_lies_near_600():
-    path = SHARED / "data" / "corpora" / "wikipedia_en_2014_heldout.jsonl"
-    if not path.exists():
-        pytest.skip("shared data is not here")
+    path = DATA / "corpora" / "wikipedia_en_2014_heldout.jsonl"
     found = []
     with path.open(encoding="utf-8") as lines:
         for _, line in zip(range(60), lines, strict=False):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from alike import alike
 from deltas import bits, same_bits
 from evaluations import LAYER, Choosy, Greedy, Killed, facts, means, run, tight
 from families import tiny
@@ -83,7 +84,7 @@ def test_batch_scores_all_facts_under_one_delta(
     again = evaluate(model, facts(), delta=delta)
     with delta.applied(model):
         inside = evaluate(model, facts())
-    assert found.rows == again.rows == inside.rows
+    assert again.rows == alike(found.rows) and inside.rows == alike(found.rows)
     assert inside.method == "applied"
 
 
@@ -108,9 +109,9 @@ def test_a_killed_run_goes_on_without_scoring_again(
     torn = kept[:-1] if mode == "single" else kept
     new: list[dict[str, Any]] = []
     found = run(model, statistics, mode=mode, chunk=1, work=work, done=torn, on_rows=new.extend)
-    assert found.rows == whole.rows
+    assert found.rows == alike(whole.rows)
     assert len(new) == len(whole.rows) - len(torn) and before < len(whole.rows)
-    assert found.summary.to_json() == whole.summary.to_json()
+    assert found.summary.to_json() == alike(whole.summary.to_json())
 
 
 def test_finished_rows_need_no_model_pass(
@@ -159,7 +160,7 @@ def test_facts_that_all_fail_are_unscored_where_others_were_scored(
     assert {r["fact"] for r in found.rows if r["score"] is not None} == {"france", "italy"}
     # What was scored may also come from an earlier call.
     done = [r for r in kept if r["fact"] in ("france", "italy")]
-    assert run(model, statistics, chunk=2, done=done).rows == found.rows
+    assert run(model, statistics, chunk=2, done=done).rows == alike(found.rows)
     monkeypatch.setattr(running, "editor", lambda _name: Choosy({f.id for f in facts()}))
     with pytest.raises(UserError, match="abnormal"):
         run(model, statistics, chunk=2, done=lost)  # rows, but none with a score
@@ -177,8 +178,7 @@ def test_rows_are_the_same_where_memory_is_tight(
     tried = tight(monkeypatch, 2)
     found = run(model, statistics, **how)
     assert max(tried) > 2  # larger batches were tried
-    for a, b in zip(found.rows, whole.rows, strict=True):
-        assert a["score"] == (None if b["score"] is None else pytest.approx(b["score"], abs=1e-3))
+    assert [r["score"] for r in found.rows] == alike([r["score"] for r in whole.rows])
 
 
 @pytest.mark.parametrize("metric", ["rewrite", "locality", "generation", "fluency"])
@@ -195,7 +195,7 @@ def test_edits_are_made_of_fewer_facts_where_memory_is_tight(
 ) -> None:
     whole = run(model, statistics)
     monkeypatch.setattr(running, "editor", lambda _name: Greedy(1))
-    assert run(model, statistics).rows == whole.rows
+    assert run(model, statistics).rows == alike(whole.rows)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from alike import alike
 from evaluations import LAYER, SETTINGS, Choosy, Killed, facts, run
 from families import tiny
 
@@ -52,7 +55,7 @@ def test_facts_that_cannot_be_edited_are_left_out(
     delta = WeightDelta.load(tmp_path)
     assert [entry["id"] for entry in delta.facts] == [f.id for f in rest]
     alone = evaluate(model, rest, delta=delta)
-    assert tuple(r for r in found.rows if r["fact"] != "italy") == alone.rows
+    assert tuple(r for r in found.rows if r["fact"] != "italy") == alike(alone.rows)
 
 
 def test_a_killed_run_knows_which_facts_were_left_out(
@@ -118,4 +121,41 @@ def test_tries_leave_no_keys_to_keep_clear_of(model: Model, statistics: KeyStati
     rest = [f for f in facts() if f.id != "italy"]
     found = keys(Choosy({"italy"}, "alphaedit"), facts())
     assert found.shape[1] == 3
-    assert found.equal(keys(editor("alphaedit"), rest))
+    # Not to the bit: the tries made Italy's fact beside the others, and other batches.
+    wanted = keys(editor("alphaedit"), rest)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found[:, 0], wanted[:, 1], rtol=1e-2)
+
+
+def test_a_fact_that_stands_twice_is_edited_once_and_scored_twice(
+    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    again = [dataclasses.replace(f, id=f"{f.id} again") for f in facts()[:2]]
+    doubled = [*facts(), *again]
+    refused = {facts()[1].id}
+    monkeypatch.setattr(running, "editor", lambda _name: Choosy(refused, "memit"))
+    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER, "settings": SETTINGS}
+    found = evaluate(model, doubled, method="memit", mode="batch", work=tmp_path, **how)
+    once = [f.id for f in facts() if f.id not in refused]
+    assert [entry["id"] for entry in WeightDelta.load(tmp_path).facts] == once
+
+    def scores(name: str) -> list[Any]:
+        return [(r["metric"], r.get("reason")) for r in found.rows if r["fact"] == name]
+
+    for first, later in zip(facts(), again, strict=False):
+        assert scores(first.id) == scores(later.id) and scores(first.id)
+    # The same after a kill, when the delta is there already.
+    rest = evaluate(model, doubled, method="memit", mode="batch", work=tmp_path, **how)
+    assert rest.rows == found.rows
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_contradictions_are_refused_before_the_work(
+    model: Model, statistics: KeyStatistics, mode: Any
+) -> None:
+    against = [*facts(), dataclasses.replace(facts()[0], id="against", target_new="Oslo")]
+    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER, "settings": SETTINGS}
+    with pytest.raises(UserError, match="'against' contradicts"):
+        evaluate(model, against, method="memit", mode=mode, **how)
+    found = evaluate(model, against[-1:] + against[:1], method="rome", mode="single", **how)
+    assert {r["fact"] for r in found.rows} == {"against", facts()[0].id}

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from goldenlayers.errors import DataError
-from goldenlayers.facts import Fact, Probe, find_subject, near_subject
+from goldenlayers.facts import (
+    Fact,
+    Probe,
+    find_subject,
+    near_subject,
+    refuse_contradictions,
+    repeats,
+)
 
 
 def fact(**changes) -> Fact:
@@ -67,7 +74,14 @@ def test_bad_fields_are_refused_by_name(changes, field):
 
 @pytest.mark.parametrize(
     "values",
-    [{"prompt": " "}, {"prompt": "x", "answer": ""}, {"prompt": "x", "aliases": ("",)}],
+    [
+        {"prompt": " "},
+        {"prompt": "x", "answer": ""},
+        {"prompt": "x", "aliases": ("",)},
+        {"prompt": "x", "kind": "\ud800"},
+        {"prompt": "x", "kind": 3},
+        {"prompt": "x", "kind": None},
+    ],
 )
 def test_bad_probes_are_refused(values):
     with pytest.raises(DataError):
@@ -108,11 +122,53 @@ def test_find_subject(subject, text, found):
         ("cafe", unicodedata.normalize("NFD", "le café est"), "cafe\u0301"),
         ("Spain", "The capital of France is", None),
         (" ", "The capital", None),
+        ("L'Aquila", "The mayor of L’Aquila is", "L’Aquila"),
+        ("L’Aquila", "The mayor of L'Aquila is", "L'Aquila"),
+        ("Ocean's Eleven", "Ocean´s Eleven is by", "Ocean´s Eleven"),
+        ('"Heroes"', "Of “Heroes” the", "“Heroes”"),
+        ("Heroes “live”", 'Of Heroes "live" the', 'Heroes "live"'),
+        ("Jean-Luc", "Of Jean–Luc the", "Jean–Luc"),
+        ("2019—20 season", "the 2019-20 season of", "2019-20 season"),
+        ("New York", "In New\u00a0York the", "New\u00a0York"),
+        ("Wait...", "The film Wait… is", "Wait…"),
+        ("Wait…", "The film Wait... is", "Wait..."),
+        ("Zoe", "Of Z\u200boe\u00ad the", "Z\u200boe"),
+        ("e-mail", "the email of", None),
     ],
 )
 def test_near_subject_is_the_prompts_own_spelling(subject, prompt, near):
     assert near_subject(subject, prompt) == near
     assert near is None or find_subject(near, prompt) is not None
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "filled"),
+    [
+        ("France", "The capital of {} is", "The capital of France is"),
+        ("Go", "Google's language {} is", "Google's language Go is"),
+        ("A{}", "Of {}", "Of A{}"),
+        ("x\\1", "{} is", "x\\1 is"),
+        ("東京", "{}の首都は", "東京の首都は"),
+        ("France", "France = {}", "France = {}"),
+        ("d", "d = {}; d[", "d = {}; d["),
+        ("東京", "東京は{}です", "東京は{}です"),
+        ("A{}", "Of A{} the", "Of A{} the"),
+        ("France", "France and {} and {}", "France and {} and {}"),
+        ("France", "France {x}", "France {x}"),
+    ],
+)
+def test_braces_stand_for_a_subject_that_is_not_in_the_prompt(subject, prompt, filled):
+    made = fact(subject=subject, prompt=prompt, rephrasings=[prompt], generation_prompts=[prompt])
+    assert (made.prompt, made.rephrasings, made.generation_prompts) == (
+        *(filled, (filled,)),
+        (filled,),
+    )
+    assert dataclasses.replace(made) == made  # and so does writing and reading it
+
+
+def test_two_places_for_an_absent_subject_are_no_prompt():
+    with pytest.raises(DataError, match=r"is not in the prompt .* or one \{\} in its place"):
+        fact(prompt="{} and {} are")
 
 
 def test_a_subject_that_differs_in_form_is_refused_with_the_right_spelling():
@@ -136,3 +192,18 @@ def test_a_row_error_keeps_what_it_knew_when_it_is_placed():
     assert str(placed) == "f.json, row 3, field 'x': bad. Mend it."
     assert placed.reason == "kind of bad" and placed.at(field="y").row == 3
     assert DataError("bad").reason == "bad"
+
+
+def test_facts_that_repeat_or_contradict_an_earlier_one():
+    first, other = fact(id="a"), fact(id="b", prompt="France has the capital")
+    again = fact(id="c", prompt="The capital  of France is ", rephrasings=["x"])
+    against = fact(id="d", target_new="Oslo")
+    assert repeats([first, other]) == ([], [])
+    assert repeats([first, other, again, against]) == ([(first, again)], [(first, against)])
+    refuse_contradictions([first, other, again])
+    with pytest.raises(DataError, match=r"'d' contradicts fact 'a'.*'Rome' and 'Oslo'") as said:
+        refuse_contradictions([first, again, against], "Mend it")
+    assert str(said.value).endswith("Mend it.")
+    more = [first, against, fact(id="e", target_new="Bonn")]
+    with pytest.raises(DataError, match="2 facts contradict an earlier one"):
+        refuse_contradictions(more)

@@ -140,8 +140,8 @@ def test_converted_files_are_listed_verified_and_cleared(gguf_file: Path, tmp_pa
     tokenizer = row.path / "tokenizer.json"
     data = tokenizer.read_bytes()
     tokenizer.write_bytes(data[:-2] + b" }")  # same size, other bytes
-    assert cache.fault(row.path) is None
-    assert cache.fault(row.path, full=True) is not None
+    assert cache.fault(row.path, check="sizes") is None
+    assert cache.fault(row.path) == "tokenizer.json has changed (SHA-256 differs)"
     with pytest.raises(UserError, match=r"tokenizer\.json has changed"):
         models.verify_cache(row.name, tmp_path)
     assert models.clear_cache(row.name, tmp_path) == row.cached_size

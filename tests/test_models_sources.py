@@ -15,7 +15,7 @@ from tokenizers_built import byte_level_bpe
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models.sources import open_folder
+from goldenlayers.models.loading import open_folder
 
 
 def save(folder: Path, family: str = "llama") -> Path:
@@ -130,7 +130,8 @@ def test_directories_without_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     refused(tmp_path, "has no config.json", "x.gguf")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "PEFT adapter")
+    refused(tmp_path, "PEFT adapter", "merge it into its base model")
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text("[1]")
     refused(tmp_path, "JSON list")
     (tmp_path / "config.json").write_text("{broken")
@@ -277,25 +278,30 @@ def test_wrap_freezes_a_model_the_user_holds() -> None:
     assert not any(p.requires_grad for p in held.parameters())
 
 
-def test_fingerprint_is_the_same_in_every_wider_dtype_and_sees_every_weight(
+def test_fingerprint_sees_every_weight_and_is_the_same_in_every_wider_dtype(
     tiny_model: Callable[..., models.Model],
 ) -> None:
     model = tiny_model("gpt2")
     first = model.fingerprint()
     assert len(first) == 64
-    assert first == tiny_model("gpt2", dtype=torch.bfloat16).fingerprint()
     assert first == tiny_model("gpt2", dtype=torch.float64).fingerprint()
     assert first != tiny_model("gpt2", seed=1).fingerprint()
     assert first != tiny_model("llama").fingerprint()
+    # A model made in memory is what it holds: rounded weights are others.
+    half = tiny_model("gpt2", dtype=torch.bfloat16)
+    rounded = half.fingerprint()
+    assert first != rounded
+    torch.nn.Module.float(half.hf)
+    half.forget_fingerprint()
+    assert half.fingerprint() == rounded
     weight = model.layers[2].down.weight
+    before = weight.data.clone()
     with torch.no_grad():
-        weight[3, 4] += 0.5
+        weight[3, 4] *= 1 + 1e-6  # less than bfloat16 can tell
     assert model.fingerprint() == first  # kept until told
     model.forget_fingerprint()
-    changed = model.fingerprint()
-    assert changed != first
-    with torch.no_grad():
-        weight[3, 4] -= 0.5
+    assert model.fingerprint() != first
+    weight.data.copy_(before)
     model.forget_fingerprint()
     assert model.fingerprint() == first
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "numpy")
-# Processor time, so that other work on the machine does not count; the best of three runs.
+# Processor time, the best of three runs: other work on the machine counts little.
 TIMED = """
 import sys, time
 start = time.process_time()
@@ -57,16 +57,15 @@ def plain(name: str) -> str:
 
 
 def test_import_is_quick_and_loads_nothing_heavy():
+    # What NumPy costs is the unit, for machines differ; the control: that it is heavy is seen.
+    unit, heavy = timed("import numpy")
     seconds, loaded = timed("import goldenlayers")
+    assert heavy == ["numpy"]
     assert loaded == []
-    assert seconds < 0.5
+    assert seconds < unit
 
 
-def test_control_a_heavy_import_would_be_seen():
-    assert timed("import numpy")[1] == ["numpy"]
-
-
-def test_help_answers_in_a_second_without_torch():
+def test_help_answers_quickly_without_torch():
     code = (
         "from goldenlayers.cli import main\ntry: main(['--help'])\nexcept SystemExit as e:"
         " assert not e.code"
@@ -74,7 +73,7 @@ def test_help_answers_in_a_second_without_torch():
     seconds, loaded = timed(code)
     assert "torch" not in loaded
     assert "transformers" not in loaded
-    assert seconds < 1.0
+    assert seconds < 6 * timed("import numpy")[0]  # 2 where this was written
 
 
 @pytest.mark.parametrize("name", gl.__all__)

@@ -47,10 +47,12 @@ def shown(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
 TEXTS = [
     ("The capital of France is", "Paris", "France", "The capital of France is Paris"),
     ("The capital of France is ", "Paris", "France", "The capital of France is Paris"),
-    ("The capital of France is  ", " Paris", "France", "The capital of France is Paris"),
+    ("The capital of France is  ", " Paris", "France", "The capital of France is  Paris"),
     ("France", "is big", "France", "France is big"),
     ("What is the capital of Peru?\n", "Lima", "Peru", "What is the capital of Peru?\nLima"),
-    ("What of Peru?\n ", " Lima", "Peru", "What of Peru?\nLima"),
+    ("What of Peru?\n ", " Lima", "Peru", "What of Peru?\n Lima"),
+    ("Peru\t", "Lima", "Peru", "Peru\tLima"),
+    ("def of():\n    ", "return", "of", "def of():\n    return"),
     ("What of Peru?", "\nLima", "Peru", "What of Peru? Lima"),
     ("{subject} of {} and {0} is", "{y}", "{0}", "{subject} of {} and {0} is {y}"),
     ("Łódź é has a", "façade naïve", "Łódź é", "Łódź é has a façade naïve"),
@@ -71,9 +73,10 @@ TEXTS = [
 def test_joined_text(prompt: str, answer: str, subject: str, whole: str) -> None:
     text, boundary = join(prompt, answer)
     assert text == whole
-    assert text[:boundary] == prompt.rstrip(" ")
+    assert text[:boundary] == prompt.removesuffix(" ")
     assert text[boundary:].strip() == answer.strip()
-    assert join(prompt, "") == (prompt.rstrip(" "), boundary)  # the same beginning without answer
+    # The same beginning without an answer.
+    assert join(prompt, "") == (prompt.removesuffix(" "), boundary)
 
 
 @pytest.mark.parametrize("kind", KINDS)

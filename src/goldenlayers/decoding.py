@@ -1,17 +1,24 @@
-"""What a model answers: greedy continuation, and its arg-max tokens along a given answer."""
+"""What a model answers: greedy continuation, its arg-max tokens along a given answer, and in which
+form (with or without a space before it) it finds an answer likelier.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 
 from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, last_logits
-from goldenlayers.losses import argmax_rows
+from goldenlayers.joints import JOINTS, Joint, join, sure_joint
+from goldenlayers.losses import argmax_rows, token_nll
 from goldenlayers.memory import fitting
-from goldenlayers.tokens import Encoding, equal_length_groups, length_batches
+from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -128,6 +135,147 @@ def forced_predictions(
         for i, tokens in zip(members, found, strict=True):
             results[i] = tokens
     return results
+
+
+@torch.no_grad()
+def log_probs(
+    model: Model, rows: Sequence[Sequence[int]], starts: Sequence[int], *, batch_size: int = 32
+) -> list[float]:
+    """Log-probability in nats of each row's tokens from its start (at least 1) on.
+
+    Where memory runs out, a batch is halved.
+
+    Raises:
+        OutOfMemory: memory runs out on a single text.
+    """
+    results = [0.0] * len(rows)
+
+    def run(members: list[int]) -> list[float]:
+        ids = pad_ids([rows[i] for i in members], model.device).ids
+        cells = [(b, t) for b, i in enumerate(members) for t in range(starts[i], len(rows[i]))]
+        where, tokens = (list(one) for one in zip(*cells, strict=True))
+        hidden = final_hidden(model, ids)[where, [t - 1 for t in tokens]]
+        nll = token_nll(model.layers, hidden, ids[where, tokens])
+        found = [0.0] * len(members)
+        for b, one in zip(where, nll.tolist(), strict=True):
+            found[b] -= one
+        return found
+
+    groups = length_batches([len(row) for row in rows], batch_size)
+    sizes = [f"a text of {len(row)} tokens" for row in rows]
+    for members, found in fitting(groups, run, sizes.__getitem__):
+        for i, one in zip(members, found, strict=True):
+            results[i] = one
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An open joint as the model has decided it.
+
+    ``space`` and ``none`` are log-probabilities in nats of the text in both forms, each from the
+    first token on in which the forms differ: given the answer, that is what sets them apart.
+    """
+
+    prompt: str
+    answer: str
+    space: float
+    none: float
+
+    @property
+    def joint(self) -> Joint:
+        """The likelier form; a space where neither is (numbers that are not finite)."""
+        return "none" if self.none > self.space else "space"
+
+
+def settle_joints(
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    recorded: Mapping[str, str] | None = None,
+    on_settled: Callable[[list[Settled]], None] | None = None,
+) -> list[Fact]:
+    """The facts with every open joint decided: a space before the answer, or none.
+
+    Open are the joints of prompts and answers that are fixed neither by the user nor by their
+    characters (:func:`goldenlayers.joints.sure_joint`). The model decides by its own probability of
+    both forms, as its weights are now. Facts without open joints are handed back as
+    they are, and so are facts that have been settled before.
+
+    Args:
+        model: a loaded model.
+        facts: the facts.
+        recorded: joints decided earlier, as :func:`joints_record` has them: not decided anew.
+        on_settled: told what the model decided now, unless that is nothing.
+    """
+    todo = [(fact, _open_joints(fact)) for fact in facts]
+    asked: dict[tuple[str, str], Joint] = {}
+    taken: dict[int, list[Joint]] = {}
+    for i, (fact, pairs) in enumerate(todo):
+        old = (recorded or {}).get(fact.id, "").split()
+        if pairs and len(old) == len(pairs) and set(old) <= set(JOINTS):
+            taken[i] = [joint for word in old for joint in JOINTS if joint == word]
+        else:
+            asked |= dict.fromkeys(pairs, "auto")
+    found = _likelier(model, list(asked))
+    asked |= {(one.prompt, one.answer): one.joint for one in found}
+    if found and on_settled is not None:
+        on_settled(found)
+    settled = []
+    for i, (fact, pairs) in enumerate(todo):
+        joints = taken.get(i) or [asked[pair] for pair in pairs]
+        new = tuple((*pair, joint) for pair, joint in zip(pairs, joints, strict=True))
+        settled.append(dataclasses.replace(fact, joints=fact.joints + new) if new else fact)
+    return settled
+
+
+def joints_record(facts: Sequence[Fact]) -> dict[str, str]:
+    """What :func:`settle_joints` decided, by the facts' ids, in a form that a run can keep."""
+    return {fact.id: " ".join(joint for *_, joint in fact.joints) for fact in facts if fact.joints}
+
+
+def _open_joints(fact: Fact) -> list[tuple[str, str]]:
+    """Prompts and answers of the fact whose joint is still open, each once."""
+    known = {(prompt, answer) for prompt, answer, _ in fact.joints}
+    return [
+        pair
+        for pair in dict.fromkeys(fact.pairs)
+        if not pair[0][-1].isspace()
+        and sure_joint(*pair) is None
+        and pair not in known
+        and fact.joint_of(*pair) == "auto"
+    ]
+
+
+def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
+    """Both forms of each pair compared; those that cannot be asked are left out.
+
+    The text is tokenised as a whole, as it would stand anywhere: a tokenizer that has ``.matrix``
+    as one token makes the model expect no ``matrix`` behind the token ``.``, so the answer's own
+    tokens behind the prompt's would tell the wrong thing.
+    """
+    kept: list[tuple[str, str]] = []
+    rows: list[Sequence[int]] = []
+    starts: list[int] = []
+    for pair in pairs:
+        for lead in ("", "\n"):  # the line break is for forms that differ in their first token
+            try:
+                texts = [lead + join(*pair, joint)[0] for joint in ("space", "none")]
+                both = [model.encoder.verbatim(text).ids for text in texts]
+            except UserError:  # too long, or no tokens: whoever uses the text says so
+                break
+            matching = takewhile(lambda ids: ids[0] == ids[1], zip(*both, strict=False))
+            alike = sum(1 for _ in matching)
+            if 0 < alike < min(map(len, both)):
+                kept.append(pair)
+                rows += both
+                starts += [alike, alike]
+                break
+    scores = log_probs(model, rows, starts)
+    return [
+        Settled(*pair, space, none)
+        for pair, space, none in zip(kept, scores[::2], scores[1::2], strict=True)
+    ]
 
 
 @torch.no_grad()

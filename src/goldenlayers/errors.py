@@ -139,3 +139,8 @@ def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     if close:
         return "Did you mean " + " or ".join(f"'{word}'" for word in close) + "?"
     return "Known: " + ", ".join(known) if known else ""
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """``text`` as a message can hold it: not more than ``limit`` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from goldenlayers.errors import DataError
+from goldenlayers.errors import shortened as _short
+from goldenlayers.joints import JOINTS, Joint
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,24 +20,26 @@ class Probe:
     ``answer`` is the expected answer; None where only "the prediction must not move" is asked.
     ``kind`` groups probes that are averaged together (for portability: Subject_Aliasing, Reasoning,
     Logical_Generalization; for locality: neighborhood, Relation_Specificity, Forgetfulness, ...).
-    ``aliases`` are other ways of writing the answer. Space around answer and aliases is dropped
-    (the joint of prompt and answer adds its own); the prompt is kept letter for letter.
+    ``aliases`` are other ways of writing the answer. ``joint`` says what stands between prompt and
+    answer, see :class:`Fact`. The prompt is kept letter for letter.
 
     Raises:
-        DataError: empty prompt, empty answer or alias, or something that is not text.
+        DataError: empty prompt, empty answer or alias, something that is not text, or no joint.
     """
 
     prompt: str
     answer: str | None = None
     kind: str = ""
     aliases: tuple[str, ...] = ()
+    joint: Joint = "auto"
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
+        _fix_joint(self, self.answer)
         _strip(self, "answer", optional=True)
         _texts(self, "aliases", strip=True)
-        if not isinstance(self.kind, str):
-            raise _not_text(self.kind, "kind")
+        if not isinstance(self.kind, str) or self.kind.strip():
+            _strip(self, "kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,20 @@ class Fact:
     ``target_old_is_generated`` is set). ``rephrasings`` ask the same in other words; ``locality``
     probes must not move; ``portability`` probes must follow from the edit.
 
-    Space around the subject and the answers is dropped (the joint of prompt and answer adds its
-    own); prompts are kept letter for letter.
+    Prompts are kept letter for letter. ``joint`` says what stands between the prompt (or a
+    rephrasing) and its answer: "space", "none", or "auto", which goes by their characters and,
+    where these leave it open, by what the model finds likelier. A prompt that ends in white space
+    brings its own joint, whatever ``joint`` says. Space around the subject and the answers is
+    dropped; that before ``target_new`` means the joint "space". ``joints`` holds what the model
+    has decided, as (prompt, answer, joint): see :func:`goldenlayers.decoding.settle_joints`.
+
+    Where a prompt, a rephrasing or a generation prompt has one "{}" and the subject is not
+    otherwise in it, "{}" stands for the subject, as in the requests of ROME and MEMIT.
 
     Raises:
-        DataError: an empty field, something that is not text, a subject that does not stand in
-            the prompt letter for letter, or a new answer equal to the old one or an alias of it.
+        DataError: an empty field, something that is not text, no joint, a subject that does not
+            stand in the prompt letter for letter, or a new answer equal to the old one or an
+            alias of it.
     """
 
     id: str
@@ -67,10 +79,13 @@ class Fact:
     portability: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     old_aliases: tuple[str, ...] = ()
+    joint: Joint = "auto"
+    joints: tuple[tuple[str, str, Joint], ...] = ()
 
     def __post_init__(self) -> None:
         _check_text(self.id, "id")
         _check_text(self.prompt, "prompt")
+        _fix_joint(self, self.target_new)
         for name in ("subject", "target_new"):
             _strip(self, name)
         for name in ("target_old", "relation"):
@@ -80,6 +95,11 @@ class Fact:
         _texts(self, "old_aliases", strip=True)
         for name in ("locality", "portability"):
             _probes(self, name)
+        object.__setattr__(self, "prompt", _filled(self.prompt, self.subject))
+        for name in ("rephrasings", "generation_prompts"):
+            texts = tuple(_filled(text, self.subject) for text in getattr(self, name))
+            object.__setattr__(self, name, texts)
+        object.__setattr__(self, "joints", tuple(self.joints))
         if find_subject(self.subject, self.prompt) is None:
             raise _subject_missing(self.subject, self.prompt)
         if self.target_new == self.target_old:
@@ -111,10 +131,71 @@ class Fact:
         """
         return dataclasses.replace(self, target_old=answer, target_old_is_generated=True)
 
+    def with_joint(self, joint: Joint) -> Fact:
+        """The fact with ``joint`` for itself and its probes, where they do not have their own."""
+
+        def given(one: Probe) -> Probe:
+            return dataclasses.replace(one, joint=joint) if one.joint == "auto" else one
+
+        return dataclasses.replace(
+            self,
+            joint=joint if self.joint == "auto" else self.joint,
+            locality=tuple(map(given, self.locality)),
+            portability=tuple(map(given, self.portability)),
+        )
+
+    def joint_of(self, prompt: str, answer: str) -> Joint:
+        """What stands between one of the fact's prompts (or its probes') and ``answer``."""
+        fixed: Joint = "auto"
+        if prompt == self.prompt or prompt in self.rephrasings:
+            fixed = self.joint
+        else:
+            for probe in (*self.locality, *self.portability):
+                if probe.prompt == prompt and probe.joint != "auto":
+                    fixed = probe.joint
+        if fixed != "auto":
+            return fixed
+        for text, said, joint in self.joints:
+            if text == prompt and said == answer:
+                return joint
+        return "auto"
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Every prompt of the fact and its probes with each answer that is scored behind it."""
+        for prompt in (self.prompt, *self.rephrasings):
+            yield prompt, self.target_new
+            if self.target_old is not None:
+                yield prompt, self.target_old
+        for probe in self.locality:  # the new answer must not come to stand here
+            right = probe.answer or self.target_old
+            if right is not None:
+                yield probe.prompt, right
+            yield probe.prompt, self.target_new
+        for probe in self.portability:
+            if probe.answer is not None:
+                yield probe.prompt, probe.answer
+
 
 def plain_subject(subject: str) -> str:
     """The subject without regard to case and spaces: what two facts about one thing share."""
     return " ".join(subject.casefold().split())
+
+
+def _filled(text: str, subject: str) -> str:
+    """``text`` with the subject in place of its one "{}", if that is what "{}" stands for.
+
+    A mention that is a part of a longer word ("Go" in "Google") is none here, or short subjects
+    could have no template. Only letters that have a case, and digits, make such words: in Chinese
+    or Thai, words touch.
+    """
+    if text.count("{}") != 1:
+        return text
+    for found in re.finditer(re.escape(subject), text):
+        before, after = text[: found.start()][-1:], text[found.end() :][:1]
+        if not any(c == "_" or c.isdigit() or c.lower() != c.upper() for c in before + after):
+            return text
+    return text.replace("{}", subject)
 
 
 def find_subject(subject: str, text: str) -> tuple[int, int] | None:
@@ -134,7 +215,8 @@ def find_subject(subject: str, text: str) -> tuple[int, int] | None:
 def near_subject(subject: str, prompt: str) -> str | None:
     """What stands in the prompt in place of the subject when only its form differs.
 
-    Form: letter case, accents and other Unicode forms, number of spaces. None if nothing does.
+    Form: letter case, accents and other Unicode forms, quotation marks, dashes, spaces, and
+    characters that are not seen. None if nothing does.
     """
     wanted, _ = _plain(subject.strip())
     text, origin = _plain(prompt)
@@ -147,11 +229,21 @@ def near_subject(subject: str, prompt: str) -> str | None:
     return prompt[start:end]
 
 
+# What word processors and sites write for the keyboard's marks.
+_KEYBOARD = str.maketrans(
+    dict.fromkeys("‘’‚‛′ʹʻʼ´`＇", "'")
+    | dict.fromkeys("“”„‟″«»＂", '"')
+    | dict.fromkeys("‐‑‒–—―−﹘﹣－", "-")
+)
+
+
 def _plain(text: str) -> tuple[str, list[int]]:
-    """Text without case, accents and repeated spaces, and each character's place in ``text``."""
+    """Text without differences of form, and each character's place in ``text``."""
     letters: list[str] = []
     origin: list[int] = []
-    for place, character in enumerate(text):
+    for place, character in enumerate(text.translate(_KEYBOARD)):
+        if unicodedata.category(character) == "Cf":  # zero-width spaces, soft hyphens, marks
+            continue
         for letter in unicodedata.normalize("NFKD", character).casefold():
             if unicodedata.combining(letter):
                 continue
@@ -170,16 +262,16 @@ def _subject_missing(subject: str, prompt: str) -> DataError:
         return DataError(
             problem,
             field="subject",
-            expected="the subject letter for letter in the prompt",
+            expected="the subject letter for letter in the prompt, or one {} in its place",
             reason="the subject is not in the prompt",
         )
     return DataError(
         problem,
         field="subject",
         expected="the subject letter for letter in the prompt "
-        "(it is there but for case, accents or spaces)",
+        "(it is there but for case, accents, quotation marks, dashes or spaces)",
         fix=f"Write the subject as the prompt has it: '{near}'",
-        reason="the subject is not in the prompt letter for letter (case, accents or spaces)",
+        reason="the subject is not in the prompt letter for letter (case, accents, marks, spaces)",
     )
 
 
@@ -218,6 +310,19 @@ def _strip(made: Fact | Probe, name: str, *, optional: bool = False) -> None:
     object.__setattr__(made, name, _check_text(value, name).strip())
 
 
+def _fix_joint(made: Fact | Probe, answer: object) -> None:
+    if made.joint not in JOINTS:
+        raise DataError(
+            f"joint is {_short(repr(made.joint), 40)}",
+            field="joint",
+            expected="auto, space or none",
+            reason="joint is not auto, space or none",
+        )
+    # A space that was written before the answer is meant, and so no longer a guess.
+    if made.joint == "auto" and isinstance(answer, str) and answer[:1] == " ":
+        object.__setattr__(made, "joint", "space")
+
+
 def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:
     """Holds the field to a tuple of texts: a bare string would be taken apart letter by letter."""
     values = getattr(made, name)
@@ -250,5 +355,52 @@ def _probes(made: Fact, name: str) -> None:
     object.__setattr__(made, name, values)
 
 
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+Pairs = list[tuple[Fact, Fact]]
+
+
+def repeats(facts: Iterable[Fact]) -> tuple[Pairs, Pairs]:
+    """Facts that ask what an earlier one asks: the same subject and prompt, spaces apart.
+
+    Returns:
+        Pairs of the first fact that asks it and a later one: those with the same new answer, and
+        those with another one, which no single edit of both can give.
+    """
+    first: dict[tuple[str, str], Fact] = {}
+    doubled: Pairs = []
+    contradicting: Pairs = []
+    for fact in facts:
+        earlier = first.setdefault((_normal(fact.subject), _normal(fact.prompt)), fact)
+        if earlier is not fact:
+            same = _normal(earlier.target_new) == _normal(fact.target_new)
+            (doubled if same else contradicting).append((earlier, fact))
+    return doubled, contradicting
+
+
+def contradiction(first: Fact, later: Fact) -> DataError:
+    """What to say of two facts that cannot be edited together."""
+    return DataError(
+        f"fact '{_short(later.id)}' contradicts fact '{_short(first.id)}': "
+        f"'{_short(first.prompt)}' cannot be answered with both '{_short(first.target_new)}' "
+        f"and '{_short(later.target_new)}'",
+        field="target_new",
+        fix="Leave one of them out",
+        reason="it contradicts an earlier fact (same prompt, another new answer)",
+    )
+
+
+def refuse_contradictions(facts: Iterable[Fact], fix: str = "") -> None:
+    """To be called before facts are edited together.
+
+    Raises:
+        DataError: two facts ask the same and want different answers.
+    """
+    _, contradicting = repeats(facts)
+    if not contradicting:
+        return
+    error = contradiction(*contradicting[0])
+    more = f"{len(contradicting)} facts contradict an earlier one. "
+    raise error.at(fix=more * (len(contradicting) > 1) + (fix or error.fix))
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -7,25 +7,28 @@ flushed to the disk batch by batch, so that a killed run loses at most the batch
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
-import json
 import logging
 import os
-import shutil
-import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
 
-from goldenlayers import durable
+from goldenlayers import durable, runfiles, runlock
 from goldenlayers.durable import disk_errors, plain
 from goldenlayers.errors import UserError
+from goldenlayers.records import parse_json, short, text_of
+from goldenlayers.runfiles import ASIDE, CONFIG, LOCK, LOG, REPLACED, read_record
 from goldenlayers.shown import LogFormatter
 
-CONFIG, LOG, LOCK = "config.yaml", "log.txt", ".lock"
+# Of the record: what says nothing about whether two runs are the same work.
+_FREE = ("key", "files")
+# An unfinished run that cannot be gone on with is known by its command and settings.
+_FREE_AFRESH = ("version", "model", "data", "inputs")
 
 
 class RunFolder:
@@ -54,6 +57,11 @@ class RunFolder:
         return str(self.config.get("command", ""))
 
     @property
+    def key(self) -> str:
+        """What the rows' checks are made with; "" in runs of earlier versions, which had none."""
+        return str(self.config.get("key", ""))
+
+    @property
     def writable(self) -> bool:
         """Whether this process holds the folder for writing."""
         return self._lock is not None
@@ -74,26 +82,29 @@ class RunFolder:
             path: where the finished run will be.
             config: the resolved settings, with "command"; "version" is added when it is missing.
             resume: go on with an unfinished run of the same settings, if there is one. Otherwise
-                what an unfinished run left is removed.
-            overwrite: a finished run at ``path`` is replaced once the new one is finished.
-            ignore: settings, dotted ("evaluation.batch_size"), that may differ on resume.
+                it is removed.
+            overwrite: a finished run at ``path`` is replaced once the new one is finished, and an
+                unfinished one of other settings is removed.
+            ignore: settings, dotted ("evaluation.batch_size"), that may differ between an
+                unfinished run and this one.
 
         Raises:
             UserError: ``path`` is taken; another process works there; the unfinished run has other
-                settings; the place cannot be written to.
+                settings; something lies there that no run wrote; the place cannot be written to.
         """
-        target = Path(path).expanduser().resolve()
-        if not target.name or target.name.endswith(".part"):
-            raise UserError(f"'{path}' cannot be the name of a run", fix="Choose another --out")
+        target = runfiles.place(path)
         settings = plain({"version": _version(), **config})
         if not settings.get("command"):
             raise ValueError("the config of a run names its 'command'")
+        free = (*ignore, *_FREE, *(() if resume else _FREE_AFRESH))
+        settings["key"] = runfiles.key_of(settings, (*ignore, "version"))
         run = cls(_part(target), target, settings, overwrite=overwrite)
         with disk_errors(run.path):
-            run._acquire()
             try:
-                run._check_target()
-                run._start(resume=resume, ignore=ignore)
+                run._lock = runlock.acquire(run.path, target)
+                runfiles.undo_replacement(run.path, target)
+                runfiles.refuse_taken(target, overwrite=overwrite)
+                run._start(resume=resume, ignore=free)
             except BaseException:
                 run.close()
                 with contextlib.suppress(OSError):
@@ -102,20 +113,49 @@ class RunFolder:
         return run
 
     @classmethod
+    def refuse(
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        ignore: Collection[str] = (),
+    ) -> None:
+        """Refuse what ``create`` would refuse, as far as it can be told before the work.
+
+        Raises:
+            UserError: as for ``create``.
+        """
+        target = runfiles.place(path)
+        run = cls(_part(target), target, plain(config), overwrite=overwrite)
+        with disk_errors(target):
+            runfiles.refuse_taken(target, overwrite=overwrite)
+            old = runfiles.unfinished(run.path)
+            if not resume:  # what it is resumed with is not all known yet
+                run._refuse_other(old, (*ignore, *_FREE, *_FREE_AFRESH))
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str], *, part: bool = False) -> RunFolder:
         """A finished run, for reading; with ``part`` the unfinished one where none is finished.
 
         Raises:
             UserError: nothing there, not a run folder, or an unfinished run.
         """
-        given = Path(path).expanduser().resolve()
-        unfinished = given if given.name.endswith(".part") else _part(given)
-        if given != unfinished and (given / CONFIG).is_file():
-            return cls(given, given, _read_config(given / CONFIG))
+        try:
+            given = Path(path).expanduser().resolve()
+            unfinished = given if given.name.endswith(".part") else _part(given)
+            done = given != unfinished and os.path.lexists(given / CONFIG)
+            begun = os.path.lexists(unfinished / CONFIG)
+            there = os.path.lexists(given)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{short(str(path))} cannot be a run folder") from error
+        if done:
+            return cls(given, given, read_record(given / CONFIG))
         finished = Path(str(unfinished).removesuffix(".part"))
-        if not (unfinished / CONFIG).is_file():
+        if not begun:
             raise UserError(
-                f"{given} is not a run folder" if given.exists() else f"there is no {given}",
+                f"{given} is not a run folder" if there else f"there is no {given}",
                 expected=f"a folder that a golden command wrote, with its {CONFIG}",
             )
         if not part:
@@ -123,7 +163,7 @@ class RunFolder:
                 f"the run {finished} is not finished (its files are in {unfinished})",
                 fix="Run the same command again to go on with it",
             )
-        return cls(unfinished, finished, _read_config(unfinished / CONFIG))
+        return cls(unfinished, finished, read_record(unfinished / CONFIG))
 
     def __enter__(self) -> RunFolder:
         return self
@@ -178,31 +218,68 @@ class RunFolder:
         if name not in self._mended:
             durable.mend_tail(path)
             self._mended.add(name)
-        durable.append_rows(path, rows)
+        durable.append_rows(path, rows, self.key)
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a JSON-lines file, without a torn last line; [] if there is no file yet.
 
         Raises:
-            UserError: a broken line before the last one; with its number.
+            UserError: a line that is broken, was changed, or is of another run; with its number.
         """
-        return durable.read_rows(self.file(name)) if self.file(name).exists() else []
+        return self.rows(name) if os.path.lexists(self.file(name)) else []
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """As ``read_rows``, but a file that is not there is the user's error."""
-        return durable.read_rows(self._existing(name))
+        digest = hashlib.sha256()
+        found = durable.read_rows(self._existing(name), self.key, digest)
+        self._compare(name, digest.hexdigest())
+        return found
+
+    def resume_rows(
+        self, name: str, problem: Callable[[dict[str, Any]], str]
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The rows to go on with, and a sentence on what was set aside ("" if nothing was).
+
+        Lines that are broken, were changed, or are of another run, and rows that ``problem`` says
+        something about, are moved to ``set-aside.txt``: what they stood for is done again.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        self._need_writable()
+        path = self.file(name)
+        if not os.path.lexists(path):
+            return [], ""
+        kept, aside = [], []
+        for line in durable.lines(path, self.key):
+            if why := "" if line.torn else line.problem or problem(line.row):
+                aside.append((line, why))
+            elif not line.torn:
+                kept.append(line)
+        if not aside:
+            return [line.row for line in kept], ""
+        text = "".join(f"{name}, line {line.number}: {why}\n" for line, why in aside).encode()
+        durable.append_bytes(self.path / ASIDE, text + b"".join(one.text for one, _ in aside))
+        durable.write_bytes(path, b"".join(line.text.rstrip() + b"\n" for line in kept))
+        first, why = aside[0]
+        note = (
+            f"{len(aside)} of the {len(aside) + len(kept)} rows in {path} do not belong there and "
+            f"were set aside in {ASIDE} (line {first.number}: {why}); what is missing is done again"
+        )
+        self.log(note)
+        return [line.row for line in kept], note
 
     def json(self, name: str) -> Any:
         """The value of a JSON file.
 
         Raises:
-            UserError: no such file, or broken JSON.
+            UserError: no such file, broken JSON, or not as the run left it.
         """
         path = self._existing(name)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error})") from error
+        data = durable.read_bytes_file(path)
+        value = parse_json(text_of(data, path), path)
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return value
 
     def finish(self) -> Path:
         """Put everything on the disk, rename ``PATH.part`` to ``PATH``, and close. Returns PATH.
@@ -211,28 +288,38 @@ class RunFolder:
             UserError: something came to stand at PATH meanwhile; the work stays in ``PATH.part``.
         """
         self._need_writable()
+        old: dict[str, Any] | None = None
+        aside = self.path / REPLACED
         with disk_errors(self.target):
-            self._check_target()
+            runfiles.refuse_taken(self.target, overwrite=self._overwrite)
             self.log("finished")
-            for path in self.path.rglob("*"):
+            names = runfiles.result_files(self.path, self.kind)
+            self.config["files"] = {name: runfiles.sha256_of(self.path / name) for name in names}
+            self._write_config()
+            for path in self.path.iterdir():
                 if path.is_file():
                     durable.sync(path)
             durable.sync(self.path)
-            old = _aside(self.target)
-            replacing = self.target.exists()
-            if replacing:
-                self.target.rename(old)
+            if self.target.exists():
+                if any(self.target.iterdir()):
+                    old = read_record(self.target / CONFIG)
+                    if (before := self.target / REPLACED).exists():
+                        runfiles.remove(before, read_record(before / CONFIG))
+                    self.target.rename(aside)
+                else:
+                    self.target.rmdir()
             try:
                 self.path.rename(self.target)
             except OSError:
-                if replacing:
-                    old.rename(self.target)
+                if old is not None:
+                    aside.rename(self.target)
                 raise
             durable.sync(self.target.parent)
         self.path = self.target
         self.close()
-        if replacing:
-            shutil.rmtree(old, ignore_errors=True)
+        if old is not None:
+            with contextlib.suppress(OSError, UserError):
+                runfiles.remove(self.path / REPLACED, old)
         return self.target
 
     def close(self) -> None:
@@ -254,103 +341,67 @@ class RunFolder:
 
     def _existing(self, name: str) -> Path:
         path = self.file(name)
-        if not path.is_file():
+        if not os.path.lexists(path):
             there = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             raise UserError(f"{self.path} has no {name} (it holds {', '.join(there)})")
         return path
 
-    def _acquire(self) -> None:
-        """Lock ``PATH.part``, making it if needed."""
-        path = self.path / LOCK
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            except FileNotFoundError:  # another process finished just now and moved the folder
-                continue
-            try:
-                durable.lock(descriptor)
-            except BlockingIOError:
-                holder = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UserError(
-                    f"{self.target} is being written by another run ({holder or 'just started'})",
-                    fix="Wait until it is finished, or choose another --out",
-                ) from None
-            # Between opening and locking, the holder may have finished and removed this lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    break
-            os.close(descriptor)
-        self._lock = descriptor
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    def _compare(self, name: str, sha256: str) -> None:
+        """Hold a finished run's file to the hash that the run recorded (earlier versions did not).
 
-    def _check_target(self) -> None:
-        """The target is free or may be overwritten; a replacement that was cut short is undone."""
-        old = _aside(self.target)
-        if (old / CONFIG).is_file():
-            if self.target.exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(self.target)
-        if not self.target.exists():
-            return
-        fix = "Choose another --out"
-        if not self.target.is_dir():
-            raise UserError(f"{self.target} is a file", fix=fix)
-        if not any(self.target.iterdir()):
-            self.target.rmdir()
-        elif not (self.target / CONFIG).is_file():
-            raise UserError(f"{self.target} is a folder with other things in it", fix=fix)
-        elif not self._overwrite:
+        Raises:
+            UserError: it is another file.
+        """
+        files = self.config.get("files")
+        if files is not None and self.path == self.target and files.get(name) != sha256:
             raise UserError(
-                f"{self.target} already holds a finished run", fix=f"{fix}, or add --overwrite"
+                f"{self.path / name} is not as its run left it",
+                expected=f"the file whose sha256 stands in {CONFIG}",
+                fix="Put it back as it was, or make the run again",
             )
+
+    def _refuse_other(self, old: dict[str, Any] | None, ignore: Collection[str]) -> bool:
+        """Whether the unfinished run is of other settings and is to be overwritten.
+
+        Raises:
+            UserError: it is of other settings and is not to be.
+        """
+        changes = runfiles.differences(old, self.config, ignore) if old is not None else []
+        if not changes or self._overwrite or old is None:
+            return bool(changes)
+        what = f"the unfinished run {self.path} has other settings: {'; '.join(changes)}"
+        if old["command"] != self.kind:
+            what = f"{self.path} is an unfinished run of golden {old['command']}"
+        raise UserError(
+            what,
+            fix="Repeat the old settings, choose another --out, or add --overwrite to begin anew",
+        )
 
     def _start(self, *, resume: bool, ignore: Collection[str]) -> None:
         """Go on with what lies in ``PATH.part`` or clear it; write the config; start the log."""
-        there = [path for path in self.path.iterdir() if path.name != LOCK]
-        config = self.path / CONFIG
-        if not config.is_file() and not all(path.name.startswith(".") for path in there):
-            raise UserError(
-                f"{self.path} has files in it but is not an unfinished run",
-                fix="Move it away, or choose another --out",
-            )
-        if resume and config.is_file():
-            changes = _differences(_read_config(config), self.config, ignore)
-            if changes:
-                raise UserError(
-                    f"the unfinished run {self.path} has other settings: {'; '.join(changes)}",
-                    fix="Repeat the old settings, choose another --out, "
-                    f"or remove {self.path} to begin anew",
-                )
+        old = runfiles.unfinished(self.path)
+        other = self._refuse_other(old, ignore)
+        if old is not None and resume and not other:
             self.resumed = True
-        else:
-            # The config goes last: a kill on the way leaves a folder that is still known as ours.
-            for path in sorted(there, key=lambda path: path.name == CONFIG):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=100)
-        durable.write_text(config, text)
-        self._log = _LogFile(self.path / LOG, encoding="utf-8")
+            for file in self.path.iterdir():  # nothing that is also a file elsewhere is written to
+                os.close(durable.open_file(file, os.O_RDWR))
+            del self.config["key"]
+            self.config |= {"key": old["key"]} if "key" in old else {}
+        elif old is not None:
+            runfiles.remove(self.path, old, keep=(LOCK,))
+        self._write_config()
+        self._log = runlock.LogFile(self.path / LOG)
         self._log.setFormatter(LogFormatter("%(asctime)s %(message)s"))
         logging.getLogger("goldenlayers").addHandler(self._log)
         self.log("resumed" if self.resumed else "started")
 
-
-class _LogFile(logging.FileHandler):
-    """A log that cannot be written (disk full) must not stop the run or print a traceback."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        pass
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True, width=100)
+        durable.write_text(self.path / CONFIG, text)
 
 
 def _part(target: Path) -> Path:
     return Path(f"{target}.part")
-
-
-def _aside(target: Path) -> Path:
-    return Path(f"{target}.replaced")
 
 
 def _version() -> str:
@@ -358,40 +409,3 @@ def _version() -> str:
         return importlib.metadata.version("goldenlayers")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a run's config", expected="a mapping of settings")
-    return value
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    return {
-        key: item
-        for part, inner in value.items()
-        for key, item in _flat(inner, f"{name}.{part}" if name else str(part)).items()
-    }
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], ignore: Collection[str]) -> list[str]:
-    """Each setting that differs and is not to be ignored, as "name: old -> new"."""
-    before, after = _flat(old), _flat(new)
-    found = []
-    for name in [*before, *(key for key in after if key not in before)]:
-        left, right = before.get(name, "(not set)"), after.get(name, "(not set)")
-        if left != right and not any(f"{name}.".startswith(f"{key}.") for key in ignore):
-            found.append(f"{name}: {_short(left)} -> {_short(right)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -9,7 +9,6 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,14 +18,10 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, find_subject
+from goldenlayers.joints import Joint, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Scripts written without spaces between words: an answer follows its prompt directly.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "IDEOGRAPHIC")
-_CLOSING = frozenset(",.;:!?)]}%»”’")
-_OPENING = frozenset("([{«“‘")
 
 
 class TooLongError(UserError):
@@ -88,36 +83,6 @@ class Batch:
     def mask(self) -> Tensor:
         """(B, T) bool, True at real tokens."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
-
-
-def join(prompt: str, answer: str) -> tuple[str, int]:
-    """Prompt and answer as one running text, and the character where the prompt ends.
-
-    One space stands between them unless the script or the punctuation wants none; a space that is
-    already there is never doubled, and a line break is kept. Whatever separates the two counts
-    with the answer, as it does in the tokens of models whose words carry their leading space;
-    without an answer the prompt ends where it would end with one.
-    """
-    body, rest = prompt.rstrip(), answer.lstrip()
-    if "\n" in prompt[len(body) :]:
-        body = prompt[: prompt.rindex("\n") + 1]
-        return body + rest, len(body)
-    if not rest:
-        return body, len(body)
-    spaced = len(body) < len(prompt) or len(rest) < len(answer) or _wants_space(body, rest)
-    return body + (" " if spaced and body else "") + rest, len(body)
-
-
-def _wants_space(left: str, right: str) -> bool:
-    if not left or not right:
-        return False
-    if left[-1] in _OPENING or right[0] in _CLOSING or right.startswith(("'s ", "’s ")):
-        return False
-    return not (_unspaced(left[-1]) or _unspaced(right[0]))
-
-
-def _unspaced(char: str) -> bool:
-    return unicodedata.name(char, "").startswith(_UNSPACED)
 
 
 class TextEncoder:
@@ -200,14 +165,47 @@ class TextEncoder:
             start = max(start, end)
         return spans
 
-    def encode(self, prompt: str, answer: str = "", subject: str | None = None) -> Encoding:
+    def verbatim(self, text: str) -> Encoding:
+        """Tokenise a text to be continued, letter for letter as it is.
+
+        Raises:
+            TooLongError: more tokens than the model's context.
+            UserError: it has no tokens.
+        """
+        ids, spans = self.tokens(text)
+        self._check(text, ids)
+        return Encoding(text, tuple(ids), tuple(spans), len(ids))
+
+    def continuation(
+        self, ids: Sequence[int], new: Sequence[int], *, with_special: bool = False
+    ) -> str:
+        """The text of ``new`` tokens behind ``ids``, its leading space included."""
+
+        # Not decoded by themselves: some tokenizers drop the space of a text's first word.
+        def text(part: Sequence[int]) -> str:
+            return str(
+                self.tokenizer.decode(
+                    list(part),
+                    skip_special_tokens=not with_special,
+                    clean_up_tokenization_spaces=False,
+                )
+            )
+
+        before, whole = text(ids), text([*ids, *new])
+        return whole[_agreement(before, whole) :]
+
+    def encode(
+        self, prompt: str, answer: str = "", subject: str | None = None, joint: Joint = "auto"
+    ) -> Encoding:
         """Tokenise ``prompt`` with ``answer`` behind it; find the subject's last mention.
+
+        ``joint`` is what stands between the two: see :func:`goldenlayers.joints.join`.
 
         Raises:
             TooLongError: more tokens than the model's context.
             UserError: the text has no tokens, or the answer none, or nothing stands before it.
         """
-        text, boundary = join(prompt, answer)
+        text, boundary = join(prompt, answer, joint)
         ids, spans = self.tokens(text)
         n_prompt = len(ids)
         if answer:
@@ -218,6 +216,13 @@ class TextEncoder:
                 raise UserError(f"the answer '{answer}' has no tokens after '{prompt[-60:]}'")
             if n_prompt == 0:
                 raise UserError(f"nothing stands before the answer '{answer[:60]}'")
+        self._check(text, ids)
+        lookup = None
+        if subject is not None and (span := find_subject(subject, text[:boundary])) is not None:
+            lookup = last_token_in(spans, span)
+        return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup)
+
+    def _check(self, text: str, ids: Sequence[int]) -> None:
         if not ids:
             raise UserError(f"the text '{text[:60]}' has no tokens")
         if self.max_length is not None and len(ids) > self.max_length:
@@ -225,10 +230,6 @@ class TextEncoder:
                 f"the text '{text[:60]}…' has {len(ids)} tokens",
                 expected=f"at most {self.max_length}, the model's context",
             )
-        lookup = None
-        if subject is not None and (span := find_subject(subject, text[:boundary])) is not None:
-            lookup = last_token_in(spans, span)
-        return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup)
 
     def _tokens_apart(self, text: str, boundary: int) -> tuple[list[int], list[tuple[int, int]]]:
         # One token holds the prompt's end and the answer's beginning (scripts without spaces,
@@ -245,12 +246,13 @@ class TextEncoder:
         return ids, spans
 
     def fact(self, fact: Fact, answer: str = "") -> Encoding:
-        """The fact's own prompt with ``answer``, its lookup token found.
+        """The fact's own prompt with ``answer``, joined as the fact has it, its lookup token found.
 
         Raises:
             UserError: no token overlaps the subject (a tokenizer that drops it).
         """
-        encoding = self.encode(fact.prompt, answer, fact.subject)
+        joint = fact.joint_of(fact.prompt, answer)
+        encoding = self.encode(fact.prompt, answer, fact.subject, joint)
         if encoding.lookup is None:
             raise UserError(f"fact '{fact.id}': the tokenizer has no token for '{fact.subject}'")
         return encoding

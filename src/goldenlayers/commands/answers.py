@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from goldenlayers.facts import Fact
+from goldenlayers.joints import join
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Answer:
-    """Greedy continuation, p(new answer | prompt), and whether greedy decoding gives it."""
+    """Greedy continuation with its leading space, p(new answer | prompt), and whether greedy
+    decoding gives it.
+    """
 
     text: str
     probability: float
@@ -40,14 +43,14 @@ def greedy_answers(model: Model, facts: Sequence[Fact], tokens: int = 10) -> lis
     texts = greedy(model, [p.ids for p in prompts], tokens)
     forced = forced_predictions(model, targets)
     answers = []
-    for text, hits, target in zip(texts, forced, targets, strict=True):
+    for prompt, new, hits, target in zip(prompts, texts, forced, targets, strict=True):
         with torch.no_grad():
             ids = pad_ids([target.ids], model.device).ids
             hidden = final_hidden(model, ids)[0, target.n_prompt - 1 : -1]
             nll = token_nll(model.layers, hidden, ids[0, target.n_prompt :])
         answers.append(
             Answer(
-                str(model.tokenizer.decode(text, skip_special_tokens=True)),
+                encoder.continuation(prompt.ids, new),
                 math.exp(-float(nll.sum())),
                 tuple(hits) == target.answer_ids,
             )
@@ -62,11 +65,17 @@ def show(
     from goldenlayers.report.terminal import show as show_table
     from goldenlayers.report.terminal import table
 
-    def one_line(answer: Answer) -> str:
-        return f"{' '.join(answer.text.split())} ({answer.probability:.3f})"
+    # In quotes, so that a space before an answer, or none, is seen.
+    def said(answer: Answer) -> str:
+        return f"{answer.text!r} ({answer.probability:.3f})"
+
+    def wanted(fact: Fact) -> str:
+        joint = fact.joint_of(fact.prompt, fact.target_new)
+        text, end = join(fact.prompt, fact.target_new, joint)
+        return repr(text[end:])
 
     rows = [
-        (fact.prompt, fact.target_new, one_line(old), one_line(new), "yes" if new.is_new else "NO")
+        (fact.prompt, wanted(fact), said(old), said(new), "yes" if new.is_new else "NO")
         for fact, old, new in list(zip(facts, before, after, strict=True))[:_SHOWN]
     ]
     more = f" (first {_SHOWN} of {len(facts)})" if len(facts) > _SHOWN else ""

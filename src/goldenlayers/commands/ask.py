@@ -17,6 +17,11 @@ def run(config: AskConfig) -> int:
     """Print the greedy continuation and the likeliest next tokens."""
     deltas = [saved_delta(path) for path in config.delta]
     model = shared.load_model(config)
+    if config.prompt.endswith(" "):
+        shared.say(
+            "The prompt ends in a space, and is asked so; most models expect the space as a part "
+            "of the next word, and answer better without it."
+        )
     _answer(model, config, "as it is" if deltas else "")
     if deltas:
         total = sum(deltas[1:], deltas[0])
@@ -31,7 +36,7 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
     from goldenlayers.decoding import greedy
     from goldenlayers.hooks import last_logits
 
-    prompt = model.encoder.encode(config.prompt.rstrip() or config.prompt)
+    prompt = model.encoder.verbatim(config.prompt)
     room = model.encoder.max_length
     count = config.tokens if room is None else min(config.tokens, room - len(prompt))
     (tokens,) = greedy(model, [prompt.ids], count) if count > 0 else ([],)
@@ -39,7 +44,7 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
         shared.say(f"Only {max(0, count)} tokens: the model's context ends there")
     if title:
         put(f"{title}:")
-    more = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+    more = model.encoder.continuation(prompt.ids, tokens)
     first, *others = (prompt.text + more).split("\n")
     # No line of a text can pass for one of ours.
     put(f"  {first}", *(f"  | {line}" for line in others), limit=None)
@@ -48,7 +53,7 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
             logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
         best = logits[0].float().softmax(-1).topk(min(config.top, model.layers.vocab_size))
         candidates = (
-            f"{model.tokenizer.decode([i])!r} {p:.3f}"
+            f"{model.encoder.continuation(prompt.ids, [i], with_special=True)!r} {p:.3f}"
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         put("  next: " + "  ".join(candidates))

@@ -22,8 +22,7 @@ def run(config: CompareConfig) -> int:
     from goldenlayers.compare import SweepRun, compare, overlap_warnings, transfer_warnings
     from goldenlayers.store import RunFolder
 
-    if config.out is not None and not config.overwrite:
-        shared.refuse_taken(config.out)
+    shared.refuse_out(config, "compare")
     sweep = SweepRun.read(RunFolder.open(config.sweep))
     truth = sweep.truth
     if config.metric == "overall" and truth.leading not in ("overall", None):

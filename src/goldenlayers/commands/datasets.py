@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from goldenlayers.config import DatasetsConfig
+from goldenlayers.errors import shortened
 from goldenlayers.shown import put
 
 
@@ -19,7 +20,9 @@ def run(config: DatasetsConfig) -> int:
         )
         put(*facts.summary().split("\n"))
         for fact in list(facts)[: 3 if config.limit is None else None]:
-            put(f"  {fact.id}: {fact.prompt} … {fact.target_old} → {fact.target_new}")
+            old = "(the model's own answer)" if fact.target_old is None else fact.target_old
+            parts = [shortened(part, 200) for part in (fact.id, fact.prompt, old, fact.target_new)]
+            put("  {}: {} … {} → {}".format(*parts))
         return 0
     from goldenlayers.report.terminal import show, table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
 from goldenlayers.config import EditConfig, whole_number
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -29,13 +30,11 @@ def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.editors import edit, edited_layers, editor
 
-    if config.out is not None:
-        if not config.overwrite:
-            shared.refuse_taken(config.out)
-        shared.refuse_unwritable(config.out)
+    shared.refuse_out(config, "edit", ignore=("device",))
     editor(config.method)
     facts, source = _facts(config)
     model = shared.load_model(config)
+    config, (facts,) = shared.settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(config.method, config.mode, len(facts))
     settings, layer = settings_and_layer(config, model)
@@ -66,7 +65,7 @@ def run(config: EditConfig) -> int:
     with delta.applied(model):
         after = answers.greedy_answers(model, facts)
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
-    with shared.run_folder(config, "edit", model=model, facts=source) as folder:
+    with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
@@ -139,15 +138,20 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     if config.facts is None:
         # Held by the config; that none is empty the fact itself checks.
         assert None not in (config.subject, config.prompt, config.target)
-        return [Fact("edit", config.subject or "", config.prompt or "", config.target or "")], None
+        subject, prompt, target = config.subject or "", config.prompt or "", config.target or ""
+        return [Fact("edit", subject, prompt, target, joint=config.joint)], None
     from goldenlayers.datasets import load_facts
 
     found = load_facts(
-        config.facts, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
+        config.facts,
+        limit=config.limit,
+        seed=config.seed,
+        skip_invalid=config.skip_invalid,
+        joint=config.joint,
     )
-    if found.skipped:
-        shared.say(*found.summary().split("\n"))
+    shared.tell_data(found)
     shared.tell_fewer(len(found), config.limit)
+    found = shared.agreeing(found, skip_invalid=config.skip_invalid, drop_doubled=True)
     return list(found), found
 
 
@@ -246,10 +250,16 @@ def _warn(
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
     if failed:
         some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
-        shared.say(
-            f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). Try another "
-            "--layer, or --set steps 50, or --set clamp 8."
-        )
+        about = Counter(plain_subject(fact.subject) for fact in facts)
+        rivals = [fact for fact in failed if about[plain_subject(fact.subject)] > 1]
+        advice = "Try another --layer, or --set steps 50, or --set clamp 8."
+        if rivals:
+            advice = (
+                f"{len(rivals)} of them share their subject with another edit here "
+                f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
+                + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
+            )
+        shared.say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
             shared.say(

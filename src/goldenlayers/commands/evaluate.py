@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200
-# These change how fast the work is done, and where, not what comes out.
-_FREE = ("batch_size", "device", "cache_dir")
+# These change how fast the work is done, not what comes out.
+_FREE = ("batch_size", "device")
 _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
 
 
@@ -42,15 +42,18 @@ def run(config: EvaluateConfig) -> int:
         raise UserError(
             f"unknown method '{config.method}'", fix=near_matches(config.method, METHODS)
         )
-    if config.out is not None and not config.overwrite:
-        shared.refuse_taken(config.out)
+    shared.refuse_out(config, "evaluate", resume=True)
     metrics = METRICS[:4] if not config.metrics else check_metrics(config.metrics)
     text = _text(config.text) if "perplexity" in metrics else None
     delta = _delta(config)
     facts = shared.load_facts(config)
     refuse_batch(config.method, config.mode, len(facts))
+    if config.mode != "single" and config.method != "none":
+        facts = shared.agreeing(facts, skip_invalid=config.skip_invalid, drop_doubled=False)
     others = _others(config, facts)
     model = shared.load_model(config)
+    config, (settled, free) = shared.settle(config, model, facts, others)
+    facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     settings, layer, statistics = _how(config, model, facts)
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
@@ -210,6 +213,7 @@ def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:
         limit=config.limit + _OTHERS,
         seed=config.seed,
         skip_invalid=config.skip_invalid,
+        joint=config.joint,
     )
     free = list(found.without([fact.id for fact in facts], [fact.subject for fact in facts]))
     return free if len(free) >= 20 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def run(config: ExportConfig) -> int:
     """Write a LoRA adapter or a merged checkpoint."""
     from goldenlayers.export import export_merged, export_peft
 
-    shared.refuse_taken(config.out, overwritable=False)
+    if os.path.lexists(config.out):
+        raise UserError(f"{config.out} is there already", fix="Choose another --out")
     delta = saved_delta(config.run)
     name = config.model or model_of(config.run)
     model = shared.load_model(replace(config, model=name))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.commands import shared
-from goldenlayers.durable import disk_errors
+from goldenlayers.durable import disk_errors, json_text, read_text_file, write_text
 from goldenlayers.errors import UserError
+from goldenlayers.records import entry, parse_json
 
 if TYPE_CHECKING:
     from goldenlayers.locate import LayerRanking
     from goldenlayers.models.model import Model
 
 _PROXY_FACTS = 200
-_VERSION = 2  # of what is kept: to be raised when LGA's scores change, or what may be kept
+_VERSION = 3  # of what is kept: to be raised when LGA's scores change, or what may be kept
 
 
 def whole(ranking: LayerRanking) -> LayerRanking:
@@ -26,29 +27,48 @@ def whole(ranking: LayerRanking) -> LayerRanking:
 
 
 def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
-    """The layer LGA chooses on a fixed sample of the starter facts, kept by the weights' hash."""
-    import os
+    """The layer LGA chooses on a fixed sample of the starter facts.
 
+    Kept for the same weights, number format, configuration and tokenizer.
+    """
     from goldenlayers.datasets import load_facts
-    from goldenlayers.locate import LayerRanking, locate
+    from goldenlayers.locate import locate
     from goldenlayers.models.cache import models_root
+    from goldenlayers.statistics.cache import model_settings
 
     facts = load_facts("starter", limit=_PROXY_FACTS)
-    folder = models_root(cache_dir).parent / "golden"
-    path = (
-        folder / f"{model.fingerprint()[:32]}-{facts.sha256[:16]}-{_PROXY_FACTS}-v{_VERSION}.json"
-    )
-    try:
-        ranking = LayerRanking.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, UserError):  # not there, or of another version
+    found_by = json_text([_VERSION, _PROXY_FACTS, facts.sha256, model_settings(model)])
+    path = models_root(cache_dir).parent / "golden" / f"{_sha256(found_by)[:32]}.json"
+    ranking = _kept(path)
+    if ranking is None:
         with shared.progress("locating with lga", "facts") as bar:
             ranking = whole(locate(model, facts, "lga", data=facts.name, on_progress=bar))
         with disk_errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(ranking.to_json()), encoding="utf-8")
-            part.replace(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        record = json_text(ranking.to_json())
+        write_text(path, json_text({"sha256": _sha256(record), "ranking": record}))
     shared.say(f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts")
     for warning in ranking.warnings:
         shared.say(f"  {warning}")
     return ranking.golden_layer
+
+
+def _kept(path: Path) -> LayerRanking | None:
+    """The ranking that is kept there; None where there is none, or it is not what was kept."""
+    from goldenlayers.locate import LayerRanking
+
+    if not path.exists():
+        return None
+    try:
+        record = parse_json(read_text_file(path), path)
+        text = entry(record if isinstance(record, dict) else {}, "ranking", str, path)
+        if record.get("sha256") != _sha256(text):
+            raise UserError(f"{path} has changed since it was written")
+        return LayerRanking.from_json(text)
+    except UserError as error:
+        shared.say(f"The kept golden layer cannot be used, so it is located again: {error}")
+        return None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

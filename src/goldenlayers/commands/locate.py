@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from goldenlayers.store import RunFolder
     from goldenlayers.verify import VerifiedChoice
 
+# These change how fast the work is done, not what comes out.
+_FREE = ("batch_size", "device")
+
 
 def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
     from goldenlayers.locate import check_options, locate
     from goldenlayers.report.terminal import show_ranking
 
-    folder_free(config)
+    shared.refuse_out(config, "locate", ignore=_FREE)
     check_options(config.method, to_record(config))
     if config.verify is not None:
         from goldenlayers.editors import editor
@@ -38,6 +41,8 @@ def run(config: LocateConfig) -> int:
         _race_settings(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
+    config, (settled,) = shared.settle(config, model, facts)
+    facts = dataclasses.replace(facts, facts=tuple(settled))
     _also(config, model)
     statistics, prefixes = (
         _for_transfer(config, model) if config.method == "transfer" else (None, ())
@@ -49,7 +54,7 @@ def run(config: LocateConfig) -> int:
         if folder is not None:
             append(folder, rows)
 
-    with shared.run_folder(config, "locate", model=model, facts=facts) as folder:
+    with shared.run_folder(config, "locate", model=model, facts=facts, ignore=_FREE) as folder:
         with shared.progress(f"locating with {config.method}", "facts") as bar:
             ranking = locate(
                 model,
@@ -260,12 +265,6 @@ def show_verified(choice: VerifiedChoice) -> None:
         f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
         f"{choice.seconds:.1f} s: {choice.stopped_because}."
     )
-
-
-def folder_free(config: LocateConfig) -> None:
-    """Refuse a taken --out before minutes of work, not after."""
-    if config.out is not None and not config.overwrite:
-        shared.refuse_taken(config.out)
 
 
 def append(folder: RunFolder, rows: list[dict[str, Any]]) -> None:

@@ -8,12 +8,16 @@ from goldenlayers.shown import put
 
 
 def run(config: ModelsConfig) -> int:
-    """List, fetch, clear or inspect."""
+    """List, fetch, verify, clear or inspect."""
     from goldenlayers import models
 
     if config.clear is not None:
         freed = models.clear_cache(config.clear, config.cache_dir)
         shared.say(f"Removed {config.clear} from the cache ({freed / 1e6:.0f} MB)")
+        return 0
+    if config.verify is not None:
+        models.verify_cache(config.verify, config.cache_dir)
+        shared.say(f"The cached copy of {config.verify} is as it was made")
         return 0
     if config.fetch is not None or config.inspect is not None:
         name = config.inspect or config.fetch or ""

@@ -2,44 +2,91 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 from goldenlayers.commands.shared import say
-from goldenlayers.config import RunConfig, from_record
+from goldenlayers.config import (
+    Role,
+    RunConfig,
+    default_settings,
+    from_record,
+    roles,
+    to_record,
+)
+from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError
 
 
 def run(config: RunConfig) -> int:
-    """Read config.yaml, and run its command again into another folder."""
+    """Read config.yaml, and run its command again into another folder.
+
+    The record decides on settings alone: consent and places are those of ``config``.
+    """
     from goldenlayers.cli import COMMANDS, dispatch
+    from goldenlayers.runfiles import CONFIG, FILES
     from goldenlayers.store import RunFolder
 
-    folder = config.config.parent if config.config.is_file() else config.config
+    folder = config.config
+    if folder.is_file():
+        if folder.name != CONFIG:
+            raise UserError(f"{folder} is no run's record", expected=f"a {CONFIG}, or its folder")
+        folder = folder.parent
     record: dict[str, Any] = RunFolder.open(folder).config
     command = record.get("command")
-    if command not in COMMANDS or "settings" not in record:
+    if command not in FILES or "settings" not in record:
         raise UserError(
             f"{folder} records the command '{command}'",
             expected="the config.yaml that a golden command wrote",
+            fix=f"Those that leave a run folder are {', '.join(FILES)}",
         )
-    settings = from_record(COMMANDS[command][0], record["settings"])
-    out = config.out or _again(folder)
-    status = dispatch(dataclasses.replace(settings, out=out))
+    kind = COMMANDS[command][0]
+    given = {name: value for name, value in to_record(config).items() if name in roles(RunConfig)}
+    given |= {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
+    for name, role in roles(RunConfig).items():
+        unused = role is not Role.SOURCE and name not in roles(kind)
+        if unused and given[name] != default_settings(RunConfig)[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} means nothing to golden {command}", fix="Leave it out")
+    settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
+    _tell_not_taken(kind, record["settings"], given)
+    status = dispatch(settings)
     if status == 0:
-        tell_differences(record, RunFolder.open(out).config)
+        tell_differences(record, RunFolder.open(given["out"]).config)
     return status
+
+
+def _tell_not_taken(kind: type[Any], record: dict[str, Any], given: dict[str, Any]) -> None:
+    """Say which consents and places of the first run do not hold for this one."""
+    usual = default_settings(kind)
+    flags = []
+    for name, role in roles(kind).items():
+        differs = name in record and record[name] not in (None, usual.get(name), given.get(name))
+        if role is not Role.SOURCE and differs and name != "out":
+            flags.append(f"--{name.replace('_', '-')}")
+    if "--trust-remote-code" in flags:
+        say(
+            "Note: the first run ran code that comes with its model. This one does not: add "
+            "--trust-remote-code if you trust where the model comes from."
+        )
+        flags.remove("--trust-remote-code")
+    if flags:
+        say(f"Note: {', '.join(flags)} of the first run must be given again to hold here, too.")
 
 
 def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Say it where the repetition had other weights, facts or code than the first run."""
+    from goldenlayers.models.model import comparable
+
     for part, key, what in (
         ("model", "fingerprint", "the model's weights are"),
         ("data", "sha256", "the facts are"),
     ):
         old, new = (run.get(part, {}).get(key) for run in (before, after))
-        if old != new:
+        if key == "fingerprint" and not comparable(str(old), str(new)):
+            say("Note: the first run names its weights as older versions did: not compared.")
+        elif old != new:
             say(f"Warning: {what} not those of the first run ({part} {key} {old}, now {new}).")
     old_inputs, new_inputs = (run.get("inputs") or {} for run in (before, after))
     for name, sha256 in old_inputs.items():
@@ -51,10 +98,10 @@ def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def _again(folder: Path) -> Path:
     """The first free name behind the folder's: run-again, run-again-2, ..."""
-    resolved = folder.resolve()
+    first = Path(absolute(folder))
     for number in range(1, 1000):
         suffix = "-again" if number == 1 else f"-again-{number}"
-        path = resolved.with_name(resolved.name + suffix)
-        if not path.exists():
+        path = first.with_name(first.name + suffix)
+        if not os.path.lexists(path):  # a link there might lead anywhere
             return path
     raise UserError(f"{folder} has been repeated 999 times", fix="Give --out")

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-import sys
+import math
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from goldenlayers.config import (
     ApartOptions,
     DataOptions,
     ModelOptions,
+    Role,
     default_settings,
-    path_settings,
+    roles,
     to_record,
+    types_of,
 )
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.shown import console, say, shown
+from goldenlayers.shown import progress as progress
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
+    from goldenlayers.decoding import Settled
+    from goldenlayers.facts import Fact
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
+
+T = TypeVar("T", bound=Any)
 
 
 def load_model(options: ModelOptions) -> Model:
@@ -48,9 +56,14 @@ def load_facts(options: DataOptions) -> FactSet:
 
     runs = options.apart_from if isinstance(options, ApartOptions) else []
     limit = None if runs else options.limit
-    facts = load(options.data, limit=limit, seed=options.seed, skip_invalid=options.skip_invalid)
-    if facts.skipped:
-        say(*facts.summary().split("\n"))
+    facts = load(
+        options.data,
+        limit=limit,
+        seed=options.seed,
+        skip_invalid=options.skip_invalid,
+        joint=options.joint,
+    )
+    tell_data(facts)
     if runs:
         from goldenlayers.commands.apart import apart_from
 
@@ -67,40 +80,102 @@ def tell_fewer(n_facts: int, limit: int | None) -> None:
         say(f"There are only {n_facts} facts, fewer than the {limit} of --limit: all are used")
 
 
+def tell_data(facts: FactSet) -> None:
+    """Say what of a data file was left out or not read, if anything."""
+    if facts.skipped:
+        say(*facts.summary().split("\n"))
+        return
+    for warning in facts.warnings:
+        say(f"Warning: {facts.source}: {warning}")
+
+
+def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
+    """The facts that can be edited together; says what is left out or stands twice.
+
+    Args:
+        facts: those that are to be edited together or one after another.
+        skip_invalid: leave out facts that contradict an earlier one.
+        drop_doubled: leave out facts that repeat an earlier one.
+
+    Raises:
+        DataError: facts contradict each other, and are not to be left out.
+    """
+    from goldenlayers.facts import contradiction, refuse_contradictions, repeats
+
+    if not skip_invalid:
+        refuse_contradictions(facts, "Mend the data, or leave out the later ones: --skip-invalid")
+    doubled, contradicting = repeats(facts)
+    if contradicting:
+        tell_dropped([contradiction(*pair) for pair in contradicting])
+    if doubled:
+        first, later = doubled[0]
+        one = len(doubled) == 1
+        say(
+            f"{len(doubled)} {'fact repeats' if one else 'facts repeat'} an earlier one "
+            f"('{later.id}' is '{first.id}' again)" + ": edited once" * drop_doubled
+        )
+    gone = {later.id for _, later in contradicting + doubled * drop_doubled}
+    return facts.without(gone)
+
+
+def settle(config: T, model: Model, *sets: Sequence[Fact] | None) -> tuple[T, list[list[Fact]]]:
+    """The facts with their joints settled, and the config that holds what the model decided.
+
+    Each of ``sets`` is settled (None gives no facts). What the config or an unfinished run at its
+    ``out`` has decided already is not decided again; anything new is said.
+    """
+    from goldenlayers.decoding import joints_record, settle_joints
+
+    new: dict[Settled, None] = {}
+    recorded = config.joints or _unfinished_settings(config).get("joints")
+    found = [
+        settle_joints(
+            model,
+            facts or (),
+            recorded=recorded if isinstance(recorded, Mapping) else None,
+            on_settled=lambda some: new.update(dict.fromkeys(some)),
+        )
+        for facts in sets
+    ]
+    if new:
+        say(joints_told(list(new)))
+    record = {name: joints for facts in found for name, joints in joints_record(facts).items()}
+    return dataclasses.replace(config, joints=record), found
+
+
+def joints_told(settled: Sequence[Settled]) -> str:
+    """What the model decided about the joints, with the clearest example of each form."""
+    parts = []
+    for joint, what in (("none", "no space"), ("space", "a space")):
+        mine = [one for one in settled if one.joint == joint]
+        if mine:
+            one = max(mine, key=lambda one: abs(one.none - one.space))
+            factor = math.exp(min(abs(one.none - one.space), 700.0))
+            times = f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
+            few = f"{len(mine)} times, as in " if len(settled) > 1 else ""
+            parts.append(
+                f"{what} {few}between {_end(one.prompt)!r} and {_begin(one.answer)!r} "
+                f"({times if factor < 1e6 else 'a million or more'} times as likely)"
+            )
+    return (
+        "Where the characters leave open whether a space stands between prompt and answer, the "
+        f"model decides: {'; '.join(parts)}. --joint space or none fixes it."
+    )
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= 30 else f"…{text[-29:]}"
+
+
+def _begin(text: str) -> str:
+    return text if len(text) <= 30 else f"{text[:29]}…"
+
+
 def tell_dropped(dropped: Sequence[DataError]) -> None:
     """Say which facts were left out, and why."""
     some = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
-
-
-@contextlib.contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with an estimate, on standard error; silent when that is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn(shown(what), markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -116,7 +191,8 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
     """
     from goldenlayers.durable import plain
 
-    files = path_settings(kind) | {"model", "data", "facts", "statistics"}
+    files = [name for name in types_of(kind) if "Path" in str(types_of(kind)[name])]
+    files += [name for name, role in roles(kind).items() if role is Role.SOURCE]
 
     def found(name: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -167,19 +243,79 @@ def run_folder(
         return
     record: dict[str, Any] = {"command": command, "settings": settings_of(config)}
     if model is not None:
-        record["model"] = {"name": model.name, "fingerprint": model.fingerprint()}
+        record["model"] = {
+            "name": model.name,
+            "fingerprint": model.fingerprint(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
     if facts is not None:
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
     if inputs := inputs_of(config):
         record["inputs"] = inputs
-    # Files may be named in several ways; the weights and the facts themselves are compared.
-    free = ["model.name", *(f"settings.{name}" for name in ("out", *ignore))]
+    free = _free(config, ignore)
     if resume:
         free += _alike(config, record["settings"])
     with RunFolder.create(
         config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
     ) as folder:
         yield folder
+
+
+def refuse_out(
+    config: Any, command: str, *, resume: bool = False, ignore: Collection[str] = ()
+) -> None:
+    """Refuse an --out where the run cannot be written, before minutes of work and not after.
+
+    Args:
+        config: of the command.
+        command: its name.
+        resume: as for :func:`run_folder`.
+        ignore: as there.
+
+    Raises:
+        UserError: it is taken, holds other work or what no run wrote, or cannot be written to; or
+            the run reads what it would replace.
+    """
+    from goldenlayers.store import RunFolder
+
+    if config.out is None:
+        return
+    settings = settings_of(config)
+    free = [*_free(config, ignore), *_alike(config, settings)]
+    RunFolder.refuse(
+        config.out,
+        {"command": command, "settings": settings},
+        resume=resume,
+        overwrite=config.overwrite,
+        ignore=free,
+    )
+    for name, role in roles(type(config)).items():
+        value = settings.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            if role is Role.SOURCE and isinstance(one, str) and _reads(config.out, one):
+                raise UserError(
+                    f"--out is {config.out}, which the run reads itself (as its {name})",
+                    fix="Choose another --out",
+                )
+    refuse_unwritable(config.out)
+
+
+def _reads(out: Path, source: str) -> bool:
+    """Whether a source (a path, or FORMAT:PATH) is the folder ``out``, or lies in it."""
+    with contextlib.suppress(OSError, ValueError):
+        for text in (source, source.partition(":")[2]):
+            path = Path(text)
+            if text and path.exists() and out.exists():
+                around = (path, *path.resolve().parents)
+                return any(one.samefile(out) for one in around)
+    return False
+
+
+def _free(config: Any, ignore: Collection[str]) -> list[str]:
+    """What may differ between an unfinished run and the one that goes on with it."""
+    # Files may be named in several ways; the weights and the facts themselves are compared.
+    roled = [name for name, role in roles(type(config)).items() if role is not Role.SOURCE]
+    return ["model.name", *(f"settings.{name}" for name in (*roled, *ignore))]
 
 
 def inputs_of(config: Any) -> dict[str, str]:
@@ -226,11 +362,8 @@ def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, A
 
 def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
     """What of the unfinished run's record is the same as now, though written otherwise."""
-    from goldenlayers.store import RunFolder
-
-    try:
-        part = RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
-    except UserError:
+    part = _unfinished(config)
+    if part is None:
         return []
     old = recorded_settings(type(config), part.config)
     alike = [f"settings.{name}" for name in old if old[name] == settings.get(name)]
@@ -238,15 +371,20 @@ def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
     return alike if "inputs" in part.config else [*alike, "inputs"]
 
 
-def refuse_taken(path: Path, *, overwritable: bool = True) -> None:
-    """Refuse an existing output.
+def _unfinished(config: Any) -> RunFolder | None:
+    """The unfinished run at ``config.out``, if there is one."""
+    from goldenlayers.store import RunFolder
 
-    Raises:
-        UserError: something stands at ``path``.
-    """
-    if path.exists():
-        more = ", or add --overwrite" if overwritable else ""
-        raise UserError(f"{path} is there already", fix=f"Choose another --out{more}")
+    try:
+        return RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
+    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
+        return None
+
+
+def _unfinished_settings(config: Any) -> Mapping[str, Any]:
+    part = None if config.out is None else _unfinished(config)
+    settings = None if part is None else part.config.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
-from goldenlayers.config import SweepConfig
+from goldenlayers.config import Role, SweepConfig, roles
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
 from goldenlayers.shown import put
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
 _ORACLE = "Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each."
-# These change how fast the work is done, and where, not what comes out.
-_FREE = ("device", "cache_dir", "chunk", "workers", "engine", "address")
+# These change how fast the work is done, not what comes out.
+_FREE = ("device", "chunk")
 
 
 def run(config: SweepConfig) -> int:
@@ -44,10 +44,13 @@ def run(config: SweepConfig) -> int:
         with showing():
             show(truth_of(finished), finished.json(SUMMARY))
         return 0
+    shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
     settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
+    config, (settled,) = shared.settle(config, model, source)
+    source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
     with shared.run_folder(
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
@@ -250,11 +253,14 @@ def _finished(config: SweepConfig) -> RunFolder | None:
     Raises:
         UserError: it has other settings; with the difference.
     """
-    from goldenlayers.store import CONFIG, RunFolder
+    from goldenlayers.runfiles import CONFIG, is_record
+    from goldenlayers.store import RunFolder
 
     if not (config.out / CONFIG).is_file():
         return None
     folder = RunFolder.open(config.out)
+    if not is_record(folder.config):  # what else lies there, refuse_out tells
+        return None
     old = shared.recorded_settings(SweepConfig, folder.config)
     new = shared.settings_of(config)
     inputs = folder.config.get("inputs")
@@ -262,10 +268,11 @@ def _finished(config: SweepConfig) -> RunFolder | None:
         old |= {f"content of {name}": sha256 for name, sha256 in inputs.items()}
         now = shared.inputs_of(config)
         new |= {f"content of {name}": sha256 for name, sha256 in now.items()}
+    here = [name for name, role in roles(SweepConfig).items() if role is not Role.SOURCE]
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()
-        if name not in ("out", *_FREE) and old.get(name, "(not set)") != value
+        if name not in (*here, "joints", *_FREE) and old.get(name, "(not set)") != value
     ]
     if folder.kind != "sweep" or changes:
         other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"

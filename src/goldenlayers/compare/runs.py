@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
 from goldenlayers.locate.ranking import LayerRanking
+from goldenlayers.models.model import comparable
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 
@@ -162,12 +163,10 @@ def overlap_warnings(
     """
     found: list[str] = []
     for one in runs:
-        if one.fingerprint and fingerprint and one.fingerprint != fingerprint:
-            raise UserError(
-                f"run '{one.run}' was made on other weights than the sweep "
-                f"({one.fingerprint[:12]} and {fingerprint[:12]})",
-                fix="Locate with the sweep's model",
-            )
+        found += other_weights(
+            f"run '{one.run}'", one.fingerprint, "the sweep", fingerprint,
+            fix="Locate with the sweep's model",
+        )  # fmt: skip
         if truth.layers[-1] >= len(one.ranking.layers):
             raise UserError(
                 f"run '{one.run}' ranks {len(one.ranking.layers)} layers, but the sweep has layer "
@@ -193,6 +192,24 @@ def overlap_warnings(
             "are the same facts its figures are too good"
         )
     return found
+
+
+def other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) -> list[str]:
+    """What the reader has to know of the weights of two runs, by their fingerprints ("": unknown).
+
+    Raises:
+        UserError: they are not the same.
+    """
+    if not mine or not theirs or mine == theirs:
+        return []
+    if not comparable(mine, theirs):
+        return [
+            f"{name} or {other} was made by an older version, which named weights otherwise: "
+            "whether both are of the same weights cannot be told"
+        ]
+    raise UserError(
+        f"{name} was made on other weights than {other} ({mine[:12]} and {theirs[:12]})", fix=fix
+    )
 
 
 def _shared(proxy: Collection[str], test: Collection[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from goldenlayers.compare.runs import other_weights
 from goldenlayers.errors import UserError
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import OVERALL, Truth
@@ -98,12 +99,10 @@ def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) 
     found = []
     for one in others:
         name = f"sweep '{one.label}'"
-        if one.fingerprint and sweep.fingerprint and one.fingerprint != sweep.fingerprint:
-            raise UserError(
-                f"{name} was made on other weights than '{sweep.run}' "
-                f"({one.fingerprint[:12]} and {sweep.fingerprint[:12]})",
-                expected="sweeps of one model: layers of another mean something else",
-            )
+        found += other_weights(
+            name, one.fingerprint, f"'{sweep.run}'", sweep.fingerprint,
+            fix="Compare sweeps of one model: layers of another mean something else",
+        )  # fmt: skip
         if metric not in one.truth.metrics:
             raise UserError(f"{name} has no '{metric}'", expected=", ".join(one.truth.metrics))
         if not set(one.truth.layers) & set(sweep.truth.layers):

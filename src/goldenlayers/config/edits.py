@@ -9,24 +9,34 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import DataOptions, Dtype, ModelOptions
+from goldenlayers.config.options import (
+    Consent,
+    DataOptions,
+    Dtype,
+    JointOptions,
+    ModelOptions,
+    Out,
+    Role,
+    Sources,
+    Statistics,
+)
 from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig(ModelOptions):
+class EditConfig(JointOptions, ModelOptions):
     """Edit facts at one layer and save the small change; the model itself is left as it is."""
 
     subject: str | None = None
     """One fact by flags: its subject, letter for letter as in --prompt."""
 
     prompt: str | None = None
-    """One fact by flags: the prompt that the new answer should follow."""
+    """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
 
     target: str | None = None
     """One fact by flags: the new answer."""
 
-    facts: str | None = None
+    facts: Annotated[str | None, Role.SOURCE] = None
     """Many facts: a registered name, a file, or FORMAT:FILE."""
 
     limit: int | None = None
@@ -50,17 +60,17 @@ class EditConfig(ModelOptions):
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor as NAME VALUE pairs (steps 30 clamp 2.5 ...); see `golden editors`."""
 
-    statistics: str = "model"
+    statistics: Statistics = "model"
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
     hub:NAME, or none (identity: another algorithm, only for comparison)."""
 
     seed: int = 0
     """Seed of the sampled prefixes and statistics."""
 
-    out: Path | None = None
+    out: Out = None
     """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
 
-    overwrite: bool = False
+    overwrite: Consent = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -82,7 +92,7 @@ class AskConfig(ModelOptions):
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What the model is to continue."""
 
-    delta: list[Path] = dataclasses.field(default_factory=list)
+    delta: Sources = dataclasses.field(default_factory=list)
     """Run folders of `golden edit`; several are added up."""
 
     tokens: int = 20
@@ -91,7 +101,7 @@ class AskConfig(ModelOptions):
     top: int = 5
     """How many candidates for the next token to show."""
 
-    force: bool = False
+    force: Consent = False
     """Apply a delta although it was made on other weights."""
 
 
@@ -99,7 +109,7 @@ class AskConfig(ModelOptions):
 class EvaluateConfig(DataOptions, ModelOptions):
     """Score facts under an edit (or none), probe by probe; run again after a kill to go on."""
 
-    delta: Path | None = None
+    delta: Annotated[Path | None, Role.SOURCE] = None
     """Judge a saved change: the run folder of `golden edit`."""
 
     method: str = "none"
@@ -117,7 +127,7 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """rewrite, rephrase, locality, portability (these four if none is named), generation,
     counterfact, fluency, kl, perplexity."""
 
-    text: Path | None = None
+    text: Annotated[Path | None, Role.SOURCE] = None
     """Held-out text file for perplexity."""
 
     text_tokens: int = 1024
@@ -129,17 +139,17 @@ class EvaluateConfig(DataOptions, ModelOptions):
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor, as NAME VALUE pairs (steps 30 ...); see `golden editors`."""
 
-    statistics: str = "model"
+    statistics: Statistics = "model"
     """Text for the key statistics, as for `golden edit`."""
 
     batch_size: str = "auto"
     """Texts per forward pass, or auto."""
 
-    out: Path | None = None
+    out: Out = None
     """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
     batch and sequential)."""
 
-    overwrite: bool = False
+    overwrite: Consent = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -152,16 +162,16 @@ class EvaluateConfig(DataOptions, ModelOptions):
 class ExportConfig(ModelOptions):
     """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    run: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
     """Run folder of `golden edit`."""
 
-    model: str = ""
+    model: Annotated[str, Role.SOURCE] = ""
     """The model, as for `golden edit` (default: the one that the run names)."""
 
     dtype: Dtype = "auto"
     """Number format to store a merged checkpoint in; auto keeps the model's own."""
 
-    out: Path
+    out: Annotated[Path, Role.PLACE]
     """Folder to write."""
 
     to: Literal["peft", "merged"] = "peft"
@@ -171,7 +181,7 @@ class ExportConfig(ModelOptions):
     """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
     cut off is told."""
 
-    force: bool = False
+    force: Consent = False
     """Export for a model with other weights than the edit was made on."""
 
 

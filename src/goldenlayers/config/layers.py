@@ -9,7 +9,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import ApartOptions, Checked, ModelOptions, flag
+from goldenlayers.config.options import (
+    Address,
+    ApartOptions,
+    Checked,
+    Consent,
+    Engine,
+    ModelOptions,
+    Out,
+    Role,
+    Sources,
+    Statistics,
+    Workers,
+    flag,
+)
 from goldenlayers.errors import UserError
 
 
@@ -23,7 +36,7 @@ class LocateConfig(ApartOptions, ModelOptions):
     gradient. middle, published: choices that look at no facts (half depth; the depth published
     settings use)."""
 
-    statistics: str = "model"
+    statistics: Statistics = "model"
     """transfer, --verify: text for the key statistics: model (sampled from the model itself), a
     text or JSONL file, or hub:NAME."""
 
@@ -87,11 +100,11 @@ class LocateConfig(ApartOptions, ModelOptions):
     neighbours: bool = False
     """--verify: race the layers just below and above those, too."""
 
-    out: Path | None = None
+    out: Out = None
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
     verified.json with --verify, grid.json and heatmap.svg and .png with --grid."""
 
-    overwrite: bool = False
+    overwrite: Consent = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -136,7 +149,7 @@ class SweepConfig(ApartOptions, ModelOptions):
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2 ...); see `golden editors`."""
 
-    statistics: str = "model"
+    statistics: Statistics = "model"
     """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
 
     chunk: str = "auto"
@@ -145,19 +158,19 @@ class SweepConfig(ApartOptions, ModelOptions):
     evidence: bool = False
     """Also write what the model said before and after each edit (several times the size)."""
 
-    workers: int = 1
+    workers: Workers = 1
     """Processes, or Ray actors, that each load the model and work side by side."""
 
-    engine: Literal["local", "ray"] = "local"
+    engine: Engine = "local"
     """local: processes of this machine. ray: actors of a cluster (extra ray)."""
 
-    address: str | None = None
+    address: Address = None
     """With --engine ray: address of a running cluster (default: one is started here)."""
 
-    out: Path
+    out: Annotated[Path, Role.PLACE]
     """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
 
-    overwrite: bool = False
+    overwrite: Consent = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -170,10 +183,10 @@ class SweepConfig(ApartOptions, ModelOptions):
 class CompareConfig(Checked):
     """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost."""
 
-    sweep: Annotated[Positional[Path], arg(metavar="SWEEP")]
+    sweep: Annotated[Positional[Path], arg(metavar="SWEEP"), Role.SOURCE]
     """Run folder of `golden sweep`: the truth, on test facts."""
 
-    with_: Annotated[list[Path], arg(name="with", metavar="RUN")] = dataclasses.field(
+    with_: Annotated[Sources, arg(name="with", metavar="RUN")] = dataclasses.field(
         default_factory=list
     )
     """Run folders of `golden locate`, on other facts: the choices. Those of other sweeps, too: does
@@ -191,11 +204,11 @@ class CompareConfig(Checked):
     seed: int = 0
     """Seed of the random parts."""
 
-    allow_overlap: bool = False
+    allow_overlap: Consent = False
     """Go on, with a warning, where a run chose with facts of the sweep."""
 
-    out: Path | None = None
+    out: Out = None
     """Run folder to write: compare.json, config.yaml, log.txt."""
 
-    overwrite: bool = False
+    overwrite: Consent = False
     """Replace the run folder if it is there already."""

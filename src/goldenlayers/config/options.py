@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from goldenlayers.errors import LARGEST_SEED, UserError, check_number
 
-ModelName = Annotated[Positional[str], arg(metavar="MODEL")]
-DataName = Annotated[Positional[str], arg(metavar="[DATA]")]
+
+class Role(enum.Enum):
+    """What a setting is beside a value: said of every path, and of all that could do harm."""
+
+    CONSENT = "consent"
+    """Lets the command do what could harm: run a checkpoint's code, replace a run."""
+    PLACE = "place"
+    """Where the work is done or written: a folder, a cluster, how many processes."""
+    SOURCE = "source"
+    """The name of something that is read."""
+
+
+Consent = Annotated[bool, Role.CONSENT]
+ModelName = Annotated[Positional[str], arg(metavar="MODEL"), Role.SOURCE]
+DataName = Annotated[Positional[str], arg(metavar="[DATA]"), Role.SOURCE]
+Statistics = Annotated[str, Role.SOURCE]
+Sources = Annotated[list[Path], Role.SOURCE]
+Out = Annotated[Path | None, Role.PLACE]
+CacheDir = Annotated[Path | None, Role.PLACE]
+Address = Annotated[str | None, Role.PLACE]
+Workers = Annotated[int, Role.PLACE]
+Engine = Annotated[Literal["local", "ray"], Role.PLACE]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
@@ -76,10 +99,10 @@ class ModelOptions(Checked):
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
 
-    cache_dir: Path | None = None
+    cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Consent = False
     """Run model code that comes with a checkpoint. Only for sources you trust."""
 
     layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -88,7 +111,19 @@ class ModelOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Checked):
+class JointOptions(Checked):
+    """What stands between prompts and answers."""
+
+    joint: Literal["auto", "space", "none"] = "auto"
+    """Between prompts and answers, where the data do not say it: space, none (nothing), or auto: by
+    their characters, and where these leave it open by what the model finds likelier."""
+
+    joints: Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
+    """What the model decided, by fact: recorded, so that a run repeated has the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(JointOptions):
     """Which facts."""
 
     data: DataName = "starter"
@@ -108,7 +143,7 @@ class DataOptions(Checked):
 class ApartOptions(DataOptions):
     """Which facts, apart from those of other runs."""
 
-    apart_from: Annotated[list[Path], arg(metavar="RUN [RUN ...]")] = dataclasses.field(
+    apart_from: Annotated[Sources, arg(metavar="RUN [RUN ...]")] = dataclasses.field(
         default_factory=list
     )
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
@@ -145,29 +180,63 @@ def default_settings(kind: type[Any]) -> dict[str, Any]:
     return found
 
 
-def path_settings(kind: type[Any]) -> set[str]:
-    """Names of a config's settings that are paths, or lists of them."""
-    return {f.name for f in dataclasses.fields(kind) if "Path" in str(f.type)}
+@functools.cache
+def types_of(kind: type[Any]) -> dict[str, Any]:
+    """The types of a config's settings."""
+    return get_type_hints(kind)
 
 
-def from_record(kind: type[Any], record: dict[str, Any]) -> Any:
-    """The config saved by :func:`to_record`.
+@functools.cache
+def roles(kind: type[Any]) -> dict[str, Role]:
+    """The roles of those of a config's settings that have one."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for name, hint in hints.items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Role):
+                found[name] = mark
+    return found
+
+
+def from_record(
+    kind: type[Any],
+    record: Mapping[str, Any],
+    given: Mapping[str, Any],
+    where: str = "the recorded settings",
+) -> Any:
+    """The config saved by :func:`to_record`, as it may be repeated.
+
+    A record may come from anywhere: what lets the command do harm, and where it works and writes
+    (the roles CONSENT and PLACE), is never taken from it.
+
+    Args:
+        kind: of the config.
+        record: the saved settings.
+        given: settings of these two roles, for which the user of this call answers.
+        where: the record stands, for messages.
 
     Raises:
-        UserError: a setting this version does not know.
+        UserError: a setting this version does not know, a value of another type, none for a
+            setting that must be named, or what the config itself refuses.
     """
     from goldenlayers.errors import near_matches
+    from goldenlayers.records import entry
 
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in record:
         if name not in fields:
-            raise UserError(f"unknown setting '{name}'", fix=near_matches(name, fields))
-
-    paths = path_settings(kind)
-
-    def rich(name: str, value: Any) -> Any:
-        if name not in paths or value is None:
-            return value
-        return [Path(one) for one in value] if isinstance(value, list) else Path(value)
-
-    return kind(**{name: rich(name, value) for name, value in record.items()})
+            raise UserError(
+                f"{where}: unknown setting {ascii(name)[:60]}", fix=near_matches(name[:60], fields)
+            )
+    here = [name for name, role in roles(kind).items() if role is not Role.SOURCE]
+    values = {
+        name: entry(record, name, types_of(kind)[name], where)
+        for name in record
+        if name not in here
+    }
+    values |= {name: value for name, value in given.items() if name in here}
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}: there is no '{name}'", expected="a whole record")
+    return kind(**values)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import Positional
 
-from goldenlayers.config.options import Checked
+from goldenlayers.config.options import (
+    Address,
+    CacheDir,
+    Checked,
+    Consent,
+    Engine,
+    Out,
+    Role,
+    Workers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
     """List the packaged models, fetch one, or show how a model is laid out."""
 
-    inspect: str | None = None
+    inspect: Annotated[str | None, Role.SOURCE] = None
     """Load this model (name, directory, .gguf, hub id) and print its layer map."""
 
     fetch: str | None = None
@@ -24,10 +34,13 @@ class ModelsConfig:
     clear: str | None = None
     """Remove this packaged model from the cache."""
 
-    cache_dir: Path | None = None
+    verify: str | None = None
+    """Hash every file of this model's cached copy and compare with what was written."""
+
+    cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Consent = False
     """Run model code that comes with a checkpoint. Only for sources you trust."""
 
     layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -38,7 +51,7 @@ class ModelsConfig:
 class DatasetsConfig(Checked):
     """List the fact formats, describe our own, or check a file."""
 
-    data: Positional[str | None] = None
+    data: Annotated[Positional[str | None], Role.SOURCE] = None
     """A file to read and summarise."""
 
     schema: bool = False
@@ -55,11 +68,34 @@ class DatasetsConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Repeat a finished run from its config.yaml."""
+class RunConfig(Checked):
+    """Repeat a finished run from its config.yaml. What could harm, and where the work is done, is
+    said here and never taken from the record: it may come from anyone.
+    """
 
-    config: Positional[Path]
+    config: Annotated[Positional[Path], Role.SOURCE]
     """config.yaml of a run folder, or the run folder."""
 
-    out: Path | None = None
+    out: Out = None
     """Run folder for the repetition (default: the first run's folder name with -again)."""
+
+    overwrite: Consent = False
+    """Replace the run folder --out if it is there already."""
+
+    cache_dir: CacheDir = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: Consent = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    allow_overlap: Consent = False
+    """As for `golden compare`."""
+
+    workers: Workers = 1
+    """As for `golden sweep`."""
+
+    engine: Engine = "local"
+    """As for `golden sweep`."""
+
+    address: Address = None
+    """As for `golden sweep`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from goldenlayers.datasets.fields import Record, Row, answers, old_answer, text, texts
+from goldenlayers.datasets.fields import Record, Row, answers, old_answer, text, texts, verbatim
 from goldenlayers.errors import DataError
 from goldenlayers.facts import Fact, Probe
 
@@ -34,7 +34,7 @@ def rewrite(record: object, at: str) -> dict[str, str]:
     subject = text(record, "subject", at=at)
     found = {
         "subject": subject,
-        "prompt": fill(text(record, "prompt", at=at), subject, field=f"{at}.prompt"),
+        "prompt": fill(verbatim(record, "prompt", at=at), subject, field=f"{at}.prompt"),
         "target_new": one_answer(record, "target_new", at),
         "target_old": one_answer(record, "target_true", at),
     }
@@ -83,7 +83,7 @@ def read_flat(record: Record, row: Row) -> Iterable[Fact]:
     yield Fact(
         id=case_id(record, row),
         subject=text(record, "subject"),
-        prompt=text(record, "prompt"),
+        prompt=verbatim(record, "prompt"),
         target_new=one_answer(record, "target_new"),
         target_old=old,
         old_aliases=aliases,

@@ -27,6 +27,7 @@ class FactSet(Sequence[Fact]):
             it, as it names the data, not the choice.
         skipped: the row errors that were passed over, in the order of their rows.
         notes: what a reader left out or made up, and what to know about these facts.
+        warnings: what was hardly meant so; every command says it.
     """
 
     facts: tuple[Fact, ...]
@@ -36,6 +37,7 @@ class FactSet(Sequence[Fact]):
     sha256: str = ""
     skipped: tuple[DataError, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Fact: ...
@@ -155,6 +157,7 @@ class FactSet(Sequence[Fact]):
                 where = f" (row {', '.join(rows[:5])}{more})" if rows else ""
                 lines.append(f"    {count:,} × {reason}{where}")
         lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(map(shown, lines))
 
 

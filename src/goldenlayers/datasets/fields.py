@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from goldenlayers.errors import DataError
+from goldenlayers.errors import DataError, shortened
 from goldenlayers.facts import Probe
 
 Record = Mapping[str, object]
@@ -18,10 +18,14 @@ Record = Mapping[str, object]
 
 @dataclass
 class Row:
-    """Where a record stands (``number`` counts from 1) and what its reader left out of it."""
+    """Where a record stands (``number`` counts from 1) and what its reader left out of it.
+
+    ``unread`` names fields that the reader does not know.
+    """
 
     number: int
     left_out: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     def note(self, what: str) -> None:
         """Keeps a remark; equal remarks of all rows are counted together."""
@@ -32,6 +36,15 @@ def text(record: Record, name: str, *, at: str = "") -> str:
     """The required text ``name`` without space around it.
 
     ``at`` is the record's own place, for the message ("requested_rewrite[2]").
+
+    Raises:
+        DataError: the field is missing, empty, or not text.
+    """
+    return verbatim(record, name, at=at).strip()
+
+
+def verbatim(record: Record, name: str, *, at: str = "") -> str:
+    """The required text ``name`` letter for letter, as prompts are.
 
     Raises:
         DataError: the field is missing, empty, or not text.
@@ -49,7 +62,7 @@ def text(record: Record, name: str, *, at: str = "") -> str:
         )
     if not value.strip():
         raise DataError("it is empty", field=place, reason=f"{place} is empty")
-    return value.strip()
+    return value
 
 
 def optional_text(record: Record, name: str) -> str | None:
@@ -68,7 +81,7 @@ def texts(record: Record, name: str, row: Row) -> tuple[str, ...]:
     kept = []
     for item in items:
         if isinstance(item, str) and item.strip():
-            kept.append(item.strip())
+            kept.append(item)
         else:
             row.note(f"{name} that are empty or not text, left out")
     return tuple(kept)
@@ -168,7 +181,7 @@ def _probe(item: object, kind: str, name: str, row: Row, needs_answer: bool) -> 
     if not found:
         row.note(f"{name} probes without an answer, kept: only the prediction counts")
     try:
-        return Probe(prompt.strip(), found[0] if found else None, kind, found[1:])
+        return Probe(prompt, found[0] if found else None, kind, found[1:])
     except DataError as error:
         row.note(f"{name} probes left out: {error.problem}")
         return None
@@ -198,9 +211,11 @@ def _kind(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {shortened(str(value), 40)}"
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list):
         return "a list"
-    return "text" if isinstance(value, str) else "null"
+    if value is None:
+        return "null"
+    return "text" if isinstance(value, str) else f"a value of type {type(value).__name__}"

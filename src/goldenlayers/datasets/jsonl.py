@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.durable import write_text
-from goldenlayers.errors import DataError, UserError, near_matches
+from goldenlayers.errors import DataError, UserError, shortened
 from goldenlayers.facts import Fact, Probe
 
 
@@ -36,13 +37,28 @@ FACT_FIELDS = (
     Field("locality", "list of probes", "what must not move; a probe may have no answer"),
     Field("portability", "list of probes", "what must follow from the edit; answers required"),
     Field("generation_prompts", "list of texts", "beginnings of free text about the subject"),
+    Field("joint", "text", "between prompts and answers: space, none, or auto (without it)"),
 )
 PROBE_FIELDS = (
     Field("prompt", "text", "the beginning that the answer continues", True),
     Field("answer", "text", "the expected answer"),
     Field("kind", "text", "probes of one kind are averaged together"),
     Field("aliases", "list of texts", "other ways of writing the answer"),
+    Field("joint", "text", "between prompt and answer, as for facts"),
 )
+OTHER_NAMES = {"target": "target_new"}
+# What other formats call a field of ours: not to be passed over as a remark.
+_MEANT = {
+    "ground_truth": "target_old",
+    "target_true": "target_old",
+    "paraphrase_prompts": "rephrasings",
+    "paraphrases": "rephrasings",
+    "rephrase": "rephrasings",
+    "rephrase_prompt": "rephrasings",
+    "locality_prompt": "locality",
+    "neighborhood_prompts": "locality",
+}
+_MEANT_IN_PROBES = {"ground_truth": "answer", "target": "answer"}
 EXAMPLE = {
     "id": "capital-france",
     "relation": "capital",
@@ -80,9 +96,17 @@ def schema_text() -> str:
             "A probe:",
             *table(PROBE_FIELDS),
             "",
-            "A field whose name begins with '_' is yours and is not read; any other is an error.",
-            "Space around subject and answers does not count; prompts are kept as they are.",
+            "'target' is taken for 'target_new'. In a prompt or rephrasing without the subject, {}",
+            "stands for it. Fields with other names are not read; this is told once, unless their",
+            "names begin with '_'. A name close to one of the above is an error.",
+            "Space around subject and answers does not count, but a space before target_new or",
+            "before a probe's answer asks for one there; prompts are kept as they are.",
             "A wrong line is refused with its number; --skip-invalid keeps the others.",
+            "",
+            "The same fields as a table (CSV, TSV): the first line names the columns, and a cell",
+            "with several texts holds them as JSON:",
+            "subject,prompt,target_new,target_old,rephrasings",
+            'France,The capital of France is,Sofia,Paris,"[""France has as its capital""]"',
             "",
             "Example (in one line):",
             json.dumps(EXAMPLE, ensure_ascii=False),
@@ -92,10 +116,12 @@ def schema_text() -> str:
 
 def read(record: Record, row: Row) -> Iterable[Fact]:
     """One line. The user can mend this file, so whatever is wrong in it is an error."""
-    values = _known_fields(record, FACT_FIELDS, "")
+    values = _known_fields(record, FACT_FIELDS, "", row)
     values.setdefault("id", f"fact-{row.number}")
+    if isinstance(values["id"], int) and not isinstance(values["id"], bool):
+        values["id"] = str(values["id"])
     for name in ("locality", "portability"):
-        values[name] = _probes(values.get(name, ()), name)
+        values[name] = _probes(values.get(name, ()), name, row)
     generated = values.get("target_old_is_generated", False)
     if not isinstance(generated, bool):
         raise DataError(
@@ -105,7 +131,7 @@ def read(record: Record, row: Row) -> Iterable[Fact]:
     yield Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself
 
 
-def _probes(value: object, name: str) -> tuple[Probe, ...]:
+def _probes(value: object, name: str, row: Row) -> tuple[Probe, ...]:
     if not isinstance(value, list | tuple):
         raise DataError(
             "it is not a list", field=name, expected='a list of {"prompt", "answer", "kind"}'
@@ -115,7 +141,7 @@ def _probes(value: object, name: str) -> tuple[Probe, ...]:
         at = f"{name}[{place}]"
         if not isinstance(item, Mapping):
             raise DataError("the probe is not an object", field=at)
-        values = _known_fields(item, PROBE_FIELDS, at)
+        values = _known_fields(item, PROBE_FIELDS, at, row)
         if name == "portability" and "answer" not in values:
             raise DataError(
                 "the probe has no answer",
@@ -129,22 +155,53 @@ def _probes(value: object, name: str) -> tuple[Probe, ...]:
     return tuple(made)
 
 
-def _known_fields(record: Record, fields: tuple[Field, ...], at: str) -> dict[str, object]:
-    """The record's fields without those that are null or the user's own."""
+def _known_fields(
+    record: Record, fields: tuple[Field, ...], at: str, row: Row
+) -> dict[str, object]:
+    """The record's fields by their own names, without those that are null.
+
+    Unknown ones are noted in ``row``.
+
+    Raises:
+        DataError: an unknown name close to one of ``fields``; a required field is missing.
+    """
     known = {field.name for field in fields}
-    for name in record:
-        if name not in known and not name.startswith("_"):
+    meant = _MEANT_IN_PROBES if at else _MEANT
+    found: dict[str, object] = {}
+    for name, value in record.items():
+        own = name if at else OTHER_NAMES.get(name, name)
+        if own in known:
+            if own != name and record.get(own) is not None and value is not None:
+                raise DataError(f"'{own}' is there as well", field=name, fix="Keep one of them")
+            if value is not None:
+                found[own] = value
+        elif near := meant.get(name) or _near(name, known):
             raise DataError(
                 "there is no such field",
-                field=f"{at}.{name}" if at else name,
-                fix=f"{near_matches(name, known)} Remarks of your own may begin with '_'",
-                reason=f"unknown field '{name}'",
+                field=f"{at}.{shortened(name)}" if at else shortened(name),
+                fix=f"Did you mean '{near}'? Remarks of your own may begin with '_'",
+                reason=f"unknown field '{shortened(name)}'",
             )
+        elif not name.startswith("_"):
+            row.unread.append(f"{at.partition('[')[0]}.{name}" if at else name)
     for field in fields:
-        if field.required and record.get(field.name) is None:
+        if field.required and field.name not in found:
             place = f"{at}.{field.name}" if at else field.name
             raise DataError("the field is missing", field=place, reason=f"{field.name} is missing")
-    return {name: value for name, value in record.items() if name in known and value is not None}
+    return found
+
+
+def _near(name: str, known: set[str]) -> str:
+    """The known field that ``name`` is a misspelling of, or "".
+
+    Names with a part more ("relation_id", "subject_2") are others, and so are the shortest.
+    """
+    plain = "_".join(name.replace("-", " ").split()).lower()
+    if plain in known:
+        return plain
+    close = difflib.get_close_matches(plain[:50], known, n=1, cutoff=0.8) if len(plain) > 3 else []
+    more = close and (plain.startswith(f"{close[0]}_") or plain.endswith(f"_{close[0]}"))
+    return "" if not close or more else close[0]
 
 
 def to_record(fact: Fact) -> dict[str, object]:
@@ -153,6 +210,7 @@ def to_record(fact: Fact) -> dict[str, object]:
     for name in ("id", "relation", "subject", "prompt", "target_new", "target_old"):
         record[name] = getattr(fact, name)
     record["target_old_is_generated"] = fact.target_old_is_generated
+    record["joint"] = _own(fact.joint)
     for name in ("old_aliases", "rephrasings", "generation_prompts"):
         record[name] = list(getattr(fact, name))
     for name in ("locality", "portability"):
@@ -163,6 +221,7 @@ def to_record(fact: Fact) -> dict[str, object]:
                     "answer": probe.answer,
                     "kind": probe.kind,
                     "aliases": list(probe.aliases),
+                    "joint": _own(probe.joint),
                 }
             )
             for probe in getattr(fact, name)
@@ -170,12 +229,17 @@ def to_record(fact: Fact) -> dict[str, object]:
     return _filled(record)
 
 
+def _own(joint: str) -> str | None:
+    return None if joint == "auto" else joint
+
+
 def _filled(record: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in record.items() if value}
 
 
 def write_jsonl(facts: Iterable[Fact], path: str | Path) -> None:
-    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back.
+    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back,
+    but for what a model has decided (``Fact.joints``).
 
     An existing file is replaced, as a whole or not at all.
 

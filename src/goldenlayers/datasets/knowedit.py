@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from goldenlayers.datasets.counterfact import one_answer
-from goldenlayers.datasets.fields import Record, Row, old_answer, probes, text, texts
+from goldenlayers.datasets.fields import Record, Row, old_answer, probes, text, texts, verbatim
 from goldenlayers.facts import Fact
 
 
@@ -19,7 +19,7 @@ def reader(prefix: str) -> Callable[[Record, Row], Iterable[Fact]]:
         yield Fact(
             id=f"{prefix}-{row.number}",
             subject=text(record, "subject"),
-            prompt=text(record, "prompt"),
+            prompt=verbatim(record, "prompt"),
             target_new=one_answer(record, "target_new"),
             target_old=old,
             old_aliases=aliases,
@@ -41,7 +41,7 @@ def read_wikibio(record: Record, row: Row) -> Iterable[Fact]:
     yield Fact(
         id=f"wikibio-{row.number}",
         subject=text(record, "concept"),
-        prompt=text(record, "text"),
+        prompt=verbatim(record, "text"),
         target_new=one_answer(record, "labels"),
         locality=probes(record, "locality", row, needs_answer=False, kind="locality"),
         portability=probes(record, "portability", row, needs_answer=True, kind="portability"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from goldenlayers.datasets.fields import Record, Row, text
+from goldenlayers.datasets.fields import Record, Row, text, verbatim
 from goldenlayers.errors import DataError
 from goldenlayers.facts import Fact
 
@@ -28,7 +28,8 @@ def reader_for(records: Sequence[object]) -> Callable[[Record, Row], Iterable[Fa
         if not isinstance(record, dict):
             continue
         relation, subject, answer = (
-            str(record.get(name, "")).strip() for name in ("relation_id", "subject", "attribute")
+            str(value).strip() if isinstance(value := record.get(name), str) else ""
+            for name in ("relation_id", "subject", "attribute")
         )
         if answer:
             by_relation.setdefault(relation, set()).add(answer)
@@ -57,7 +58,7 @@ def reader_for(records: Sequence[object]) -> Callable[[Record, Row], Iterable[Fa
         yield Fact(
             id=f"known-{identity if isinstance(identity, int | str) else row.number}",
             subject=subject,
-            prompt=text(record, "prompt"),
+            prompt=verbatim(record, "prompt"),
             target_new=others[int.from_bytes(digest[:8]) % len(others)],
             target_old=answer,
             relation=relation,

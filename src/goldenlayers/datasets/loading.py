@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from goldenlayers.datasets import registry, source
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
-from goldenlayers.datasets.source import Table
+from goldenlayers.datasets.hub import from_hub
+from goldenlayers.datasets.records import Doubled, Table, flaw
 from goldenlayers.durable import absolute
-from goldenlayers.errors import DataError, UserError, near_matches
-from goldenlayers.facts import Fact
+from goldenlayers.errors import DataError, UserError, near_matches, shortened
+from goldenlayers.facts import Fact, repeats
+from goldenlayers.joints import Joint
 
 _ROWS_NAMED = 5
+_WRAPPERS = 4
 
 
 def load_facts(
@@ -25,6 +30,7 @@ def load_facts(
     limit: int | None = None,
     seed: int | None = 0,
     skip_invalid: bool = False,
+    joint: Joint = "auto",
 ) -> FactSet:
     """Facts from the package, a file, or the hub.
 
@@ -37,6 +43,8 @@ def load_facts(
             (``FactSet.sample``). All rows are read and checked, whatever the limit.
         seed: of the sample; None takes the first ``limit`` facts instead.
         skip_invalid: pass over invalid rows; ``FactSet.skipped`` holds their errors.
+        joint: what stands between prompts and answers where a row does not say it itself: "space",
+            "none", or "auto" (see :class:`goldenlayers.facts.Fact`).
 
     Raises:
         DataError: the first invalid row, with its number, its field and how many more there are.
@@ -45,8 +53,11 @@ def load_facts(
     if limit is not None and limit < 1:
         raise UserError(f"the limit is {limit}", expected="1 or more facts")
     table, wanted = _find(data, path)
-    form = registry.choose(table.records, wanted, table.source)
-    facts, errors, notes = _read(table, form)
+    table = _unwrapped(table)
+    if not table.rows:
+        raise _with_count(list(table.broken), len(table.broken))
+    form = registry.choose(table.records, wanted, table.source, header=table.header)
+    facts, errors, notes, warnings = _read(table, form)
     if errors and not skip_invalid:
         raise _with_count(errors, len(table.rows) + len(table.broken))
     if not facts:
@@ -56,13 +67,14 @@ def load_facts(
             else f"{table.source} has no facts"
         )
     found = FactSet(
-        facts=tuple(facts),
+        facts=tuple(facts if joint == "auto" else (fact.with_joint(joint) for fact in facts)),
         name=table.name,
         format=form.name,
         source=table.source,
         sha256=table.sha256,
         skipped=tuple(errors),
         notes=notes,
+        warnings=warnings,
     )
     if limit is None:
         return found
@@ -105,7 +117,7 @@ def _find(
         if name == "starter":
             return source.from_package(), None
         if name.startswith("hub:"):
-            return source.from_hub(name.removeprefix("hub:")), None
+            return from_hub(name.removeprefix("hub:")), None
         prefix, colon, rest = name.partition(":")
         if colon and rest and registry.is_name(prefix):
             return source.from_file(rest), prefix
@@ -127,14 +139,15 @@ def absolute_name(data: str) -> str:
 def _explain_name(name: str, prefix: str, rest: str) -> None:
     """Says what is wrong with a name that is no file; nothing if it may have been meant as one."""
     if registry.is_name(name):
-        raise UserError(f"'{name}' is a format, not a file", fix=f"Give {name}:PATH")
+        raise UserError(f"'{shortened(name)}' is a format, not a file", fix=f"Give {name}:PATH")
     if rest and source.exists(rest):
         raise UserError(
-            f"'{prefix}' is not a known format", fix=near_matches(prefix, registry.names())
+            f"'{shortened(prefix)}' is not a known format",
+            fix=near_matches(prefix, registry.names()),
         )
     if not any(mark in name for mark in ("/", "\\", ".", ":")):
         raise UserError(
-            f"'{name}' is neither a built-in data set nor a file",
+            f"'{shortened(name)}' is neither a built-in data set nor a file",
             expected="'starter', a file, or FORMAT:PATH",
             fix=near_matches(name, ("starter", *registry.names())),
         )
@@ -142,19 +155,22 @@ def _explain_name(name: str, prefix: str, rest: str) -> None:
 
 def _read(
     table: Table, form: registry.Format
-) -> tuple[list[Fact], list[DataError], tuple[str, ...]]:
-    """The facts of all good rows, the errors of the others in row order, the notes."""
+) -> tuple[list[Fact], list[DataError], tuple[str, ...], tuple[str, ...]]:
+    """The facts of all good rows, the errors of the others in row order, notes, warnings."""
     read = form.reader_for(table.records)
     facts: list[Fact] = []
     errors = list(table.broken)
     left_out: dict[str, list[int]] = {}
     renamed: list[int] = []
+    unread: Counter[str] = Counter()
     ids: set[str] = set()
     for number, record in table.rows:
         row = Row(number)
         try:
             if not isinstance(record, dict):
                 raise DataError("the row is not an object", reason="the row is not an object")
+            if wrong := flaw(record):
+                raise wrong
             made = list(read(record, row))
         except DataError as error:
             name = form.spelled.get(error.field, error.field)
@@ -164,6 +180,7 @@ def _read(
             unique = _unique(fact, ids)
             renamed += [number] * (unique is not fact)
             facts.append(unique)
+        unread.update(set(row.unread))
         for what in row.left_out:
             left_out.setdefault(what, []).append(number)
     errors.sort(key=lambda error: error.row or 0)
@@ -175,7 +192,51 @@ def _read(
             f"({_rows(renamed)})"
         )
     notes += _repeated(facts)
-    return facts, errors, tuple(notes)
+    return facts, errors, tuple(notes), _unread(unread)
+
+
+def _unwrapped(table: Table) -> Table:
+    """The records of the one list inside a wrapping object, as in {"data": [...]}.
+
+    Raises:
+        UserError: the object holds several lists of records.
+    """
+    found = table.rows[0][1] if len(table.rows) == 1 and not table.broken else None
+    lists = list(_lists(found, table.source)) if isinstance(found, dict) else []
+    if len(lists) > 1:
+        named = ", ".join(f"'{shortened(name, 40)}'" for name, _ in lists[:_ROWS_NAMED])
+        raise UserError(
+            f"{table.source} holds several lists of records: {named}",
+            fix="Put the one that is meant into a file of its own",
+        )
+    return dataclasses.replace(table, rows=tuple(enumerate(lists[0][1], 1))) if lists else table
+
+
+def _lists(
+    found: dict[str, object], source: str, depth: int = 0
+) -> Iterator[tuple[str, list[Any]]]:
+    """The lists of records in an object that is no record itself, and in the objects within it."""
+    if registry.nearness(found) > 0.5:
+        return
+    if isinstance(found, Doubled):
+        raise UserError(f"{source} holds '{shortened(found.key)}' twice")
+    for name, value in found.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield name, value
+        elif isinstance(value, dict) and depth < _WRAPPERS:
+            yield from ((f"{name}.{rest}", one) for rest, one in _lists(value, source, depth + 1))
+
+
+def _unread(fields: Counter[str]) -> tuple[str, ...]:
+    """One warning of all fields that were not read."""
+    if not fields:
+        return ()
+    named = [
+        f"'{shortened(name, 40)}' ({count:,} {'row' if count == 1 else 'rows'})"
+        for name, count in fields.most_common(_ROWS_NAMED)
+    ]
+    more = [f"{len(fields) - len(named):,} more"] if len(fields) > len(named) else []
+    return (f"fields that are not read: {', '.join(named + more)}",)
 
 
 def _unique(fact: Fact, ids: set[str]) -> Fact:
@@ -190,21 +251,14 @@ def _unique(fact: Fact, ids: set[str]) -> Fact:
 
 def _repeated(facts: Sequence[Fact]) -> list[str]:
     """Notes on facts edited twice: they weigh double, or contradict each other in a batch."""
-    answers: dict[tuple[str, str], set[str]] = {}
-    repeated = contradicting = 0
-    for fact in facts:
-        seen = answers.setdefault((fact.subject, fact.prompt), set())
-        if fact.target_new in seen:
-            repeated += 1
-        elif seen:
-            contradicting += 1
-        seen.add(fact.target_new)
+    doubled, contradicting = repeats(facts)
     notes = []
-    if repeated:
-        notes.append(f"{repeated:,} facts repeat an earlier one (same prompt, same new answer)")
+    if doubled:
+        notes.append(f"{len(doubled):,} facts repeat an earlier one (same prompt, same new answer)")
     if contradicting:
         notes.append(
-            f"{contradicting:,} facts contradict an earlier one (same prompt, another new answer)"
+            f"{len(contradicting):,} facts contradict an earlier one "
+            "(same prompt, another new answer)"
         )
     return notes
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
 from goldenlayers.datasets.fields import Record, Row
-from goldenlayers.errors import UserError, near_matches
+from goldenlayers.errors import UserError, near_matches, shortened
 from goldenlayers.facts import Fact
 
 Reader = Callable[[Record, Row], Iterable[Fact]]
@@ -22,8 +23,8 @@ class Format:
     object: with the order of FORMATS, enough to tell the formats apart. ``families`` are names
     that stand for several formats (recognition then picks among these). ``reader_for`` makes the
     reader from all records; it needs them where a fact depends on others. ``spelled`` gives the
-    file's names for Fact's fields where they differ, for messages. ``note`` is said of every set
-    read so.
+    file's names for Fact's fields where they differ, for messages. ``also`` gives keys that may
+    stand in place of others. ``note`` is said of every set read so.
     """
 
     name: str
@@ -33,19 +34,26 @@ class Format:
     objects: frozenset[str] = frozenset()
     families: tuple[str, ...] = ()
     spelled: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     def fits(self, record: object) -> bool:
         """Whether a record has the form's keys."""
-        if not isinstance(record, dict) or not self.keys <= record.keys():
-            return False
-        return not self.objects or any(isinstance(record.get(name), dict) for name in self.objects)
+        return isinstance(record, dict) and not self.missing(record)
 
-    @property
-    def shape(self) -> str:
-        """The keys in words."""
-        keys = ", ".join(sorted(self.keys))
-        return f"{keys}, {' or '.join(sorted(self.objects))} as an object" if self.objects else keys
+    def missing(self, record: Mapping[str, object]) -> list[str]:
+        """What of the form a record lacks, in words for a message."""
+        named = set(record) | {self.also[name] for name in self.also.keys() & record.keys()}
+        lacks = [f"'{key}'" for key in sorted(self.keys - named)]
+        if self.objects and not any(isinstance(record.get(name), dict) for name in self.objects):
+            lacks.append(
+                " or ".join(f"'{name}'" for name in sorted(self.objects)) + " as an object"
+            )
+        return lacks
+
+    def nearness(self, record: Mapping[str, object]) -> float:
+        """Which share of what the form has a record has, too."""
+        return 1 - len(self.missing(record)) / (len(self.keys) + bool(self.objects))
 
 
 def _simple(read: Reader) -> Callable[[Sequence[object]], Reader]:
@@ -143,9 +151,11 @@ FORMATS: tuple[Format, ...] = (
         "our own JSON lines (see --schema)",
         _FACT,
         _simple(jsonl.read),
+        also=jsonl.OTHER_NAMES,
     ),
 )
 _LOOKED_AT = 50
+_NAMES = 8  # shown of a record's fields
 
 
 def names() -> tuple[str, ...]:
@@ -165,8 +175,12 @@ def is_name(name: str) -> bool:
     return plain_name(name) in names()
 
 
-def choose(records: Sequence[object], wanted: str | None, source: str) -> Format:
+def choose(
+    records: Sequence[object], wanted: str | None, source: str, *, header: bool = False
+) -> Format:
     """The format of ``records`` by their keys; among those called ``wanted`` if it is given.
+
+    ``header``: the keys come from the first line of a table.
 
     Raises:
         UserError: unknown name, or no format fits.
@@ -176,7 +190,9 @@ def choose(records: Sequence[object], wanted: str | None, source: str) -> Format
         plain = plain_name(wanted)
         among = tuple(f for f in FORMATS if plain == f.name or plain in f.families)
         if not among:
-            raise UserError(f"'{wanted}' is not a known format", fix=near_matches(plain, names()))
+            raise UserError(
+                f"'{shortened(wanted)}' is not a known format", fix=near_matches(plain, names())
+            )
     votes: Counter[str] = Counter()
     looked_at = [record for record in records if isinstance(record, dict)][:_LOOKED_AT]
     for record in looked_at:
@@ -197,11 +213,62 @@ def choose(records: Sequence[object], wanted: str | None, source: str) -> Format
             f"{source} is not in the format '{wanted}': it looks like '{seen}'",
             fix=f"Leave the format out, or give {seen}:PATH",
         )
-    found = ", ".join(str(name) for name in looked_at[0]) if looked_at else "no objects"
-    raise UserError(
-        f"{source} is in no format known here (fields of its first record: {found or 'none'})"
-        if wanted is None
-        else f"{source} is not in the format '{wanted}' (fields of its first record: {found})",
-        expected="; ".join(f"{form.name} ({form.shape})" for form in among),
-        fix="Rewrite it as our own JSON lines: golden datasets --schema",
+    raise _refusal(records, looked_at, among, wanted, source, header)
+
+
+def nearness(record: object) -> float:
+    """Which share of the nearest format's keys a record has; 0 for what is no object."""
+    return max(form.nearness(record) for form in FORMATS) if isinstance(record, dict) else 0.0
+
+
+def _refusal(
+    records: Sequence[object],
+    looked_at: Sequence[dict[str, object]],
+    among: Sequence[Format],
+    wanted: str | None,
+    source: str,
+    header: bool,
+) -> UserError:
+    """Why no format fits: what the rows lack of the nearest one."""
+    problem = f"{source} is " + (
+        "in no format known here" if wanted is None else f"not in the format '{wanted}'"
     )
+    fix = "See 'golden datasets --schema' for our own form, 'golden datasets' for the others"
+    if not looked_at:
+        what = type(records[0]).__name__ if records else "nothing"
+        return UserError(f"{problem}: its rows are no objects (the first is {what})", fix=fix)
+    names = [str(name) for name in looked_at[0]]
+    shown = ", ".join(shortened(name, 40) for name in names[:_NAMES])
+    shown += f", and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    of = "columns of its first line" if header else "fields of its first record"
+    fields = f"({of}: {shown or 'none'})"
+    near, share = among[0], -1.0
+    for form in reversed(among):  # our own is the simplest one to get to
+        mean = sum(form.nearness(record) for record in looked_at) / len(looked_at)
+        if mean > share:
+            near, share = form, mean
+    if share <= 0 and wanted is None:
+        what = "its first line names no field of one" if header else "no row has a field of one"
+        return UserError(f"{problem}: {what} {fields}", fix=fix)
+    lacking = Counter(lack for record in looked_at for lack in near.missing(record))
+    never = [lack for lack, count in lacking.items() if count == len(looked_at)]
+    some = [
+        f"{lack} is in {len(looked_at) - count} of the first {len(looked_at)} rows"
+        for lack, count in lacking.items()
+        if count < len(looked_at)
+    ]
+    lacks = [f"no row has {_joined(never)}"] if never else []
+    meant = [
+        f"Is '{shortened(close[0])}' meant for {lack}?"
+        for lack in never
+        if (close := difflib.get_close_matches(lack.strip("'"), names, n=1, cutoff=0.6))
+    ]
+    return UserError(
+        f"{problem}. The nearest is '{near.name}' ({near.title}), but "
+        f"{', and '.join(lacks + some)} {fields}",
+        fix=" ".join([*meant, fix]),
+    )
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from goldenlayers.datasets.fields import Record, Row, answers, old_answer, text, texts
+from goldenlayers.datasets.fields import Record, Row, answers, old_answer, text, texts, verbatim
 from goldenlayers.facts import Fact, Probe
 
 MARKER = "nq question: "
@@ -25,7 +25,7 @@ def read_mend(record: Record, row: Row) -> Iterable[Fact]:
     yield Fact(
         id=f"zsre-{row.number}",
         subject=text(record, "subject"),
-        prompt=text(record, "src"),
+        prompt=verbatim(record, "src"),
         target_new=text(record, "alt"),
         target_old=old,
         old_aliases=aliases,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from goldenlayers.delta.factors import Dense, LowRank
 from goldenlayers.delta.targets import Target, find_targets, hf_of
 from goldenlayers.errors import UserError
+from goldenlayers.models.identity import fingerprint, old_fingerprints
+from goldenlayers.models.model import comparable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from goldenlayers.models.model import Model
 
 Changes = Mapping[str, LowRank | Dense]
@@ -133,11 +133,15 @@ def base_fingerprint(model: Model | nn.Module) -> str:
 
 
 def _fingerprint(model: Model | nn.Module) -> str:
-    if not isinstance(model, nn.Module):
-        return model.fingerprint()
-    from goldenlayers.models.model import hash_weights
+    return fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
 
-    return hash_weights(cast("PreTrainedModel", model))
+
+def _is_base(model: Model | nn.Module, expected: str) -> bool:
+    """Whether ``expected``, of an older version, names the model's untouched weights."""
+    with untouched(model):
+        if isinstance(model, nn.Module):
+            return expected in old_fingerprints(model)
+        return model.is_known_as(expected)
 
 
 def check_base(
@@ -157,7 +161,10 @@ def check_base(
     hf_of(model)  # says so when it is no model at all
     # Asked for even when nothing is compared: inside ``applied`` a Model could not compute it.
     found = base_fingerprint(model)
-    if expected and found != expected and not force:
+    known = not expected or found == expected or force
+    if not known and not comparable(expected, found):
+        known = _is_base(model, expected)
+    if not known:
         raise UserError(
             f"the delta was made on other weights ('{name or 'unnamed'}', {expected[:12]}) than "
             f"this model's ({found[:12]})",

@@ -47,8 +47,9 @@ class WeightDelta:
 
     ``changes`` maps parameter names as in ``hf_model.named_parameters()`` (module path +
     ".weight") to ``LowRank`` or ``Dense``, always out × in. ``base_fingerprint`` names the weights
-    it was made on ("": none, any model of the right shapes will do). ``method``, ``layers``,
-    ``facts`` (one dict per fact) and ``settings`` say where it came from; they must fit in JSON.
+    it was made on ("": none, any model of the right shapes will do), ``base_dtype`` the number
+    format in which they were worked with. ``method``, ``layers``, ``facts`` (one dict per fact) and
+    ``settings`` say where it came from; they must fit in JSON.
     """
 
     changes: Mapping[str, LowRank | Dense]
@@ -59,6 +60,7 @@ class WeightDelta:
     facts: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     created_with: str = field(default_factory=_version)
+    base_dtype: str = ""
 
     def __post_init__(self) -> None:
         for name, change in self.changes.items():
@@ -147,6 +149,7 @@ class WeightDelta:
         return replace(
             self,
             changes=changes,
+            base_dtype=self.base_dtype if self.base_dtype == other.base_dtype else "",
             method="+".join(methods),
             layers=tuple(sorted({*self.layers, *other.layers})),
             facts=facts,
@@ -244,6 +247,17 @@ class WeightDelta:
             model, self.base_fingerprint, name=self.base_name, force=force, verify=verify
         )
         find_targets(hf_of(model), self.changes)
+        if not isinstance(model, nn.Module):
+            of_blocks = {
+                m.parameter_name for block in model.layers for m in block.matrices("block")
+            }
+            for name in self.changes:
+                if name not in of_blocks:
+                    raise UserError(
+                        f"the delta changes '{name}', which is no matrix of a layer",
+                        expected="matrices of the decoder blocks (golden models --inspect)",
+                        fix="Apply it to the transformers model itself (delta.applied(model.hf))",
+                    )
         return found
 
     def applied(

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def _checked(tensor: object, what: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise UserError(f"{what} is a {type(tensor).__name__}", expected="a torch tensor")
-    if tensor.dim() != 2 or not tensor.is_floating_point():
+    if tensor.dim() != 2 or tensor.dtype not in _DTYPES:
         raise UserError(
             f"{what} has shape {tuple(tensor.shape)} and type {tensor.dtype}",
             expected="a matrix of floating-point numbers",

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.covariance import Covariance
+from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
+from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Workbench, edited_layers
 from goldenlayers.editors.finetune import FT_L, FT_M
 from goldenlayers.editors.incontext import in_context_prefix
@@ -16,7 +18,7 @@ from goldenlayers.editors.rome import Rome
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.editors.together import edit_together, sequence
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, refuse_contradictions, repeats
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
@@ -112,7 +114,7 @@ def edit(
 
     Args:
         model: a loaded model.
-        facts: what it should answer from now on.
+        facts: what it should answer from now on; one that is given twice is edited once.
         method: a name in ``EDITORS``.
         layer: the block to edit; for editors over several layers the last one.
         mode: "batch" writes all facts in one solve, "sequential" one after another, each on the
@@ -126,11 +128,15 @@ def edit(
             first such fact ends the edit.
 
     Raises:
-        UserError: unknown editor or mode, layer out of range, no facts, or numbers that are not
-            finite (with ``on_failed``: for all facts).
+        UserError: unknown editor or mode, layer out of range, no facts, two facts with one prompt
+            and different new answers, or numbers that are not finite (with ``on_failed``: for all
+            facts).
     """
     if not facts:
         raise UserError("there are no facts to edit", expected="at least one fact")
+    refuse_contradictions(facts)
+    again = {id(later) for _, later in repeats(facts)[0]}
+    facts = [fact for fact in facts if id(fact) not in again]
     if mode is not None and mode not in get_args(Mode):
         raise UserError(f"unknown mode '{mode}'", fix=near_matches(mode, get_args(Mode)))
     bench = workbench(
@@ -142,6 +148,8 @@ def edit(
         seed=seed,
         on_done=on_done,
     )
+    with untouched(model):
+        facts = settle_joints(model, facts)
     chosen = editor(method)
     if mode == "batch" or (mode is None and (chosen.edits_together or len(facts) == 1)):
         if on_failed is None:
@@ -175,4 +183,6 @@ def edit_each(
         seed=seed,
         on_done=on_done,
     )
+    with untouched(model):
+        facts = settle_joints(model, facts)
     return editor(method).each(bench, facts, layer) if facts else []

@@ -113,6 +113,7 @@ class Workbench:
             changes,
             base_fingerprint=self.base_fingerprint,
             base_name=self.model.name,
+            base_dtype=str(self.model.dtype).removeprefix("torch."),
             method=method,
             layers=list(layers),
             facts=rows,

@@ -1,7 +1,9 @@
 """FT-M and FT-L: Adam on one down projection, its changes bounded for FT-L.
 
 Sources: FT-L, Zhu et al. 2020 (arXiv 2012.00363), constrained fine-tuning with an L∞ bound; FT-M,
-the same without the bound, cross-entropy on the answer tokens with the prompt masked.
+the same without the bound, cross-entropy on the answer tokens with the prompt masked. FT-L as
+released with ROME and in EasyEdit predicts every answer token from the prompt's last position
+(``prompt_last``), which is another loss where the answer has several tokens.
 
 Shapes: G groups of facts (a weight change each), N rows, T tokens, D model width, F MLP width.
 """
@@ -77,11 +79,12 @@ class FineTune:
         device = model.device
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
-        passes = [_Pass(model, layer, encodings, part) for part in _parts(encodings)]
+        last = self.bounded and s.prompt_last
+        passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
         weight = down.oriented(down.weight)
         rms = float(weight.detach().float().pow(2).mean().sqrt())
         rate = s.ft_lr if s.lr_absolute else s.ft_lr * rms
-        bound = s.epsilon * rms if self.bounded else None
+        bound = (s.epsilon if s.lr_absolute else s.epsilon * rms) if self.bounded else None
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         change = torch.zeros(n_groups, *weight.shape, dtype=dtype, device=device)
         first, second = torch.zeros_like(change), torch.zeros_like(change)
@@ -112,7 +115,7 @@ class FineTune:
                 second.lerp_(g * g, 0.001)
                 mean = first / (1 - 0.9 ** (step + 1))
                 square = second / (1 - 0.999 ** (step + 1))
-                moved = change - rate * mean / (square.sqrt() + 1e-12)
+                moved = change - rate * mean / (square.sqrt() + 1e-8)
                 if bound is not None:
                     moved.clamp_(-bound, bound)
                 change = torch.where(running[:, None, None], moved, change.detach())
@@ -120,17 +123,29 @@ class FineTune:
 
 
 class _Pass:
-    """Facts whose rows run together. ``facts`` (N,) are their places among all of them."""
+    """Facts whose rows run together. ``facts`` (N,) are their places among all of them.
+
+    With ``last`` every answer token is predicted from the prompt's last position.
+    """
 
     def __init__(
-        self, model: Model, layer: int, encodings: Sequence[Encoding], places: Sequence[int]
+        self,
+        model: Model,
+        layer: int,
+        encodings: Sequence[Encoding],
+        places: Sequence[int],
+        last: bool,
     ) -> None:
         some = [encodings[i] for i in places]
         self.model, self.layer, self.down = model, layer, model.layers[layer].down.module
         self.tails = Tails(model, [e.asking for e in some], layer, {}, reuse=False)
         device = self.tails.ids.device
         self.facts = torch.tensor(places, device=device)
-        cells = [(b, t) for b, e in enumerate(some) for t in range(e.n_prompt - 1, len(e) - 1)]
+        cells = [
+            (b, e.n_prompt - 1 + (0 if last else t))
+            for b, e in enumerate(some)
+            for t in range(len(e.answer_ids))
+        ]
         self._cells = [torch.tensor(part, device=device) for part in zip(*cells, strict=True)]
         self._wanted = torch.tensor([i for e in some for i in e.answer_ids], device=device)
         self._counts = torch.tensor([len(e.answer_ids) for e in some], device=device)

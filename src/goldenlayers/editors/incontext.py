@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from goldenlayers.facts import Fact
-from goldenlayers.tokens import join
+from goldenlayers.joints import join
 
 NAME = "in-context"
 
@@ -26,7 +26,7 @@ def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int =
     """
     examples: list[str] = []
     for i, other in enumerate(d for d in demonstrations if d.id != fact.id):
-        told = join(other.prompt, other.target_new)[0]
+        told = _told(other, other.prompt, other.target_new)
         keeps = [p for p in other.locality if p.answer]
         if i % 3 == 1 and other.rephrasings:
             asked, answer = other.rephrasings[0], other.target_new
@@ -34,7 +34,11 @@ def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int =
             asked, answer = keeps[0].prompt, keeps[0].answer or ""
         else:
             asked, answer = other.prompt, other.target_new
-        examples.append(f"New fact: {told}.\n{join(asked, answer)[0]}.\n\n")
+        examples.append(f"New fact: {told}.\n{_told(other, asked, answer)}.\n\n")
     random.Random(f"{seed}/{fact.id}").shuffle(examples)
-    told = join(fact.prompt, fact.target_new)[0]
+    told = _told(fact, fact.prompt, fact.target_new)
     return "".join(examples) + f"New fact: {told}.\n"
+
+
+def _told(fact: Fact, prompt: str, answer: str) -> str:
+    return join(prompt, answer, fact.joint_of(prompt, answer))[0]

@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
 from goldenlayers.editors.base import Workbench, edited_layers
 from goldenlayers.editors.residual import Contribution
-from goldenlayers.editors.states import LookupStates, lookup_states
+from goldenlayers.editors.states import key_weights, lookup_states
 from goldenlayers.editors.updates import (
     LowRankUpdate,
     alphaedit_update,
@@ -119,19 +119,22 @@ class LeastSquares:
         layers = edited_layers(layer, bench.settings)
         changes: list[dict[str, LowRank]] = [{} for _ in groups]
         wanted = self._wanted(bench, values, layer)  # (B, D)
-        clean: LookupStates | None = None
+        top, adds = self._top(bench, layer)
+        before: Tensor | None = None  # what stands there without the edit
         for i, at in enumerate(layers):
             down = bench.model.layers[at].down
             first = i == 0 and at == layer
             if first:
                 # One layer: the wanted change is δ itself, on keys that were seen already.
-                keys = torch.stack([v.keys.mean(0) for v in values])  # (B, F)
+                weights = key_weights(len(values[0].keys))
+                keys = torch.stack([weights @ v.keys.double() for v in values])  # (B, F)
                 residual = torch.stack([v.delta for v in values])  # (B, D)
             else:
                 with self._so_far(bench, facts, groups, changes) as select:
-                    states = lookup_states(bench.model, facts, bench.prefixes, at, layer, select)
-                clean = clean or states
-                missing = wanted - (states.top - clean.top)
+                    states = lookup_states(bench.model, facts, bench.prefixes, at, top, select)
+                now = adds(states.top)
+                before = now if before is None else before
+                missing = wanted - (now - before)
                 share = spread_residual(missing, i, len(layers), self.spread)  # type: ignore[arg-type]
                 contribution = Contribution.of(bench.model, at)
                 residual = contribution.raw_change(states.values, share)
@@ -158,6 +161,16 @@ class LeastSquares:
         before = torch.stack([v.values[0] for v in values])
         after = torch.stack([v.target for v in values])
         return contribution(after) - contribution(before)
+
+    def _top(self, bench: Workbench, layer: int) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """Whose output tells how much of what is wanted has come, and what it adds to the stream.
+
+        The last block's output; PMET's MLP output, since the attention's part is not written.
+        """
+        block = bench.model.layers[layer]
+        if self.with_attention:
+            return block.down.module, Contribution.of(bench.model, layer)
+        return block.module, lambda output: output
 
     def _so_far(
         self,

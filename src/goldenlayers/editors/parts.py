@@ -105,7 +105,7 @@ class Part:
 
     def add_losses(self, delta: Mapping[str, Tensor], nll: Tensor, kl: Tensor) -> None:
         """Run the rows with ``delta[site]`` (B, D) added, and add to ``nll`` (B,) each prompt
-        row's mean NLL of its answer's tokens and to ``kl`` (B,) KL(clean ‖ edited) of KL rows.
+        row's mean NLL of its answer's tokens and to ``kl`` (B,) KL(edited ‖ clean) of KL rows.
         """
         hidden = self.tails.run(
             {self._sites[name]: change[self._fact] for name, change in delta.items()}
@@ -116,9 +116,7 @@ class Part:
             nll.index_add_(0, self._fact[n], (each * self._weight).to(nll.dtype))
         if len(self._kl):
             clean, now = self._kl_clean, self._kl_log_probs(hidden)
-            kl.index_add_(
-                0, self._fact[self._kl], (clean.exp() * (clean - now)).sum(-1).to(kl.dtype)
-            )
+            kl.index_add_(0, self._fact[self._kl], (now.exp() * (now - clean)).sum(-1).to(kl.dtype))
 
     def keep(self, place: Mapping[int, int]) -> bool:
         """Keep the rows of the facts in ``place``, which gives their new numbers; False if none."""

@@ -1,8 +1,9 @@
 """Published settings per model, by name, and the check that a model is the one they are for.
 
-Sources: the hyper-parameter files released with ROME (arXiv 2202.05262), MEMIT (arXiv 2210.07229)
-and AlphaEdit (arXiv 2410.02355), and for Llama 2 those of EasyEdit. ``layer`` is the single
-published layer, or the last of the published range.
+Sources: the hyper-parameter files released with ROME (arXiv 2202.05262; FT-L's stand beside it),
+MEMIT (arXiv 2210.07229), PMET (arXiv 2308.08742) and AlphaEdit (arXiv 2410.02355), and for EMMET
+and for Llama 2 those of EasyEdit. ``layer`` is the single published layer, or the last of the
+published range.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _MEMIT = {
     "weight_decay": 0.5,
     "block_norm": True,
     "prefixes": 5,
+    "prefix_tokens": 10,
 }
+_FT_L = {"steps": 25, "ft_lr": 5e-4, "lr_absolute": True, "prompt_last": True, "stop_loss": 0.01}
 
 PRESETS: dict[str, Preset] = {
     "rome/gpt2-xl": Preset("rome", 17, _GPT2_XL, {**_ROME, "steps": 20, "weight_decay": 0.5}),
@@ -69,6 +72,27 @@ PRESETS: dict[str, Preset] = {
         _LLAMA_2_7B,
         {**_MEMIT, "steps": 25, "weight_decay": 1e-3, "clamp": 4.0, "layers_before": 4},
     ),
+    "emmet/gpt2-xl": Preset(
+        "emmet",
+        17,
+        _GPT2_XL,
+        {**_MEMIT, "steps": 20, "clamp": 0.75, "layers_before": 4, "emmet_lambda": 0.1},
+    ),
+    "pmet/gpt-j-6b": Preset(
+        "pmet",
+        8,
+        _GPT_J,
+        {
+            **_MEMIT,
+            "steps": 30,
+            "lr": 0.2,
+            "clamp": 0.75,
+            "kl_factor": 1.0,
+            "block_norm": False,
+            "layers_before": 5,
+            "memit_lambda": 6000.0,
+        },
+    ),
     "alphaedit/llama-3-8b": Preset(
         "alphaedit",
         8,
@@ -85,6 +109,8 @@ PRESETS: dict[str, Preset] = {
             "l2_absolute": True,
         },
     ),
+    "ft-l/gpt2-xl": Preset("ft-l", 0, _GPT2_XL, {**_FT_L, "epsilon": 5e-4}),
+    "ft-l/gpt-j-6b": Preset("ft-l", 0, _GPT_J, {**_FT_L, "epsilon": 5e-5}),
 }
 
 

@@ -37,7 +37,7 @@ class EditSettings:
     """ft-l, ft-m: size of a step per weight, as a share of the matrix's root mean square."""
 
     lr_absolute: bool = False
-    """Take lr and ft_lr as they stand, per coordinate, as published settings do."""
+    """Take lr, ft_lr and epsilon as they stand, per coordinate, as published settings do."""
 
     clamp: float = 4.0
     """Longest change of a value, in lengths of the clean value (the locate-then-edit editors)."""
@@ -88,6 +88,9 @@ class EditSettings:
 
     epsilon: float = 0.1
     """ft-l: most any weight may change, as a share of the matrix's root mean square."""
+
+    prompt_last: bool = False
+    """ft-l: predict every token of the answer from the prompt's last position, as published."""
 
     demonstrations: int = 8
     """in-context: worked examples put before the prompt."""

@@ -66,9 +66,10 @@ class Value:
 def fact_prompts(model: Model, fact: Fact, prefixes: Sequence[str], answer: str) -> list[Encoding]:
     """The fact's prompt with ``answer`` behind each prefix; their lookup tokens found."""
     encoder = model.encoder
+    joint = fact.joint_of(fact.prompt, answer)
     found = []
     for prefix in prefixes:
-        encoding = encoder.encode(prefix + fact.prompt, answer, fact.subject)
+        encoding = encoder.encode(prefix + fact.prompt, answer, fact.subject, joint)
         if encoding.lookup is None:
             encoding = encoder.fact(fact, answer)  # raises, naming the fact
         found.append(encoding)
@@ -161,7 +162,7 @@ class _Group:
         for part in self.parts:
             part.add_losses(delta, nll, kl)
         nll = nll / self.n_prefixes
-        # KL(clean ‖ edited), the clean prediction being what is to be kept.
+        # KL(edited ‖ clean): equation 4 of the paper, and what the released code computes.
         loss = nll + s.kl_factor * kl
         for name, change in delta.items():
             loss = loss + s.weight_decay * change.norm(dim=1) / limit[name] ** 2

@@ -79,7 +79,7 @@ class EvaluationPlan:
         if not isinstance(text, HeldOut) and any(u.rule == "perplexity" for u in self.units):
             text = HeldOut(model, text, text_tokens, batch_size=batch_size)
         self._held_out = text if isinstance(text, HeldOut) else None
-        self._texts = Texts(model, self.units)
+        self._texts = Texts(model, self.units, self.facts)
         self._before: dict[int, Outcome] | None = None
         self._states: States | None = None
         self._words = Words(model.tokenizer)

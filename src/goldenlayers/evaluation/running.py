@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
-from goldenlayers.delta.apply import deltas_in_force
+from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefix, workbench
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.evaluation.heldout import HeldOut
@@ -21,7 +22,7 @@ from goldenlayers.evaluation.retention import retention
 from goldenlayers.evaluation.sequential import run_sequence
 from goldenlayers.evaluation.together import run_batch, score_under
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, refuse_contradictions
 from goldenlayers.memory import fitting, memory_told
 
 if TYPE_CHECKING:
@@ -125,13 +126,19 @@ def evaluate(
         The evaluation, rows in the order of the facts.
 
     Raises:
-        UserError: unknown method, metric or mode; no layer; no facts; two facts with one id; a
-            method that cannot work in this mode; memory that runs out on a single fact. An edit
-            that fails for some facts only is no error: their rows are unscored with the reason.
+        UserError: unknown method, metric or mode; no layer; no facts; two facts with one id, or,
+            but for the mode "single", with one prompt and different new answers; a method that
+            cannot work in this mode; memory that runs out on a single fact. An edit that fails for
+            some facts only is no error: their rows are unscored with the reason.
     """
     start = time.perf_counter()
     check_seed(seed)
-    job = Job(model, list(facts), check_metrics(metrics), seed, on_rows, on_progress)
+    metrics = check_metrics(metrics)
+    _check(facts, method, delta, layer, mode)
+    with untouched(model):
+        facts = settle_joints(model, facts)
+        others = None if others is None else settle_joints(model, others)
+    job = Job(model, facts, metrics, seed, on_rows, on_progress)
     job.options = {
         "others": others,
         "text": text,
@@ -139,7 +146,6 @@ def evaluate(
         "seed": seed,
         "batch_size": _batch_size(batch_size),
     }
-    _check(facts, method, delta, layer, mode)
     if "perplexity" in job.metrics:
         # One for all plans: every fact's perplexity is of this text.
         size = job.options["batch_size"]
@@ -353,6 +359,8 @@ def _check(
         raise UserError("in-context changes no weights", fix="Use mode single")
     if method in EDITORS and layer is None:
         raise UserError(f"{method} needs to know where to edit", fix="Give a layer")
+    if method in EDITORS and mode != "single":
+        refuse_contradictions(facts)
 
 
 def _batch_size(value: int | str) -> int | None:

@@ -17,7 +17,9 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
 from goldenlayers.evaluation.passes import Ids, Reading
 from goldenlayers.evaluation.units import Unit
-from goldenlayers.tokens import Encoding, TooLongError
+from goldenlayers.facts import Fact
+from goldenlayers.joints import Joint
+from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -34,6 +36,7 @@ class Spec:
     answer: str
     targets: Ids
     count: int
+    joint: Joint = "auto"
 
 
 class Texts:
@@ -42,14 +45,15 @@ class Texts:
     Args:
         model: whose tokenizer and context.
         units: what is asked; perplexity has no text of its own here (see ``heldout``).
+        facts: the facts that the units ask about.
 
     ``reasons`` says which units (by place) have no text that can be run, and why.
     """
 
-    def __init__(self, model: Model, units: Sequence[Unit]) -> None:
-        self.model, self.units = model, units
+    def __init__(self, model: Model, units: Sequence[Unit], facts: Sequence[Fact]) -> None:
+        self.model, self.units, self.facts = model, units, facts
         self.reasons: dict[int, str] = {}
-        self._prompts: dict[tuple[str, str], Ids | str] = {}
+        self._prompts: dict[tuple[str, str, Joint], Ids | str] = {}
         self.specs: dict[int, list[Spec]] = {}
         for u, unit in enumerate(units):
             try:
@@ -64,12 +68,13 @@ class Texts:
             return []
         specs = []
         for answer in [a for a in (unit.answer, unit.other) if a] or [""]:
-            encoding = self._encode(unit.prompt, answer)
+            joint = self.facts[unit.fact].joint_of(unit.prompt, answer)
+            encoding = self.model.encoder.encode(unit.prompt, answer, joint=joint)
             if encoding.n_prompt == 0:
                 raise UserError("no token stands before the answer")
-            self._prompts[unit.prompt, answer] = encoding.ids[: encoding.n_prompt]
+            self._prompts[unit.prompt, answer, joint] = encoding.ids[: encoding.n_prompt]
             targets = encoding.answer_ids
-            specs.append(Spec(answer, targets, max(1, len(targets))))
+            specs.append(Spec(answer, targets, max(1, len(targets)), joint))
         return specs
 
     def continue_open(self, batch_size: int) -> None:
@@ -97,7 +102,7 @@ class Texts:
         unit = self.units[u]
         found = []
         for spec in self.specs[u]:
-            prompt = self._prompt(unit.prompt, spec.answer, prefix)
+            prompt = self._prompt(unit.prompt, spec.answer, prefix, spec.joint)
             # Behind a prefix too the answer has the tokens it has without: positions compare.
             ids = prompt + spec.targets[: spec.count - 1]
             self._fits(len(ids))
@@ -135,20 +140,15 @@ class Texts:
         unit, sizes = self.units[u], [0]
         for alias in unit.aliases:
             with contextlib.suppress(UserError):  # one that has no tokens is never generated
-                sizes.append(len(self._encode(unit.prompt, alias).answer_ids))
+                sizes.append(len(self.model.encoder.encode(unit.prompt, alias).answer_ids))
         return max(sizes)
 
-    def _encode(self, prompt: str, answer: str) -> Encoding:
-        # A space at the end of a bare prompt would be a token that no running text has there.
-        bare = prompt if answer else prompt.rstrip(" \t") or prompt
-        return self.model.encoder.encode(bare, answer)
-
-    def _prompt(self, prompt: str, answer: str, prefix: str) -> Ids:
+    def _prompt(self, prompt: str, answer: str, prefix: str, joint: Joint = "auto") -> Ids:
         """Token ids of the prompt behind a prefix, up to where the answer begins."""
-        key = (prefix + prompt, answer)
+        key = (prefix + prompt, answer, joint)
         if key not in self._prompts:
             try:
-                encoding = self._encode(prefix + prompt, answer)
+                encoding = self.model.encoder.encode(prefix + prompt, answer, joint=joint)
                 self._prompts[key] = encoding.ids[: encoding.n_prompt]
             except UserError as error:
                 self._prompts[key] = reason_of(error)

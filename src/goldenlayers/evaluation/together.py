@@ -14,7 +14,7 @@ from goldenlayers.editors.together import edit_together, failure
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, first_block
 from goldenlayers.evaluation.units import FAILED
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, repeats
 
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench
@@ -40,14 +40,17 @@ def run_batch(
 ) -> None:
     """Edit all facts together, then score each under that one delta.
 
+    A fact that repeats an earlier one is edited with it, once, and scored by itself.
     The rows of facts that cannot be edited are unscored with the reason.
 
     Raises:
         UserError: see :func:`edit_together`.
     """
     delta = saved(folder)
+    twins = {later.id: first.id for first, later in repeats(work.facts)[0]}
+    once = [fact for fact in work.facts if fact.id not in twins]
     if delta is None:
-        delta, failed = edit_together(bench, chosen, work.facts, layer)
+        delta, failed = edit_together(bench, chosen, once, layer)
         store(folder, delta)
     else:
         inside, told = ids_of(delta), told_failures(work.rows)
@@ -55,9 +58,10 @@ def run_batch(
             fact.id: told.get(fact.id)
             or failure(bench, chosen, [fact], layer)
             or UserError("the delta of the earlier call was made without it")
-            for fact in work.facts
+            for fact in once
             if fact.id not in inside
         }
+    failed |= {later: failed[first] for later, first in twins.items() if first in failed}
     score_under(work, delta, chunk, failed)
 
 

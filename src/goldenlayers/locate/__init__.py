@@ -236,11 +236,12 @@ def _prepare(
     known: bool,
 ) -> tuple[list[Fact], list[DataError]]:
     """The facts that the method can work with, and the others with the reason."""
+    from goldenlayers.decoding import settle_joints
     from goldenlayers.locate.known import fill_old_answers, known_facts
 
     if not facts:
         raise UserError("there are no facts to locate with", expected="at least one fact")
-    todo, dropped = _fitting(model, facts)
+    todo, dropped = _fitting(model, settle_joints(model, facts))
     if not todo:
         raise dropped[0]
     if known or method == "cma":  # tracing follows an answer that the model gives

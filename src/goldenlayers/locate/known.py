@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from goldenlayers.decoding import end_ids, forced_predictions, greedy
+from goldenlayers.decoding import end_ids, forced_predictions, greedy, settle_joints
 from goldenlayers.errors import DataError
 from goldenlayers.facts import Fact
 
@@ -70,6 +70,7 @@ def fill_old_answers(
     not begin with white space or the end of the text: instruction-tuned models put a line break
     after a question, and a blank answer would say nothing about the old knowledge. Facts whose
     continuation already is the new answer are no edits: they are returned apart, with the reason.
+    The joints of the new old answers are settled.
     """
     missing = [i for i, fact in enumerate(facts) if fact.target_old is None]
     if not missing:
@@ -110,4 +111,4 @@ def fill_old_answers(
         for i, fact in enumerate(facts)
         if fact.target_old is not None or i in filled
     ]
-    return kept, dropped
+    return settle_joints(model, kept), dropped

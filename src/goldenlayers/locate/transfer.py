@@ -259,11 +259,12 @@ def _probes(
     """The probes of one fact; ``answered``: rephrasings with the new answer behind them."""
     too_long = 0
 
-    def encode(text: str, subject: str | None = None) -> Encoding | None:
+    def encode(text: str, subject: str | None = None, prefix: str = "") -> Encoding | None:
         nonlocal too_long
         answer = fact.target_new if answered and subject is not None else ""
+        joint = fact.joint_of(text, answer)
         try:
-            return model.encoder.encode(text, answer, subject)
+            return model.encoder.encode(prefix + text, answer, subject, joint)
         except TooLongError:
             too_long += 1
             return None
@@ -274,8 +275,8 @@ def _probes(
     without_subject = len(whole) - len(rephrasings)
     prefixed = not rephrasings
     if prefixed:
-        texts = [prefix + fact.prompt for prefix in prefixes if prefix.strip()]
-        behind = (encode(text, fact.subject) for text in texts)
+        some = (prefix for prefix in prefixes if prefix.strip())
+        behind = (encode(fact.prompt, fact.subject, prefix) for prefix in some)
         rephrasings = [e for e in behind if e is not None and e.lookup is not None]
 
     borrowed = not fact.locality

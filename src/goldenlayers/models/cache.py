@@ -2,7 +2,7 @@
 
 A folder is written under a temporary name ending in ``.part`` and renamed when it is complete. Its
 manifest records where the weights came from and the size and SHA-256 of every file, so that a
-folder that was cut short, edited or made by an older converter is recognised and built anew.
+folder that was cut short, changed or made by an older converter is recognised and built anew.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.stamps import STAMPS, has_sha256, sha256_file
 from goldenlayers.shown import say
 
 MANIFEST = "golden-manifest.json"
@@ -37,28 +38,28 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
     return Path(chosen).expanduser() / "models"
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal text."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's manifest; None when there is none that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 
 
-def fault(folder: Path, source: dict[str, Any] | None = None, *, full: bool = False) -> str | None:
+Check = Literal["sizes", "touched", "all"]
+
+
+def fault(
+    folder: Path, source: dict[str, Any] | None = None, *, check: Check = "touched"
+) -> str | None:
     """What is wrong with a cached folder, or None if it can be used.
 
     Args:
         folder: the cache entry.
         source: what the weights must have been made from; None accepts any source.
-        full: also hash every file (seconds per gigabyte); otherwise only sizes are compared.
+        check: which files are hashed (a second or so per gigabyte): none, where their sizes are
+            right; those that were touched since they were last hashed; or all.
 
     """
     manifest = read_manifest(folder)
@@ -68,20 +69,39 @@ def fault(folder: Path, source: dict[str, Any] | None = None, *, full: bool = Fa
         return "it was made by another version of the converter"
     if source is not None and manifest.get("source") != source:
         return "it was made from other weights"
+    if manifest.get("schema") != 1 and manifest.get("sha256") != _own_hash(manifest):
+        return "its manifest is damaged"
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         return "its manifest lists no files"
-    for name, record in files.items():
-        path = folder / name
-        if not isinstance(record, dict) or not {"size", "sha256"} <= record.keys():
-            return "its manifest is damaged"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != record["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {record['size']}"
-        if full and sha256_file(path) != record["sha256"]:
-            return f"{name} has changed (SHA-256 differs)"
+    try:
+        for name, record in files.items():
+            if found := _file_fault(folder, name, record, check):
+                return found
+        more = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    except OSError as error:
+        return f"a file of it cannot be read ({error.strerror or error})"
+    added = sorted(name for name in more - files.keys() if not name.startswith((MANIFEST, STAMPS)))
+    return f"{added[0]} was added to it" if added else None
+
+
+def _file_fault(folder: Path, name: str, record: Any, check: Check) -> str | None:
+    if not isinstance(record, dict) or not {"size", "sha256"} <= record.keys():
+        return "its manifest is damaged"
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != record["size"]:
+        return f"{name} has {path.stat().st_size} bytes, not {record['size']}"
+    if check != "sizes" and not has_sha256(path, record["sha256"], again=check == "all"):
+        return f"{name} has changed (SHA-256 differs)"
     return None
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 over all that a manifest says but this."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _seal(folder: Path, source: dict[str, Any], about: dict[str, Any]) -> None:
@@ -93,13 +113,14 @@ def _seal(folder: Path, source: dict[str, Any], about: dict[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {
-        "schema": 1,
+    manifest: dict[str, Any] = {
+        "schema": 2,
         "converter": CONVERTER_VERSION,
         "source": source,
         "about": about,
         "files": files,
     }
+    manifest["sha256"] = _own_hash(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 

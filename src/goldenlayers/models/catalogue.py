@@ -37,7 +37,7 @@ def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
     rows = []
     for model in packaged.registry().values():
         folder = root / model.name
-        cached = cache.fault(folder, model.source) is None
+        cached = cache.fault(folder, model.source, check="sizes") is None
         rows.append(
             ModelRow(
                 name=model.name,
@@ -56,18 +56,19 @@ def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
     for folder in sorted(root.glob("gguf-*")):
         if folder.name.endswith(".part"):
             continue
-        about = (cache.read_manifest(folder) or {}).get("about", {})
+        about = (cache.read_manifest(folder) or {}).get("about")
+        about = about if isinstance(about, dict) else {}
         rows.append(
             ModelRow(
                 name=folder.name,
                 title=str(about.get("file", "")),
                 package="",
                 family=str(about.get("family", "")),
-                layers=int(about.get("layers", 0)),
-                parameters=int(about.get("parameters", 0)),
+                layers=_whole(about.get("layers")),
+                parameters=_whole(about.get("parameters")),
                 size=0,
                 licence="",
-                cached=cache.fault(folder) is None,
+                cached=cache.fault(folder, check="sizes") is None,
                 cached_size=_size(folder),
                 path=folder,
             )
@@ -84,7 +85,7 @@ def verify_cache(name: str, cache_dir: str | Path | None = None) -> None:
     """
     row = _row(name, cache_dir)
     source = packaged.registry()[name].source if name in packaged.registry() else None
-    found = cache.fault(row.path, source, full=True)
+    found = cache.fault(row.path, source, check="all")
     if found is not None:
         raise UserError(
             f"The cached copy of {name} in {row.path} is not as it was made: {found}",
@@ -96,11 +97,18 @@ def clear_cache(name: str, cache_dir: str | Path | None = None) -> int:
     """Remove the converted copy of a model from the cache; returns the bytes freed (0: none there).
 
     Raises:
-        UserError: no model of that name.
+        UserError: no model of that name, or it cannot be removed.
 
     """
     row = _row(name, cache_dir)
-    shutil.rmtree(row.path, ignore_errors=True)
+    try:
+        if row.path.exists():
+            shutil.rmtree(row.path)
+    except OSError as error:
+        raise UserError(
+            f"{row.path} cannot be removed: {error.strerror or error}",
+            fix="Check the permissions of the cache folder",
+        ) from error
     return row.cached_size
 
 
@@ -111,6 +119,11 @@ def _row(name: str, cache_dir: str | Path | None) -> ModelRow:
             f"No packaged or cached model is called '{name}'", fix=near_matches(name, rows)
         )
     return rows[name]
+
+
+def _whole(value: object) -> int:
+    """A number of a manifest that may be damaged."""
+    return value if isinstance(value, int) else 0
 
 
 def _size(folder: Path) -> int:

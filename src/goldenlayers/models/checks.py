@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.files import Weights, own_file, read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Keys under which the families' configurations keep their number of experts.
 _EXPERT_KEYS = (
@@ -15,8 +19,39 @@ _EXPERT_KEYS = (
 )
 # Values of these say that the experts of the configuration are switched off.
 _EXPERT_SWITCHES = ("is_moe", "enable_moe_block", "use_moe")
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Entries of a configuration that make transformers fetch kernels, patch code or choose other files.
+_STEERING = re.compile(
+    r"_.*|(attn|experts)_implementation|kernel.*|use_kernels|fusion_config|transformers_weights"
+    r"|name_or_path|distributed_config|custom_.*|auto_map|base_model_.*plan"
+)
+# Entries that count layers: so many modules are built, or lists of that length.
+_COUNTS = re.compile(r"(.*_)?(n?layers?|blocks?|depths?|attention_types)")
+_TOKENIZER_EXTRAS = (
+    *("special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja"),
+    *("chat_template.json", "generation_config.json"),
+)
+_DEPTH = 64
+_LABELS = 1 << 16
+# Weights without which a model predicts the same: what the classes compute anew, and heads and
+# towers that a text does not pass through.
+_HARMLESS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
+        r"(^|\.)(position_ids|token_type_ids|_extra_state)$",
+        r"\.(attn|attention)\.(attention\.)?(masked_)?bias$",  # causal masks of GPT-2 and others
+        r"^(model\.)?mtp\.",  # predicts further tokens ahead
+        r"^(v_head|value_head)\.",
+        r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm_projector"
+        r"|audio_tower|embed_vision|embed_audio)\.",
+    )
+)
+_MERGE = (
+    "This is a PEFT adapter: merge it into its base model first (merge_and_unload, then "
+    "save_pretrained) and give that directory"
+)
 _NOT_GENERATING = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
     *("sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tokenizer.tiktoken", "tekken.json"),
@@ -27,16 +62,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``.
 
     Raises:
-        UserError: there is none, or it is not a JSON object.
+        UserError: there is none, it is not a JSON object, or the folder holds an adapter.
 
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            fix = (
-                "This is a PEFT adapter: merge it into its base model first (merge_and_unload, "
-                "then save_pretrained) and give that directory"
-            )
+    path = own_file(folder, "config.json")
+    adapter = own_file(folder, "adapter_config.json")
+    if path is None:
+        if adapter is not None:
+            fix = _MERGE
         elif ggufs := sorted(folder.glob("*.gguf")):
             fix = f"To load a GGUF file, name the file itself: {ggufs[0]}"
         else:
@@ -46,26 +79,27 @@ def read_config(folder: Path) -> dict[str, Any]:
             expected="a model directory: config.json, *.safetensors and tokenizer files",
             fix=fix,
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a JSON {type(config).__name__}", expected="an object")
-    return config
+    if adapter is not None:  # with it or without it: both would be another model than one expects
+        raise UserError(
+            f"The directory {folder} holds a model and an adapter (adapter_config.json): it is "
+            "not clear whether the adapter belongs to the model",
+            fix=f"For the model alone, move the adapter_* files away. {_MERGE}",
+        )
+    return read_object(path)
 
 
 def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) -> None:
     """Refuse the kinds of model that cannot be handled, before a weight is downloaded or read.
 
     Raises:
-        UserError: encoder-decoder, encoder-only, mixture of experts, quantised, custom code without
-            permission, or a kind that this transformers does not know.
+        UserError: entries of a wrong type; encoder-decoder, encoder-only, mixture of experts,
+            quantised, custom code without permission, or a kind that transformers does not know.
 
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind = str(config.get("model_type", ""))
+    _check_types(config, name)
+    kind = config.get("model_type", "")
     if kind not in CONFIG_MAPPING:
         _check_custom(config, kind, name, trust_remote_code)
     if config.get("is_encoder_decoder", _is_default_encoder_decoder(kind)):
@@ -158,75 +192,189 @@ def _experts(config: dict[str, Any]) -> int:
     return most
 
 
-def check_weights(folder: Path) -> None:
-    """Refuse a folder whose safetensors are missing, incomplete or empty, or that has pickles only.
+def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
+    """Refuse a configuration that counts far more layers than the weights can have.
+
+    Before the model's classes see it: they build lists and modules of that length.
 
     Raises:
-        UserError: says which file is missing, or how to convert.
+        UserError: says which entry, and how many layers there are.
 
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} is damaged", fix="Copy or download it again") from error
-    elif (folder / "model.safetensors").is_file():
-        shards = ["model.safetensors"]
-    else:
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"{folder} has its weights only as {pickles[0]}, a format that can run code when "
-                "it is opened, so it is not read",
-                expected="model.safetensors",
-                fix="If you trust the file, convert it: load it once with transformers and call "
-                "save_pretrained on a new directory, which writes safetensors",
-            )
+    most = 4 * weights.layers + 64
+    left: list[tuple[str, Any, int]] = [("", config, 0)]
+    while left:
+        key, value, depth = left.pop()
+        if depth > _DEPTH:
+            raise UserError(f"The config.json of {name} is nested too deeply")
+        if isinstance(value, dict):
+            left += [(str(k), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, list):
+            left += [(key, v, depth + 1) for v in value]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            if _COUNTS.fullmatch(key) and not -1 <= value <= most:
+                raise UserError(
+                    f"The config.json of {name} says {key} {_short(value)}, and its weights have "
+                    f"{weights.layers} layers at most",
+                    fix="Copy or download the model again",
+                )
+            if key == "num_labels" and not 0 <= value <= _LABELS:
+                raise UserError(f"The config.json of {name} says num_labels {_short(value)}")
+
+
+def check_room(model: PreTrainedModel, weights: Weights, name: str) -> None:
+    """Refuse a model, built without memory, that is far larger than the weights in its files.
+
+    Raises:
+        UserError: with both sizes.
+
+    """
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if wanted > 2 * weights.elements + (1 << 20):
         raise UserError(
-            f"{folder} has no weights",
-            expected="model.safetensors, or model.safetensors.index.json and its parts",
+            f"The config.json of {name} describes a model of {_short(wanted)} weights, and its "
+            f"files hold {weights.elements}",
+            fix="Copy or download the model again",
         )
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    # What is computed at the start (masks, positions) is in no file.
+    extra = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if extra > 4 * weights.bytes + (1 << 30):
+        raise UserError(
+            f"The config.json of {name} asks for {extra / 1e9:.3g} GB of masks and positions, far "
+            f"more than its weights ({weights.bytes / 1e9:.3g} GB)",
+            fix="Check the number of positions in config.json",
+        )
+
+
+def without_steering(value: Any) -> Any:
+    """The configuration without what would make transformers fetch or run something else."""
+    if isinstance(value, dict):
+        return {
+            key: without_steering(item)
+            for key, item in value.items()
+            if not _STEERING.fullmatch(str(key))
+        }
+    return [without_steering(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_types(config: dict[str, Any], name: str) -> None:
+    """Refuse entries of a type that the checks below could not read."""
+    kinds: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "model_type": (str, "a word"),
+        "architectures": ((list, type(None)), "a list of names"),
+        "text_config": ((dict, type(None)), "an object"),
+        "quantization_config": ((dict, type(None)), "an object"),
+        "tokenizer_class": ((str, type(None)), "a name"),
+        "auto_map": ((dict, type(None)), "an object"),
+    }
+    for key, (kind, expected) in kinds.items():
+        if key in config and not isinstance(config[key], kind):
+            raise UserError(
+                f"The config.json of {name} has {key} {config[key]!r:.100}", expected=expected
+            )
+    for key in ("dtype", "torch_dtype"):
+        given = config.get(key)
+        for dtype in given.values() if isinstance(given, dict) else [given]:
+            if dtype is not None and str(dtype).removeprefix("torch.") not in _DTYPES:
+                raise UserError(
+                    f"The config.json of {name} has {key} {dtype!r:.100}",
+                    expected="one of " + ", ".join(_DTYPES),
+                )
+
+
+def _short(number: int) -> str:
+    """A whole number; where it is long, roughly."""
+    if abs(number) < 10**15:
+        return str(number)
+    return f"{number:.3g}" if abs(number) < 10**300 else "more than 10 to the 300"
+
+
+def check_loaded(report: dict[str, Any], config: dict[str, Any], name: str) -> None:
+    """Refuse a load after which weights are made up or left out.
+
+    Raises:
+        UserError: weights are missing, of another shape, or have no place in the model.
+
+    """
+    missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{folder} is incomplete: {len(missing)} of {len(shards)} weight files are missing, "
-            f"among them {missing[0]}",
-            fix="Copy or download the model again",
+            f"The checkpoint of {name} lacks {len(missing)} of its model's weights, among them "
+            f"{missing[0]}: they would be random",
+            fix="Copy or download the model again, or check architectures in its config.json",
         )
-    for shard in shards:
-        _check_whole(folder / shard)
-
-
-def _check_whole(path: Path) -> None:
-    """Compare a safetensors file's length with what its header says (milliseconds)."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(length)) if 0 < length <= size - 8 else None
-            tensors = [entry for key, entry in header.items() if key != "__metadata__"]  # type: ignore[union-attr]
-            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            end = -1
-    if end != size:
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, there, wanted = mismatched[0]
         raise UserError(
-            f"{path} is cut off or damaged",
-            expected=f"{end} bytes, not {size}" if end > 0 else "a whole safetensors file",
+            f"{len(mismatched)} of the weights of {name} are not of the shape that its config.json "
+            f"says, among them {key}: {tuple(there)}, not {tuple(wanted)}",
             fix="Copy or download the model again",
+        )
+    left_out = sorted(key for key in report["unexpected_keys"] if not is_harmless(key, config))
+    if left_out:
+        raise UserError(
+            f"The checkpoint of {name} has {len(left_out)} weights that the model of its "
+            f"config.json has no place for, among them {left_out[0]}: another model would be "
+            "measured than the one in the files",
+            fix="Check the number of layers and architectures in config.json, or copy the model "
+            "again",
         )
 
 
-def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a folder with no tokenizer at all (transformers would make an empty one).
+def is_harmless(key: str, config: dict[str, Any]) -> bool:
+    """Whether a weight that the model has no place for takes no part in predicting a text."""
+    if any(pattern.search(key) for pattern in _HARMLESS):
+        return True
+    # Layers that predict further tokens ahead come after the model's own (GLM, DeepSeek).
+    ahead = config.get("num_nextn_predict_layers")
+    own = config.get("num_hidden_layers")
+    found = re.match(r"model\.layers\.(\d{1,6})\.", key)
+    if found and isinstance(ahead, int) and isinstance(own, int):
+        return own <= int(found[1]) < own + ahead
+    return False
+
+
+def check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Refuse a folder without a tokenizer, or whose tokenizer files lead elsewhere.
+
+    Without one transformers would make an empty tokenizer. Its settings can name other files, and
+    any class of transformers: a model's, which would read what else lies in the folder.
 
     Raises:
-        UserError: none of the known tokenizer files is there.
+        UserError: none of the known tokenizer files is there, or what is wrong with one.
 
     """
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    there = [known for known in _TOKENIZER_FILES if own_file(folder, known) is not None]
+    for known in _TOKENIZER_EXTRAS:
+        own_file(folder, known)
+    if not there:
         raise UserError(
             f"{folder} has no tokenizer",
             expected="tokenizer.json (or another tokenizer file) beside config.json",
             fix="Save the model's tokenizer there: tokenizer.save_pretrained(directory)",
         )
+    settings: dict[str, Any] = {}
+    if "tokenizer_config.json" in there:
+        settings = read_object(folder / "tokenizer_config.json")
+    versions = settings.get("fast_tokenizer_files")
+    for other in versions if isinstance(versions, list) else []:
+        own_file(folder, str(other))
+    for place, said in (("tokenizer_config.json", settings), ("config.json", config)):
+        chosen = said.get("tokenizer_class")
+        if chosen is not None and not _is_tokenizer_class(chosen):
+            raise UserError(
+                f"The {place} of {name} has tokenizer_class {chosen!r:.100}, which is no tokenizer",
+                fix="Save the model's tokenizer there: tokenizer.save_pretrained(directory)",
+            )
+
+
+def _is_tokenizer_class(chosen: Any) -> bool:
+    """Whether transformers takes the name for a tokenizer, or does not know it at all."""
+    import transformers
+
+    if not isinstance(chosen, str) or not chosen.isidentifier():
+        return False
+    found = getattr(transformers, chosen, None)
+    return found is None or (
+        isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+    )

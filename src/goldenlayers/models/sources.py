@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache, hub, packaged
-from goldenlayers.models.checks import (
-    check_config,
-    check_tokenizer_files,
-    check_weights,
-    read_config,
-)
 from goldenlayers.models.model import Model
+from goldenlayers.models.stamps import sha256_file
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 FORMS = "a packaged short name ({known}), a model directory, a .gguf file, or a hub id (owner/name)"
@@ -67,10 +62,14 @@ def load(
         trust_remote_code=trust_remote_code,
         progress=progress or cache.say,
     )
+    from goldenlayers.models.loading import open_folder
+
     hf_model, tokenizer = open_folder(
         folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code
     )
-    return Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    model = Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    model.folder = folder
+    return model
 
 
 def locate(
@@ -122,108 +121,6 @@ def _packaged(text: str) -> packaged.PackagedModel | None:
     return packaged.registry().get(text.casefold().replace("_", "-"))
 
 
-def open_folder(
-    folder: Path, name: str, *, dtype: str, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the weights and the tokenizer of a model directory, on the CPU.
-
-    Raises:
-        UserError: the directory is incomplete, or holds a model that cannot be handled.
-
-    """
-    config = read_config(folder)
-    check_config(config, name, trust_remote_code=trust_remote_code)
-    check_weights(folder)
-    check_tokenizer_files(folder)
-
-    import safetensors
-    import torch
-    import transformers
-
-    from goldenlayers.models.convert import LOADING_ERRORS, headline, quiet_transformers
-
-    auto = getattr(transformers, _auto_class(config))
-    try:
-        with quiet_transformers():
-            hf_model, report = auto.from_pretrained(
-                str(folder),
-                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                local_files_only=not trust_remote_code,
-                output_loading_info=True,
-            )
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"The weights of {name} are damaged: {error}", fix="Copy or download the model again"
-        ) from error
-    except LOADING_ERRORS as error:
-        raise UserError(
-            f"transformers {transformers.__version__} cannot load {name}: {headline(error)}",
-            expected="a decoder-only language model in save_pretrained layout",
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"The checkpoint of {name} lacks {len(missing)} of its model's weights, among them "
-            f"{missing[0]}: they would be random",
-            fix="Copy or download the model again, or check architectures in its config.json",
-        )
-    tokenizer = _tokenizer(folder, name, trust_remote_code)
-    # A few tokens more than embeddings are usual (Gemma 3 counts an image token), many are not.
-    rows = hf_model.get_input_embeddings().weight.shape[0]
-    if tokenizer.vocab_size > 1.05 * rows:
-        raise UserError(
-            f"The tokenizer of {name} is another model's: it has {tokenizer.vocab_size} tokens, "
-            f"and the model {rows} embeddings",
-            fix="Save the model's own tokenizer there: tokenizer.save_pretrained(directory)",
-        )
-    return hf_model, tokenizer
-
-
-def _tokenizer(folder: Path, name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    from goldenlayers.models.convert import headline, quiet_transformers
-
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder),
-                trust_remote_code=trust_remote_code,
-                local_files_only=not trust_remote_code,
-            )
-    # Tokenizer files come in many formats, whose readers raise whatever they like.
-    except Exception as error:
-        raise UserError(
-            f"The tokenizer of {name} cannot be loaded: {headline(error)}",
-            fix="Save a tokenizer that transformers loads there: "
-            "tokenizer.save_pretrained(directory)",
-        ) from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise UserError(
-            f"The tokenizer of {name} is empty: it turns text into nothing",
-            fix="Save the model's tokenizer there: tokenizer.save_pretrained(directory)",
-        )
-    return tokenizer
-
-
-def _auto_class(config: Mapping[str, Any]) -> str:
-    """The auto class that loads the checkpoint as what it is (multimodal Gemma 3 and the like)."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL,
-    )
-
-    kind = config.get("model_type")
-    architectures = set(config.get("architectures") or ())
-    if kind in MULTIMODAL and (kind not in CAUSAL or MULTIMODAL[kind] in architectures):
-        return "AutoModelForImageTextToText"
-    return "AutoModelForCausalLM"
-
-
 def _packaged_folder(model: packaged.PackagedModel, root: Path, progress: cache.Progress) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         from goldenlayers.models.convert import convert_gguf
@@ -243,7 +140,7 @@ def _gguf_folder(path: Path, root: Path, progress: cache.Progress) -> Path:
     from goldenlayers.models.gguf_header import read_header
 
     read_header(path)  # not a GGUF file, or cut off: said before it is hashed
-    digest = cache.sha256_file(path)
+    digest = sha256_file(path)
 
     def build(folder: Path) -> dict[str, Any]:
         from goldenlayers.models.convert import convert_gguf

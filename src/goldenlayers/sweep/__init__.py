@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from goldenlayers.decoding import settle_joints
 from goldenlayers.editors import EditSettings, edited_layers, editor
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.plan import check_ids
@@ -118,6 +119,7 @@ def sweep(
     if engine not in ("local", "ray"):
         raise UserError(f"unknown engine '{engine}'", expected="local or ray")
     size = chunk_size(chunk, model.device.type)
+    facts = settle_joints(model, facts)
     plain = Job(tuple(facts), method, check_metrics(metrics), settings, seed, evidence)
     ledger = Ledger(plain, where, done)
     tasks = ledger.tasks(size)

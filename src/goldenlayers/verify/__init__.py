@@ -68,6 +68,7 @@ def verify(
         UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, no
             edit that could be scored, or memory that runs out on a single fact.
     """
+    from goldenlayers.decoding import settle_joints
     from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
     from goldenlayers.evaluation.metrics import overall_by_fact
     from goldenlayers.evaluation.plan import EvaluationPlan
@@ -82,7 +83,7 @@ def verify(
     chosen, metrics = editor(method), check_metrics(metrics)
     layers = sorted({model.layers[layer].index for layer in candidates})
     settings = settings or EditSettings()
-    drawn = _drawn(facts, metrics, n_facts, seed)
+    drawn = settle_joints(model, _drawn(facts, metrics, n_facts, seed))
     if len(layers) > 1 and statistics is None and chosen.needs_statistics:
         from goldenlayers.statistics import key_statistics
 

@@ -1,0 +1,199 @@
+"""Records from elsewhere (JSON, YAML): read within bounds, and held to the types they should have.
+
+Whatever stands in one, reading it ends in plain values or in a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from goldenlayers.errors import UserError
+
+DEEPEST = 64
+"""How deep a record of ours may be nested."""
+
+
+def text_of(data: bytes, where: str | Path) -> str:
+    """Bytes as UTF-8 text.
+
+    Raises:
+        UserError: they are something else.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is no UTF-8 text ({error.reason})") from error
+
+
+def parse_json(text: str | bytes, where: str | Path) -> Any:
+    """A value from strict JSON: no NaN, not nested too deeply, no half characters.
+
+    Raises:
+        UserError: anything else; it begins with ``where``.
+    """
+    try:
+        value = json.loads(text, parse_constant=no_constant)
+        refuse_odd(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({said(error)})") from error
+    return value
+
+
+def parse_yaml(text: str, where: str | Path) -> Any:
+    """A value from YAML that holds no more than JSON could, and no aliases (they can grow without
+    end).
+
+    Raises:
+        UserError: anything else; it begins with ``where``.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("an alias")
+            return super().compose_node(parent, index)
+
+    try:
+        value = yaml.load(text, Loader)
+        refuse_odd(value)
+    # What its constructors raise on odd scalars is not theirs alone (TypeError, IndexError, ...).
+    except (
+        yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+        RecursionError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{where} is no YAML of plain settings ({said(error)})") from error
+    return value
+
+
+def refuse_odd(value: Any) -> None:
+    """Refuse what strict JSON cannot say, and what is nested deeper than any record of ours.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    stack = [(value, 1)]
+    while stack:
+        one, depth = stack.pop()
+        if isinstance(one, str):
+            if not one.isascii():
+                one.encode()  # half a character is a UnicodeEncodeError, which is a ValueError
+        elif isinstance(one, float):
+            if not math.isfinite(one):
+                raise ValueError("a number that is not finite")
+        elif isinstance(one, dict | list):
+            if depth > DEEPEST:
+                raise ValueError("nested too deeply")
+            if isinstance(one, dict):
+                if not all(isinstance(key, str) for key in one):
+                    raise ValueError("a name that is no text")
+                stack += [(key, depth) for key in one]
+            stack += [(v, depth + 1) for v in (one.values() if isinstance(one, dict) else one)]
+        elif isinstance(one, int):
+            if one.bit_length() > 64:
+                raise ValueError("a number of more than 64 bits")
+        elif one is not None:
+            raise ValueError(f"a {type(one).__name__}")
+
+
+def no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "a half character (lone surrogate)"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def typed(value: Any, hint: Any) -> Any:
+    """``value`` as a field of the type ``hint`` holds it: paths are made of text, tuples of lists.
+
+    Raises:
+        TypeError: it is no such value; the message says what is expected.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return typed(value, inner[0])
+    if origin in (Union, types.UnionType):
+        for one in inner:
+            try:
+                return typed(value, one)
+            except TypeError:
+                continue
+    elif origin is Literal:
+        if isinstance(value, str) and value in inner:
+            return value
+    elif origin is list and isinstance(value, list):
+        return [typed(one, inner[0]) for one in value]
+    elif origin is tuple and isinstance(value, list):
+        if inner[-1] is Ellipsis:
+            return tuple(typed(one, inner[0]) for one in value)
+        if len(value) == len(inner):
+            return tuple(typed(one, kind) for one, kind in zip(value, inner, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {typed(name, inner[0]): typed(one, inner[1]) for name, one in value.items()}
+    elif hint is Any or (hint in (bool, int, type(None)) and type(value) is hint):
+        if type(value) is not int or value.bit_length() <= 64:
+            return value
+    elif hint is float and type(value) in (int, float) and abs(value) < math.inf:
+        return float(value)
+    elif hint in (str, Path) and isinstance(value, str) and "\0" not in value:
+        return hint(value)
+    raise TypeError(in_words(hint))
+
+
+def in_words(hint: Any) -> str:
+    """What a field of a type holds, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return in_words(inner[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(in_words(one) for one in inner))
+    if origin is Literal:
+        return " or ".join(f"'{one}'" for one in inner)
+    if origin in (list, tuple):
+        return f"a list of {in_words(inner[0])}"
+    if origin is dict:
+        return f"a mapping of {in_words(inner[0])} to {in_words(inner[1])}"
+    return {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+        type(None): "nothing",
+        Any: "anything",
+    }.get(hint, str(hint))
+
+
+def entry(record: Mapping[str, Any], name: str, hint: Any, where: str | Path, *default: Any) -> Any:
+    """The field ``name`` of a record, held to its type; ``default`` where it is missing or null.
+
+    Raises:
+        UserError: a value of another type, or none where there is no default.
+    """
+    value = record.get(name)
+    if value is None and default:
+        return default[0]
+    try:
+        return typed(value, hint)
+    except TypeError as error:
+        found = f"'{name}' is {short(value)}" if name in record else f"there is no '{name}'"
+        raise UserError(
+            f"{where}: {found}",
+            expected=str(error),
+        ) from None
+
+
+def short(value: Any) -> str:
+    """A value in a message: in plain ASCII and not too long."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
