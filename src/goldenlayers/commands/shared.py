@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import math
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +23,8 @@ from goldenlayers.config import (
     types_of,
 )
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.shown import console, say, shown
+from goldenlayers.shown import progress as progress
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -73,6 +73,12 @@ def load_facts(options: DataOptions) -> FactSet:
             facts = facts.sample(options.limit, options.seed)
     tell_fewer(len(facts), options.limit)
     return facts
+
+
+def tell_fewer(n_facts: int, limit: int | None) -> None:
+    """Say it where there are fewer facts than ``--limit`` asks for."""
+    if limit is not None and n_facts < limit:
+        say(f"There are only {n_facts} facts, fewer than the {limit} of --limit: all are used")
 
 
 def tell_data(facts: FactSet) -> None:
@@ -166,46 +172,11 @@ def _begin(text: str) -> str:
     return text if len(text) <= 30 else f"{text[:29]}…"
 
 
-def tell_fewer(n_facts: int, limit: int | None) -> None:
-    """Say it where there are fewer facts than ``--limit`` asks for."""
-    if limit is not None and n_facts < limit:
-        say(f"There are only {n_facts} facts, fewer than the {limit} of --limit: all are used")
-
-
 def tell_dropped(dropped: Sequence[DataError]) -> None:
     """Say which facts were left out, and why."""
     some = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
-
-
-@contextlib.contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with an estimate, on standard error; silent when that is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn(shown(what), markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def settings_of(config: Any) -> dict[str, Any]:
