@@ -45,7 +45,7 @@ def run_batch(
     Raises:
         UserError: see :func:`edit_together`.
     """
-    delta = saved(folder)
+    delta = saved(folder, work, bench, chosen, layer)
     if delta is None:
         delta, failed = edit_together(bench, chosen, work.facts, layer)
         store(folder, delta)
@@ -103,11 +103,25 @@ def told_failures(rows: Iterable[Row]) -> dict[str, UserError]:
     }
 
 
-def saved(folder: Path | None) -> WeightDelta | None:
-    """The delta that :func:`store` left, if there is one."""
+def saved(
+    folder: Path | None, work: Work, bench: Workbench, chosen: Editor, layer: int
+) -> WeightDelta | None:
+    """The delta that :func:`store` left, if there is one.
+
+    Raises:
+        UserError: it is damaged, or not of this work.
+    """
     if folder is None or not (folder / TENSORS).is_file():
         return None
     delta = WeightDelta.load(folder)
+    told = (delta.method, delta.base_fingerprint, layer in delta.layers)
+    others = ids_of(delta) - {fact.id for fact in work.facts}
+    if told != (chosen.name, bench.base_fingerprint, True) or others:
+        raise UserError(
+            f"the delta in {folder} is not of this run: it was made by {delta.method} at layers "
+            f"{delta.layers}, with {len(others)} other facts, or on other weights",
+            fix=f"Remove {folder} to begin anew",
+        )
     if not (folder / RECORD).is_file():  # the kill came between the two files
         store(folder, delta)
     return delta
