@@ -231,7 +231,7 @@ def test_bad_input_is_one_message(place: Path, capsys: Any):
         (["--layers", "7"], "--layers names layer 7. Expected layers 0 to 3"),
         (["--method", "rom"], "unknown editor 'rom'"),
         (["--metrics", "perplexity"], "does not measure perplexity"),
-        (["--chunk", "0"], "--chunk is '0'"),
+        (["--chunk", "0"], "--chunk is 0"),
         (["--workers", "0"], "--workers is 0"),
         (["--address", "auto"], "--address is for Ray"),
         (["--set", "stepz", "3"], "unknown setting 'stepz'"),
