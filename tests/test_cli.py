@@ -109,7 +109,7 @@ def test_locate_writes_the_run_folder(place: Path, tmp_path: Path, golden: Golde
     assert ranking["n_facts"] == 3 and ranking["n_generated"] == 1
     assert len(ranking["layers"]) == 4
     assert {"layer", "score", "kept", "cosine", "wins"} <= set(ranking["layers"][0])
-    rows = [json.loads(line) for line in (run / "per_fact.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "per_fact.jsonl").read_text("utf-8").splitlines()]
     assert {row["fact"] for row in rows} == {"italy", "toko", "gold"}
     for row in rows:
         assert {"fact", "phi", "cosine", "old", "new", "old_is_generated"} <= set(row)
@@ -122,7 +122,7 @@ def test_locate_writes_the_run_folder(place: Path, tmp_path: Path, golden: Golde
     assert record["command"] == "locate" and record["version"]
     assert record["settings"]["batch_size"] == 2 and record["settings"]["seed"] == 0
     assert len(record["model"]["fingerprint"]) == 64 and len(record["data"]["sha256"]) == 64
-    assert (run / "ranking.svg").read_text().lstrip().startswith("<?xml")
+    assert (run / "ranking.svg").read_text("utf-8").lstrip().startswith("<?xml")
     # The table goes to standard output, what happens to standard error.
     assert f"olden layer {ranking['golden_layer']} of 4" in out and "golden" in out
     assert str(run) in err and "Written" not in out
@@ -214,6 +214,7 @@ def test_errors_exit_2_with_one_message(place: Path, tmp_path: Path, golden: Gol
         (["datasets", tmp_path / "none.jsonl"], ("none.jsonl",)),
         (["models", "--inspect", "smollm-135m"], ("smollm-135m",)),
         (["models", "--clear", "nothing"], ("nothing",)),
+        (["models", "--verify", "nothing"], ("nothing",)),
     ]
     for arguments, parts in cases:
         status, out, err = golden(*arguments)
@@ -283,8 +284,8 @@ def test_an_error_in_the_middle_leaves_nothing_that_looks_whole(
     assert not run.exists()
     part = tmp_path / "run.part"
     assert "ranking.json" not in files(part)
-    assert len((part / "per_fact.jsonl").read_text().splitlines()) == 2
-    log = (part / "log.txt").read_text()
+    assert len((part / "per_fact.jsonl").read_text("utf-8").splitlines()) == 2
+    log = (part / "log.txt").read_text("utf-8")
     assert "stopped: UserError" in log and "Traceback" not in log
     status, _, err = golden("run", run)
     assert status == 2 and "not finished" in err
@@ -293,11 +294,11 @@ def test_an_error_in_the_middle_leaves_nothing_that_looks_whole(
         spoil(patch, ZeroDivisionError("a defect"), 1)
         with pytest.raises(ZeroDivisionError):
             main([str(a) for a in command])
-    assert not run.exists() and "Traceback" in (part / "log.txt").read_text()
+    assert not run.exists() and "Traceback" in (part / "log.txt").read_text("utf-8")
     # The same command starts anew and finishes, with every row once.
     assert golden(*command)[0] == 0
     assert files(run) == WHOLE and not part.exists()
-    assert len((run / "per_fact.jsonl").read_text().splitlines()) == 3
+    assert len((run / "per_fact.jsonl").read_text("utf-8").splitlines()) == 3
 
 
 def test_a_failing_picture_leaves_no_whole_run(
@@ -329,7 +330,7 @@ def test_interruption(
         status, out, _ = golden(*command)
     assert status == 0 and "Interrupted after 2 of 3 facts" in " ".join(out.split())
     assert files(run) == WHOLE and numbers(run)["n_facts"] == 2
-    assert len((run / "per_fact.jsonl").read_text().splitlines()) == 2
+    assert len((run / "per_fact.jsonl").read_text("utf-8").splitlines()) == 2
 
 
 # --- the small commands

@@ -375,3 +375,19 @@ def test_nan_weights_stop_the_edit_and_save_nothing(
     status, _, said = golden("edit", broken, *flags)
     assert status == 2 and "not a number" in said, said
     assert not out.exists()
+
+
+def test_ask_says_where_edits_contradict(golden: Golden, place: Path, tmp_path: Path) -> None:
+    flags = (*QUICK, "--layer", 1, "--out")
+    assert golden("edit", place / "model", *FLAGS, *flags, tmp_path / "a")[0] == 0
+    other = (*FLAGS[:-1], "Berlin")
+    assert golden("edit", place / "model", *other, *flags, tmp_path / "b")[0] == 0
+    ask = ("ask", place / "model", "The capital of Italy is", "--delta", tmp_path / "a")
+    assert "contradict" not in golden(*ask)[2]
+    status, _, said = golden(*ask, tmp_path / "b")
+    assert status == 0 and "contradict: 'The capital of Italy is' → 'Paris' and 'Berlin'" in said
+    # Of another model: before anything is answered.
+    status, printed, said = golden(
+        "ask", place / "other", "The capital", "--delta", tmp_path / "a", tmp_path / "b"
+    )
+    assert status == 2 and not printed and "other weights" in said

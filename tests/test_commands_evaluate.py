@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from families import tiny
 
 from goldenlayers.cli import main
 from goldenlayers.commands import evaluate as command
-from goldenlayers.datasets import load_facts
+from goldenlayers.datasets import load_facts, write_jsonl
+from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EditSettings
 from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
@@ -144,6 +146,31 @@ def test_a_saved_delta_is_judged_as_the_run_that_made_it(checkpoint: Path, tmp_p
     assert (summary["method"], summary["layer"]) == ("memit", 1)
     assert golden(checkpoint, tmp_path / "base", "--limit", "4") == 0
     assert ordered(rows) != alike(ordered(results(tmp_path / "base")[0]))
+
+
+def test_a_delta_is_judged_on_the_facts_it_holds(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert golden(checkpoint, run, "--method", "memit", "--mode", "batch", *QUICK) == 0
+    held = [row["id"] for row in WeightDelta.load(run).facts]
+    capsys.readouterr()
+    # Among all facts of the data, and whatever they are called there.
+    assert golden(checkpoint, tmp_path / "all", "--delta", str(run)) == 0
+    shown = capsys.readouterr()
+    n_facts = len(load_facts("starter"))
+    assert f"holds {len(held)} of the {n_facts} facts of starter: only these" in shown.err
+    assert f"batch: {len(held)} facts" in shown.out
+    assert {row["fact"] for row in results(tmp_path / "all")[0]} == set(held)
+    few = ["--delta", str(run), "--limit", "2"]
+    assert golden(checkpoint, tmp_path / "few", *few) == 0
+    assert {row["fact"] for row in results(tmp_path / "few")[0]} < set(held)
+    # A fact with another answer is another fact.
+    facts = [dataclasses.replace(f, target_new="nothing") for f in load_facts("starter")[:4]]
+    write_jsonl(facts, tmp_path / "others.jsonl")
+    command = ["evaluate", str(checkpoint), str(tmp_path / "others.jsonl"), "--delta", str(run)]
+    assert main(command) == 2
+    assert "holds none of the 4 facts" in capsys.readouterr().err
 
 
 def test_in_context_tells_with_the_examples_that_were_asked_for(

@@ -65,7 +65,7 @@ def test_the_grid_and_its_heat_map(
         assert grid.effect.shape[1] == 4
     of_last = np.mean([grid.effect[grid.lookup] for grid in grids.values()], axis=0)
     np.testing.assert_allclose(mean.effect[2], of_last)
-    drawn = run.file("heatmap.svg").read_text()
+    drawn = run.file("heatmap.svg").read_text("utf-8")
     assert (f"mean of {n} facts" in drawn) == (n > 1)
     assert run.file("heatmap.png").stat().st_size > 0
     assert "grid.json" in capsys.readouterr().err

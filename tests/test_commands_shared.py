@@ -59,7 +59,7 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def scores(run: Path) -> list[str]:
-    return sorted((run / "scores.jsonl").read_text().splitlines())
+    return sorted((run / "scores.jsonl").read_text("utf-8").splitlines())
 
 
 def test_a_run_with_relative_paths_is_repeated_from_another_directory(
@@ -123,7 +123,7 @@ def test_an_unfinished_run_is_gone_on_with_however_its_files_are_named(
     assert golden(*other) == 2
     assert "other settings: settings.model" in capsys.readouterr().err
     assert golden("evaluate", "../model", here / "facts.jsonl", "--out", "../run") == 0
-    assert "resumed" in (here / "run" / "log.txt").read_text()
+    assert "resumed" in (here / "run" / "log.txt").read_text("utf-8")
 
 
 def test_an_unfinished_run_that_recorded_relative_paths_is_gone_on_with(
@@ -142,7 +142,7 @@ def test_an_unfinished_run_that_recorded_relative_paths_is_gone_on_with(
     assert "data.sha256" in capsys.readouterr().err
     monkeypatch.chdir(here)
     assert golden(*command) == 0
-    assert "resumed" in (here / "run" / "log.txt").read_text()
+    assert "resumed" in (here / "run" / "log.txt").read_text("utf-8")
     assert settings(here / "run")["data"] == str(here / "facts.jsonl")
 
 
@@ -173,7 +173,7 @@ def test_an_unfinished_run_is_not_gone_on_with_when_its_files_have_changed(
     refused("delta")
     assert golden(*edit, 1) == 0  # the same again
     assert golden(*command) == 0
-    assert "resumed" in (here / "run" / "log.txt").read_text()
+    assert "resumed" in (here / "run" / "log.txt").read_text("utf-8")
     # A repetition of the finished run says so.
     (here / "text.txt").write_text(TEXT + "More of it.")
     capsys.readouterr()
@@ -193,7 +193,7 @@ def test_an_unfinished_run_of_a_version_that_hashed_no_files_is_gone_on_with(
     assert record.pop("inputs")
     config.write_text(yaml.safe_dump(record))
     assert golden(*command) == 0
-    assert "resumed" in (here / "run" / "log.txt").read_text()
+    assert "resumed" in (here / "run" / "log.txt").read_text("utf-8")
 
 
 def test_a_sweep_notices_other_statistics(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def test_text_and_texts():
     assert texts({}, "a", row) == texts({"a": None}, "a", row) == texts({"a": []}, "a", row) == ()
     assert texts({"a": "one"}, "a", row) == ("one",)
     assert row.left_out == []
-    assert texts({"a": ["one", "", 3, "two "]}, "a", row) == ("one", "two")
+    assert texts({"a": ["one", "", 3, "two "]}, "a", row) == ("one", "two ")
     assert len(row.left_out) == 2
     with pytest.raises(DataError):
         texts({"a": {"b": "c"}}, "a", row)

@@ -158,7 +158,8 @@ def test_wikibio():
     assert first.subject == "john russell reynolds"
     assert first.prompt.startswith("This is a Wikipedia passage about john russell reynolds. Sir")
     assert first.target_new.startswith("He received general education")
-    assert all(fact.prompt == fact.prompt.strip() for fact in facts)
+    # Passages are kept as they are; a space at their end is the joint with the sentence.
+    assert sum(fact.prompt.endswith(" ") for fact in facts) == 68
 
 
 def test_mquake():

@@ -145,10 +145,27 @@ def test_zsre_mend_takes_the_true_answers(tmp_path):
         first("zsre-mend", tmp_path, alt="Republic of Mali")
 
 
-def test_wikibio_texts_lose_their_outer_spaces(tmp_path):
+def test_wikibio_passages_are_kept_letter_for_letter(tmp_path):
     fact = first("wikibio", tmp_path)[0]
-    assert (fact.prompt, fact.target_new) == ("This is about ada. She writes.", "She sings.")
+    assert (fact.prompt, fact.target_new) == ("This is about ada. She writes. ", "She sings.")
     assert fact.target_old is None and fact.locality == ()
+
+
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [
+        ("counterfact-flat", {"prompt": " Ada:\n", "rephrase_prompt": " Ada:\n"}),
+        ("wiki-recent", {"prompt": " Ada:\n", "rephrase": [" Ada:\n"]}),
+        ("known", {"prompt": " Ada:\n"}),
+        ("zsre-mend", {"src": " Ada:\n", "rephrase": " Ada:\n"}),
+        ("counterfact-nested", {"requested_rewrite": REWRITE | {"prompt": " {}:\n"}}),
+        ("mquake", {"requested_rewrite": [REWRITE | {"prompt": " {}:\n"}]}),
+    ],
+)
+def test_prompts_are_kept_letter_for_letter(tmp_path, form, changes):
+    fact = first(form, tmp_path, **changes, subject="Ada")[0]
+    assert fact.prompt == f" {fact.subject}:\n"
+    assert all(text == " Ada:\n" for text in fact.rephrasings if ":" in text)
 
 
 def test_mquake_makes_one_fact_per_rewrite(tmp_path):

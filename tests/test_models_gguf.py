@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from families import build
@@ -185,6 +186,10 @@ def test_an_unknown_architecture_is_an_error_for_the_user(tmp_path: Path) -> Non
 
     path = tmp_path / "odd.gguf"
     writer = GGUFWriter(str(path), "oddity")
+    writer.add_block_count(1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a"])
+    writer.add_tensor("blk.0.weight", np.ones((1, 1), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -59,6 +59,9 @@ def test_a_model_that_cannot_be_handled_is_not_downloaded(served: Path) -> None:
     path.write_text("<html>")
     with pytest.raises(UserError, match=r"config\.json of the hub model owner/name is not JSON"):
         models.load("owner/name")
+    path.write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        models.load("owner/name")
     assert not (served / "asked.txt").exists()
 
 

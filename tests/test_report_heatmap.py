@@ -60,10 +60,10 @@ def test_tokens_layers_and_settings_are_named(tmp_path):
         "17",
     ):
         assert part in text, part
-    assert svg.read_text().count("font-weight: 700") == 4  # the subject's tokens
+    assert svg.read_text("utf-8").count("font-weight: 700") == 4  # the subject's tokens
     plain = tracing_figure(grid_of(kind="block", window=1, subject=(0, 0)), tmp_path / "b", ["svg"])
     assert "layer whose block output is restored" in text_of(plain[0])
-    assert "font-weight: 700" not in plain[0].read_text()
+    assert "font-weight: 700" not in plain[0].read_text("utf-8")
 
 
 def test_the_same_grid_gives_the_same_bytes(tmp_path):

@@ -96,8 +96,8 @@ def test_one_pass_equals_a_slow_loop_per_layer_and_text(name: str, corpus: Path)
     assert found.n_tokens == 39 * len(rows)
     for layer in range(len(model.layers)):
         slow = slow_moment(model, layer, rows, skip=1)
-        # Stored in float32, computed in float64.
-        assert largest_difference(found[layer].moment, slow) < 1e-7
+        # Stored in float32, computed in float64 but for some families' norms and attention.
+        assert largest_difference(found[layer].moment, slow) < 1e-6
 
 
 def test_first_position_is_left_out(corpus: Path) -> None:

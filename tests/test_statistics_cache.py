@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from families import build
+from safetensors.torch import load_file, save_file
 from tokenizers_built import byte_level_bpe, sentencepiece_bpe
 
 from goldenlayers.errors import UserError
 from goldenlayers.models.model import Model
+from goldenlayers.models.stamps import sha256_file
 from goldenlayers.statistics import KeyStatistics, key_statistics
-from goldenlayers.statistics.cache import model_settings
+from goldenlayers.statistics.cache import StatisticsCache, _seal, model_settings
+from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, TextSource
 
 WORDS = "the city of Paris is the capital of France and its river flows to the sea"
@@ -217,6 +220,95 @@ def test_damaged_files_are_collected_again_with_a_message(
         key_statistics(model, text=corpus, cache_dir=tmp_path, **OPTIONS)
 
 
+def _reseal(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put another tensor into the file of layer 1, with hashes that are right."""
+    path, manifest = folder / "layer-001.safetensors", folder / "manifest.json"
+    save_file({"second_moment": change(load_file(path)["second_moment"]).contiguous()}, path)
+    record = json.loads(manifest.read_text())
+    record["layers"]["1"]["sha256"] = sha256_file(path)
+    del record["sha256"]
+    manifest.write_text(_seal(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.int(), "values of torch.int32, not a second moment"),
+        (lambda c: c.double(), "values of torch.float64"),
+        (lambda c: c[:5, :5], r"holds \(5, 5\) values"),
+        (lambda c: c * torch.nan, "not symmetric, or not finite"),
+        (lambda c: c / 0, "not symmetric, or not finite"),
+        (lambda c: torch.triu(c), "not symmetric"),
+        (lambda c: -c, "negative diagonal"),
+    ],
+)
+def test_what_is_no_second_moment_is_collected_again(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int], change: Any, said: str
+) -> None:
+    first = key_statistics(model, [1], text=corpus, cache_dir=tmp_path, **OPTIONS)[1].moment.clone()
+    passes.clear()
+    _reseal(folders(tmp_path)[0], lambda c: c)
+    key_statistics(model, [1], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert not passes
+    _reseal(folders(tmp_path)[0], change)
+    with pytest.warns(UserWarning, match=said):
+        again = key_statistics(model, [1], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    assert passes and torch.equal(again[1].moment, first)
+
+
+def test_odd_manifests_are_collected_again(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+    manifest = folders(tmp_path)[0] / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    rest = {name: value for name, value in whole.items() if name != "sha256"}
+    odd: list[str] = [
+        json.dumps({**whole, "n_tokens": whole["n_tokens"] + 1}),  # not what was written
+        _seal({**rest, "n_tokens": 0}),
+        _seal({**rest, "n_rows": "many"}),
+        _seal({**rest, "settled": 1}),
+        _seal({**rest, "layers": {"0": 3}}),
+        _seal({**rest, "layers": {"0": {"path": 1, "sha256": "", "error": 0.1}}}),
+        json.dumps({**rest, "sha256": None}),
+        "[" * 100_000,
+        '{"settings": "\\ud800"}',
+        "[]",
+        "nul\0",
+    ]
+    for text in odd:
+        passes.clear()
+        manifest.write_text(text)
+        with pytest.warns(UserWarning, match="manifest is damaged") as said:
+            key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+        assert passes and len(said) == 1
+        assert json.loads(manifest.read_text())["n_tokens"] == whole["n_tokens"]
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.warns(UserWarning, match="no plain file"):
+        key_statistics(model, [0], text=corpus, cache_dir=tmp_path, **OPTIONS)
+
+
+def test_files_are_hashed_once_per_change(
+    model: Model, corpus: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goldenlayers.models.stamps._SETTLED", -(1 << 62))  # do not wait for it
+    options = {"text": corpus, "cache_dir": tmp_path, **OPTIONS}
+    for _ in range(2):
+        key_statistics(model, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("goldenlayers.models.stamps.sha256_file", None)
+        key_statistics(model, **options)
+    passes.clear()
+    path = folders(tmp_path)[0] / "layer-001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="layer-001.safetensors is damaged"):
+        key_statistics(model, **options)
+    assert passes
+
+
 class KilledError(Exception):
     pass
 
@@ -252,10 +344,14 @@ def test_a_pass_that_was_cut_off_goes_on_with_identical_bits(
 
 SCRIPT = """
 import sys, time
+from contextlib import nullcontext
 sys.path.insert(0, sys.argv[1])
 from families import build
+from off_a_bit import OffABit
+from safetensors.torch import load_file, save_file
 from tokenizers_built import sentencepiece_bpe
 from goldenlayers.models.model import Model
+from goldenlayers.models.stamps import sha256_file
 from goldenlayers.statistics import key_statistics
 model = Model.wrap(build("llama"), sentencepiece_bpe())
 seen = []
@@ -264,11 +360,11 @@ def wait_after_the_third(done, total):
     if len(seen) == 3:
         print(done, flush=True)
         time.sleep(1000)  # until it is killed
-key_statistics(
-    model, text=sys.argv[2], cache_dir=sys.argv[3], tokens=600, length=32, batch_tokens=128,
-    settle=0, checkpoint_seconds=0,
-    progress=wait_after_the_third,
-)
+with OffABit() if sys.argv[4:] else nullcontext():
+    key_statistics(
+        model, text=sys.argv[2], cache_dir=sys.argv[3], tokens=600, length=32, batch_tokens=128,
+        settle=0, checkpoint_seconds=0, progress=wait_after_the_third,
+    )
 """
 
 
@@ -277,10 +373,10 @@ def test_a_killed_process_goes_on_with_identical_bits(
 ) -> None:
     whole = key_statistics(model, text=corpus, cache=False, **OPTIONS)
     passes.clear()
+    # Its sums are off where those of this process are.
+    arguments = [Path(__file__).parent, corpus, tmp_path, *({"off_a_bit"} & sys.modules.keys())]
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(corpus), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -291,6 +387,13 @@ def test_a_killed_process_goes_on_with_identical_bits(
     )
     assert equal(moments(resumed), moments(whole))
     assert 0 < sum(passes) < 20
+
+
+def _store(state: Path) -> StatisticsCache:
+    """The cache that a checkpoint's state lies in."""
+    store = StatisticsCache({}, state.parents[3])
+    store.folder = state.parents[1]
+    return store
 
 
 def test_checkpoints_of_another_pass_or_in_pieces_are_not_used(
@@ -318,6 +421,19 @@ def test_checkpoints_of_another_pass_or_in_pieces_are_not_used(
     with pytest.warns(UserWarning, match="checkpoint is damaged"):
         key_statistics(model, [2], **options)
     assert len(passes) == n_batches
+
+    passes.clear()
+    with pytest.raises(KilledError):
+        key_statistics(model, [3], progress=stop, **options)
+    state = folders(tmp_path)[0] / "checkpoint" / "state.json"
+    whole_state = state.read_text()
+    for text in ("[]", "[" * 100_000, whole_state.replace('"n_rows": ', '"n_rows": 1'), "{}"):
+        assert text != whole_state
+        (state.parent).mkdir(exist_ok=True)
+        state.write_text(text)
+        sums = MomentSums.empty({3: model.layers.d_mlp})
+        with pytest.warns(UserWarning, match="checkpoint is damaged"):
+            assert not _store(state).load_checkpoint(sums, 19)
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_by_halves(

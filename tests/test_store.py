@@ -203,13 +203,13 @@ def test_log_has_the_story_and_the_packages_warnings(tmp_path):
         logger.warning("a layer was skipped")
         raise ZeroDivisionError
     logger.warning("after the run")
-    text = (tmp_path / "out.part" / "log.txt").read_text()
+    text = (tmp_path / "out.part" / "log.txt").read_text("utf-8")
     for part in ("started", "batch 1 of 3", "a layer was skipped", "Traceback", "ZeroDivision"):
         assert part in text
     assert "after the run" not in text
     with pytest.raises(UserError), RunFolder.create(tmp_path / "out", CONFIG, resume=True):
         raise UserError("an empty answer")
-    text = (tmp_path / "out.part" / "log.txt").read_text()
+    text = (tmp_path / "out.part" / "log.txt").read_text("utf-8")
     assert "stopped: UserError: an empty answer" in text and text.count("Traceback") == 1
 
 

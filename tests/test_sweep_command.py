@@ -110,7 +110,7 @@ def test_a_sweep_without_overall(place: Path, name: str, capsys: Any):
     else:
         assert summary["golden_layers"][first] in (1, 2)
         assert f"Best layers by {first}" in shown.out and "sweep.svg" in shown.err
-        figure = (place / name / "sweep.svg").read_text()
+        figure = (place / name / "sweep.svg").read_text("utf-8")
         assert f"Golden layer {summary['golden_layers'][first]} by {first}" in figure
     # Shown again, and judged by.
     assert main(command(place, name, "--metrics", name, "--layers", "1-2")) == 0

@@ -13,6 +13,7 @@ from alike import alike
 from families import tiny
 from sweep_helpers import FAST, DiesOnce, canonical, load_other, load_tiny, some_facts
 
+import goldenlayers
 from goldenlayers.errors import UserError
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import key_statistics
@@ -191,8 +192,10 @@ def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
 ):
     if engine == "ray":
         pytest.importorskip("ray")
-        # Ray's workers are no children of this process: they find the helpers by this.
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        # Ray's workers are no children of this process: they find the helpers, and the same
+        # package, by this.
+        folders = (Path(__file__).parent, Path(goldenlayers.__file__).parents[1])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
     model, statistics, rows = alone
     new: list[Any] = []
     killed = tmp_path / "killed"

@@ -103,6 +103,16 @@ def test_spans_of_every_kind(kind: str, prompt: str, answer: str, subject: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_continuation_keeps_its_leading_space(kind: str) -> None:
+    made = encoder(kind)
+    for prompt, answer, gap in (("The city of France is", "Paris", " "), ("The (", "Rome", "")):
+        encoding = made.encode(prompt, answer)
+        bare = encoding.ids[: encoding.n_prompt]
+        assert made.continuation(bare, encoding.answer_ids) == gap + answer
+        assert made.continuation(bare, []) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_random_texts(kind: str) -> None:
     made = encoder(kind)
     rng = random.Random(7)

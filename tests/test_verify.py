@@ -340,7 +340,7 @@ def test_a_stopped_race_leaves_the_ranking(
     assert run.json("ranking.json")["n_facts"] == 4 == len(run.rows("per_fact.jsonl"))
     assert not run.file("verified.json").exists() and run.file("ranking.svg").exists()
     assert "Golden layer" in shown.out
-    assert "stopped after the ranking" in run.file("log.txt").read_text()
+    assert "stopped after the ranking" in run.file("log.txt").read_text("utf-8")
     assert "Warning: the choice is not verified" in shown.err and str(run.path) in shown.err
     # A defect is none of this: nothing that looks whole.
     monkeypatch.setattr("goldenlayers.verify.verify", None)

@@ -95,6 +95,7 @@ def _union(choices: tuple[Any, ...]) -> Any:
 
 def dispatch(settings: Any) -> int:
     """Call the command a config belongs to."""
+    config.refuse_bad_names(settings)
     module = next(name for kind, name in COMMANDS.values() if type(settings) is kind)
     return importlib.import_module(f"goldenlayers.commands.{module}").run(settings)
 

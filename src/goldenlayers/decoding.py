@@ -5,6 +5,7 @@ form (with or without a space before it) it finds an answer likelier.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,11 +19,13 @@ from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.joints import JOINTS, Joint, join, sure_joint
 from goldenlayers.losses import argmax_rows, token_nll
 from goldenlayers.memory import fitting
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
+_CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
 Stop = Callable[[int, list[int]], bool]
 
 
@@ -184,8 +187,12 @@ class Settled:
 
     @property
     def joint(self) -> Joint:
-        """The likelier form; a space where neither is (numbers that are not finite)."""
-        return "none" if self.none > self.space else "space"
+        """Nothing where that is clearly likelier (five times), a space otherwise.
+
+        A space is the ordinary case: in rare wordings a small model is undecided, and a toss-up
+        must not glue two words.
+        """
+        return "none" if self.none > self.space + _CLEARLY else "space"
 
 
 def settle_joints(
@@ -212,12 +219,12 @@ def settle_joints(
     asked: dict[tuple[str, str], Joint] = {}
     taken: dict[int, list[Joint]] = {}
     for i, (fact, pairs) in enumerate(todo):
-        old = (recorded or {}).get(fact.id, "").split()
+        old = str((recorded or {}).get(fact.id, "")).split()
         if pairs and len(old) == len(pairs) and set(old) <= set(JOINTS):
             taken[i] = [joint for word in old for joint in JOINTS if joint == word]
         else:
             asked |= dict.fromkeys(pairs, "auto")
-    found = _likelier(model, list(asked))
+    found = compare_joints(model, list(asked))
     asked |= {(one.prompt, one.answer): one.joint for one in found}
     if found and on_settled is not None:
         on_settled(found)
@@ -247,8 +254,8 @@ def _open_joints(fact: Fact) -> list[tuple[str, str]]:
     ]
 
 
-def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
-    """Both forms of each pair compared; those that cannot be asked are left out.
+def compare_joints(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
+    """Each pair of prompt and answer in both forms; those that cannot be asked are left out.
 
     The text is tokenised as a whole, as it would stand anywhere: a tokenizer that has ``.matrix``
     as one token makes the model expect no ``matrix`` behind the token ``.``, so the answer's own
@@ -271,7 +278,7 @@ def _likelier(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settled]:
                 rows += both
                 starts += [alike, alike]
                 break
-    scores = log_probs(model, rows, starts)
+    scores = log_probs(model, rows, starts) if rows else []
     return [
         Settled(*pair, space, none)
         for pair, space, none in zip(kept, scores[::2], scores[1::2], strict=True)
@@ -307,9 +314,9 @@ def sample(
             logits[:, special] = float("-inf")
             chances = logits.float().softmax(-1).cpu()
             if not bool(torch.isfinite(chances).all()):
-                raise UserError(
+                raise not_a_number(
+                    model.hf,
                     f"{model.name} predicts values that are not a number, so no text can be drawn",
-                    fix="Load it with --dtype float32 (or bfloat16 in place of float16)",
                 )
             drawn = torch.multinomial(chances, 1, generator=generator)  # on the CPU: same anywhere
             rows.append(drawn)

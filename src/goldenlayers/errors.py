@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,8 @@ class DataError(UserError):
     Args:
         problem: what is wrong with this row.
         source: the file (or hub data set) it stands in.
-        row: line number for JSON lines, record number for a JSON array; both count from 1.
+        row: line number for JSON lines and tables (where a row begins), record number for a JSON
+            array or parquet; both count from 1.
         field: the field at fault, e.g. ``target_new`` or ``locality[2].prompt``.
         expected, fix: as for UserError.
         reason: the kind of problem in words that are the same for every row that has it
@@ -142,5 +144,6 @@ def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """``text`` as a message can hold it: not more than ``limit`` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """``text`` as a message can hold it: at most ``limit`` characters, none of them half of one."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

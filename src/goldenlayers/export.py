@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,17 @@ from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.targets import find_targets, hf_of
+from goldenlayers.durable import is_abandoned, lock, sync
 from goldenlayers.errors import UserError
+from goldenlayers.models.convert import quiet_transformers
+from goldenlayers.models.identity import Checkpoint
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 # A dense change counts as low-rank when what is cut off is this small (relative, Frobenius).
 EXACT = 1e-5
+_MARK = ".goldenlayers-export"  # in a folder that is being written
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def export_peft(
     model: Model | nn.Module | str | None = None,
     *,
     rank: int | None = None,
+    dtype: str | None = None,
     force: bool = False,
 ) -> PeftExport:
     """Write ``delta`` as a LoRA adapter that ``peft.PeftModel.from_pretrained`` loads.
@@ -67,13 +73,15 @@ def export_peft(
             the name to write down as the base; or None for the name in the delta. Without a model,
             peft finds out about Conv1D by itself when it loads the adapter.
         rank: cut changes to this rank whatever it costs.
+        dtype: "float32", "float16", "bfloat16" or "float64" to store the factors in; None: as in
+            the delta, at least float32.
         force: as for ``WeightDelta.applied``.
 
     Raises:
         UserError: the folder exists, the delta is empty or does not belong to the model, or a
             dense change has no exact form of lower rank.
     """
-    out = Path(out_dir)
+    out, wanted = Path(out_dir), _dtype(dtype)
     hf = None if model is None or isinstance(model, str) else hf_of(model)
     if model is not None and not isinstance(model, str):
         delta.check(model, force=force)
@@ -112,6 +120,8 @@ def export_peft(
         "inference_mode": True,
         "init_lora_weights": True,
     }
+    if wanted is not None:
+        tensors = _cast(tensors, dict.fromkeys(tensors, wanted))
     metadata = {"format": "pt", "goldenlayers.base_fingerprint": delta.base_fingerprint}
     with _new_folder(out) as part:
         save_file(tensors, part / "adapter_model.safetensors", metadata)
@@ -136,7 +146,8 @@ def export_merged(
         model: the base.
         delta: the change to merge.
         out_dir: a folder that does not exist yet.
-        dtype: "float32", "float16" or "bfloat16" to store the weights in; None: as loaded.
+        dtype: "float32", "float16", "bfloat16" or "float64" to store the weights in. "auto": each
+            as in the checkpoint that the model was loaded from. None: as loaded.
         force: as for ``WeightDelta.applied``.
 
     Raises:
@@ -148,23 +159,46 @@ def export_merged(
             f"a {type(hf).__name__} cannot be saved as a checkpoint",
             expected="a goldenlayers Model or a transformers model",
         )
-    wanted = _dtype(dtype)
+    wanted = _stored_dtypes(model) if dtype == "auto" else _dtype(dtype)
     out = Path(out_dir)
     with _new_folder(out) as part, delta.applied(model, force=force):
         state = hf.state_dict()
-        if wanted is not None:
+        if isinstance(wanted, torch.dtype):
+            wanted = dict.fromkeys(state, wanted)
+        if wanted:
             state = _cast(state, wanted)
+        used = _most_used(state)
         recorded = hf.config.dtype
         try:
-            hf.save_pretrained(part, state_dict=state)
+            with quiet_transformers():
+                hf.save_pretrained(part, state_dict=state)
         finally:
             hf.config.dtype = recorded
-        if wanted is not None:
-            _record_dtype(part / "config.json", wanted)
+        if wanted:
+            _record_dtype(part / "config.json", used)
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
     return out
+
+
+def whole_dtype(model: Model, dtype: str) -> torch.dtype:
+    """The number format to load a model in so that :func:`export_merged` rounds only once.
+
+    Args:
+        model: loaded in any format.
+        dtype: what it is to be written in, as for ``export_merged``.
+    """
+    checkpoint = Checkpoint.of(model.hf, model.folder)
+    stored = checkpoint.widest() if checkpoint is not None else model.dtype
+    wanted = None if dtype == "auto" else _dtype(dtype)
+    return stored if wanted is None else torch.promote_types(stored, wanted)
+
+
+def _stored_dtypes(model: Model | PreTrainedModel) -> dict[str, torch.dtype]:
+    """The number format of each weight in the checkpoint; {} for a model made in memory."""
+    checkpoint = Checkpoint.of(hf_of(model), getattr(model, "folder", None))
+    return {} if checkpoint is None else checkpoint.dtypes
 
 
 def _factored(name: str, change: Dense, rank: int | None) -> tuple[LowRank, float]:
@@ -221,19 +255,25 @@ def _module_names(hf: nn.Module | None, names: list[str]) -> list[str] | str:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    known = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }
     if name is not None and name not in known:
         raise UserError(f"unknown dtype '{name}'", expected=" or ".join(known))
     return known[name] if name is not None else None
 
 
-def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _cast(state: dict[str, Tensor], dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
     """Cast floating-point tensors, tied ones to one tensor, so that they are saved once."""
     done: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
     result = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if not tensor.is_floating_point():
+        dtype = dtypes.get(name)
+        if dtype is None or not tensor.is_floating_point():
             result[name] = tensor
             continue
         result[name] = done.setdefault(key, tensor.to(dtype))
@@ -244,6 +284,15 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return result
 
 
+def _most_used(state: dict[str, Tensor]) -> torch.dtype:
+    """The number format that most of the weights have."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
 def _record_dtype(config: Path, dtype: torch.dtype) -> None:
     text = json.loads(config.read_text("utf-8"))
     text["dtype"] = str(dtype).removeprefix("torch.")
@@ -252,18 +301,42 @@ def _record_dtype(config: Path, dtype: torch.dtype) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``out`` when all went well, and vanishes otherwise."""
-    if out.exists():
-        raise UserError(f"'{out}' exists already", fix="Choose a folder that does not exist yet")
+    """A folder to write into that becomes ``out`` when all went well, and vanishes otherwise.
+
+    While it is written it is locked and bears a mark. So the next export into the same place knows
+    what a killed one has left there, and removes it.
+    """
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(out)
-    except (OSError, SafetensorError) as error:
+        if out.is_symlink() or out.exists():
+            raise UserError(
+                f"'{out}' exists already", fix="Choose a folder that does not exist yet"
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for old in out.parent.glob(".*.part"):
+            _remove_left_over(old)
+        part.mkdir()
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            descriptor = os.open(part, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            lock(descriptor)
+            (part / _MARK).touch()
+            yield part
+            for file in part.rglob("*"):
+                sync(file)
+            part.rename(out)
+            (out / _MARK).unlink()
+            sync(out.parent)
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: NUL in the name
         raise UserError(
             f"'{out}' could not be written: {getattr(error, 'strerror', None) or error}",
             fix="Check the path, its permissions and the free space",
         ) from error
-    finally:
+
+
+def _remove_left_over(part: Path) -> None:
+    """Remove the folder of an export that was killed; anything else stays."""
+    marked = (part / _MARK).is_file() and not part.is_symlink()
+    if marked and is_abandoned(part):
         shutil.rmtree(part, ignore_errors=True)

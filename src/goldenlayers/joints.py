@@ -22,8 +22,8 @@ _UNSPACED = (
 _UNSPACED_RANGES = ((0x3001, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE4F), (0xFF01, 0xFF9F))
 _SEPARATING = ",;:!?)]}…،؛؟"  # what follows begins a new word, in prose
 _CLOSING = frozenset(",.;:!?)]}%»”’")  # as the answer's beginning: it belongs to what was before
-# A word that holds one of these is code, a path or an address: nothing is sure behind it.
-_OF_CODE = frozenset("/\\@_=<>&#|~^*+$€£`")
+# A word that holds one of these is code or an address: no mark is one of prose there.
+_OF_CODE = ("://", "::", "=", "<", ">", "\\")
 
 
 def join(prompt: str, answer: str, joint: Joint = "auto") -> tuple[str, int]:
@@ -70,13 +70,13 @@ def _in_prose(prompt: str, after: str) -> bool:
     word = prompt.split()[-1]
     core = word.rstrip(_SEPARATING)
     marks = word[len(core) :]
-    if "::" in marks or not _OF_CODE.isdisjoint(word):
+    if any(sign in word for sign in _OF_CODE):
         return False
     if not core:  # a mark that stands apart, as in French
         return True
     if core[-1].isdigit() and after.isdigit() and marks in (",", ":"):
         return False  # 1,000 and 12:30
-    return (_wordlike(core[-1]) or core[-1] in ".%\"'”’»") and not _unspaced(core[-1])
+    return core[-1] not in "([{" and not _unspaced(core[-1])
 
 
 def _wordlike(char: str) -> bool:

@@ -5,14 +5,17 @@ Whatever stands in one, reading it ends in plain values or in a ``UserError``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from goldenlayers.errors import UserError
+
+T = TypeVar("T")
 
 DEEPEST = 64
 """How deep a record of ours may be nested."""
@@ -53,14 +56,17 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError("an alias")
-            return super().compose_node(parent, index)
-
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
+    depth = 0
     try:
-        value = yaml.load(text, Loader)
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("an alias")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("nested too deeply")
+        value = yaml.load(text, loader)
         refuse_odd(value)
     # What its constructors raise on odd scalars is not theirs alone (TypeError, IndexError, ...).
     except (
@@ -148,6 +154,33 @@ def typed(value: Any, hint: Any) -> Any:
     elif hint in (str, Path) and isinstance(value, str) and "\0" not in value:
         return hint(value)
     raise TypeError(in_words(hint))
+
+
+def made(kind: Callable[..., T], record: Mapping[str, Any], where: str | Path) -> T:
+    """A dataclass from a record of its fields, those of dataclasses among them; more are left.
+
+    Raises:
+        UserError: a field of another type, or one that is missing and has no default.
+    """
+    values = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass
+        hint, name = hints[field.name], field.name
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
+        if optional and name not in record:
+            continue
+        inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
+        if hasattr(inner, "__dataclass_fields__"):
+            rows = entry(record, name, list[dict[str, Any]], where)
+            values[name] = tuple(
+                made(inner, row, f"{where}, {name} {i}") for i, row in enumerate(rows)
+            )
+        else:
+            values[name] = entry(record, name, hint, where)
+    return kind(**values)
 
 
 def in_words(hint: Any) -> str:

@@ -54,9 +54,14 @@ def acquire(part: Path, target: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
         os.close(descriptor)
-    os.ftruncate(descriptor, 0)
-    text = f"process {os.getpid()} on {socket.gethostname()}\n"
-    os.pwrite(descriptor, text.encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        text = f"process {os.getpid()} on {socket.gethostname()}\n"
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError:  # a full disk
+        path.unlink()
+        os.close(descriptor)
+        raise
     return descriptor
 
 

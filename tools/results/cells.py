@@ -44,6 +44,9 @@ DATA = {
 }
 # Many facts: a third of the default's work per fact.
 SETTINGS = {"many": EditSettings(steps=15, lr=0.5, prefixes=2)}
+# Written into every cell: what the value search takes for its KL term, and how keys are averaged.
+# Cells without it are from before both were made as published.
+READING = "KL(edited ‖ clean), bare prompt's key one half"
 # Their old answers are missing or whole sentences: no small model gives them, none is tried.
 UNKNOWN = ("wiki_recent", "WikiBio")
 
@@ -123,6 +126,7 @@ def compute(bench: Bench, cell: Cell, metrics: list[str]) -> dict[str, Any]:
     bench.model.forget_fingerprint()
     return {
         "cell": asdict(cell) | {"n_facts": len(facts)},
+        "reading": READING,
         "known": min(len(facts), bench.n_known[cell.data]),
         "seconds": round(time.perf_counter() - start, 1),
         "model_unchanged": bench.model.fingerprint() == before,
@@ -140,7 +144,7 @@ def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[
     model = args.model
     usual = ["rewrite", "rephrase", "locality", "portability"]
     middle = len(bench.model.layers) // 2
-    golden = golden_layer(bench.model)
+    golden = args.layers[0] if args.layers else golden_layer(bench.model)
     if name == "editors":
         layers = args.layers or [golden, golden + 1, middle]
         for layer in layers:
@@ -149,7 +153,6 @@ def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[
             for method in args.methods or few:
                 yield Cell(name, model, "starter", method, layer, "single", 30), usual
     elif name == "many":
-        layer = args.layers[0] if args.layers else golden
         for method, mode in (
             ("memit", "batch"),
             ("emmet", "batch"),
@@ -158,18 +161,16 @@ def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[
             ("r-rome", "sequential"),
         ):
             metrics = ["rewrite", "locality", "perplexity"]
-            yield Cell(name, model, "starter", method, layer, mode, args.facts or 100), metrics
+            yield Cell(name, model, "starter", method, golden, mode, args.facts or 100), metrics
     elif name == "statistics":
-        layer = args.layers[0] if args.layers else golden
         for method in ("rome", "memit"):
             for text in ("wikipedia", "model", "none"):
-                yield Cell(name, model, "starter", method, layer, "single", 20, text), usual
+                yield Cell(name, model, "starter", method, golden, "single", 20, text), usual
     elif name == "evaluation":
-        layer = args.layers[0] if args.layers else golden
         metrics = [*usual, "generation"]
         for data in args.data or DATA:
             for method in ("none", "in-context", "ft-m", "rome", "r-rome", "memit", "alphaedit"):
-                at = None if method in ("none", "in-context") else layer
+                at = None if method in ("none", "in-context") else golden
                 yield Cell(name, model, data, method, at, "single", args.facts or 20), metrics
 
 

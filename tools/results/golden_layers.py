@@ -24,6 +24,7 @@ from study_tables import (
     carried,
     cell_table,
     controls,
+    earlier,
     existence,
     methods_table,
     races,
@@ -59,6 +60,7 @@ def page(cells: Sequence[Cell]) -> str:
         "2-core machine that other work shared.",
         "With ten test facts a cell's golden layer is itself uncertain: the intervals say how "
         "much.",
+        *earlier(cells),
         "## What was hoped for",
         wanted(cells),
     ]

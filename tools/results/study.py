@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import DATA, ROOT
+from cells import DATA, READING, ROOT
 from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
@@ -130,6 +130,7 @@ def cell(block: Block, method: str) -> dict[str, Any]:
         "model": model.name,
         "data": block.data,
         "method": method,
+        "reading": READING,
         "n_test": len(block.facts.test),
         "n_proxy": len(block.facts.proxy),
         "n_traced": len(block.facts.known),

@@ -28,6 +28,7 @@ from study_record import (
 from goldenlayers.truth import Truth, transfer_matrix
 
 CONTROLS = STUDY / "controls.json"
+MOVED = STUDY / "moved.json"
 RACES = STUDY / "races.json"
 
 
@@ -277,6 +278,41 @@ def controls() -> str:
         "of LGA with the gradients' norms alone",
     ]
     return table(head, rows)
+
+
+def earlier(cells: Sequence[Cell]) -> list[str]:
+    """Which cells are of the KL term and the key mean of before, and how far figures move."""
+    old = [c for c in cells if c["method"] in RANK_ONE and "reading" not in c]
+    if not old:
+        return []
+    text = (
+        f"**{len(old)} of {len(cells)} cells are of an earlier loss**: those of "
+        f"{', '.join(sorted({c['method'] for c in old}))}. They were computed before the value "
+        "search's KL term ran from the edited to the clean distribution, as published, and before "
+        "the bare prompt's key weighed one half in EMMET. FT-M has no such term."
+    )
+    if not MOVED.exists():
+        return [text]
+    record = json.loads(MOVED.read_text(encoding="utf-8"))
+    rows = [
+        [
+            *name.split(" "),
+            ", ".join(map(str, one["layers"])),
+            " ".join(f"{x:.0f}" for x in one["before"]),
+            " ".join(f"{x:.0f}" for x in one["after"]),
+            f"{one['difference']:+.1f} ± {one['se']:.1f}",
+            f"{one['absolute']:.1f}",
+        ]
+        for name, one in sorted(record.items())
+    ]
+    head = ["model", "data", "editor", "layers", "before", "after", "difference", "absolute"]
+    return [
+        f"{text} How far that moves the figures (`python tools/results/moved.py`): the test facts "
+        "edited again at some layers. *Before*, *after*: Overall of each of these layers; "
+        "*difference*: after minus before, mean over facts ± standard error; *absolute*: mean size "
+        "of the difference of one fact at one layer.",
+        table(head, rows),
+    ]
 
 
 def races() -> str:

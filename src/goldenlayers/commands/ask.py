@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import saved_delta
+from goldenlayers.commands.edit import saved_delta, tell_rounding
 from goldenlayers.config import AskConfig
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
+    from goldenlayers.delta import WeightDelta
     from goldenlayers.models.model import Model
 
 
@@ -22,12 +25,28 @@ def run(config: AskConfig) -> int:
             "The prompt ends in a space, and is asked so; most models expect the space as a part "
             "of the next word, and answer better without it."
         )
+    for delta in deltas:
+        delta.check(model, force=config.force)
+        tell_rounding(delta, model)
+    _tell_contradictions(deltas)
     _answer(model, config, "as it is" if deltas else "")
     if deltas:
-        total = sum(deltas[1:], deltas[0])
-        with total.applied(model, force=config.force):
+        with ExitStack() as stack:
+            for delta in deltas:
+                stack.enter_context(delta.applied(model, force=config.force))
             _answer(model, config, "edited")
     return 0
+
+
+def _tell_contradictions(deltas: Sequence[WeightDelta]) -> None:
+    """Say it where two of the edits give one prompt different answers."""
+    answers: dict[object, object] = {}
+    for delta in deltas:
+        for fact in delta.facts:
+            prompt, target = fact.get("prompt"), fact.get("target")
+            before = answers.setdefault(prompt, target)
+            if prompt and before != target:
+                shared.say(f"Two of the edits contradict: '{prompt}' → '{before}' and '{target}'")
 
 
 def _answer(model: Model, config: AskConfig, title: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import refuse_batch
+from goldenlayers.commands.edit import refuse_batch, tell_rounding
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -33,7 +33,8 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
     from goldenlayers.evaluation import METRICS, evaluate
-    from goldenlayers.evaluation.running import METHODS
+    from goldenlayers.evaluation.rows import Expected, each_once
+    from goldenlayers.evaluation.running import METHODS, in_sequence
     from goldenlayers.evaluation.units import check_metrics
 
     if config.method not in METHODS:
@@ -46,21 +47,29 @@ def run(config: EvaluateConfig) -> int:
     metrics = METRICS[:4] if not config.metrics else check_metrics(config.metrics)
     text = _text(config.text) if "perplexity" in metrics else None
     delta = _delta(config)
-    facts = shared.load_facts(config)
+    facts = shared.load_facts(config) if delta is None else _held_by(delta, config)
     refuse_batch(config.method, config.mode, len(facts))
     if config.mode != "single" and config.method != "none":
         facts = shared.agreeing(facts, skip_invalid=config.skip_invalid, drop_doubled=False)
     others = _others(config, facts)
     model = shared.load_model(config)
+    if delta is not None:
+        delta.check(model)
+        tell_rounding(delta, model)
     config, (settled, free) = shared.settle(config, model, facts, others)
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     settings, layer, statistics = _how(config, model, facts)
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
     ) as folder:
-        done = folder.read_rows(ROWS) if folder is not None else []
-        if done:
-            shared.say(f"Going on with {folder.path if folder else ''}: {len(done)} rows are there")
+        expected = Expected(
+            facts,
+            metrics,
+            others=others,
+            seed=config.seed,
+            sequence=in_sequence(config.method, config.mode),
+        )
+        done = shared.resumed(folder, ROWS, each_once(expected.problem))
         with shared.progress("evaluating", "facts") as bar:
             found = evaluate(
                 model,
@@ -225,6 +234,34 @@ def _delta(config: EvaluateConfig) -> WeightDelta | None:
     from goldenlayers.delta import WeightDelta
 
     return WeightDelta.load(config.delta)
+
+
+def _held_by(delta: WeightDelta, config: EvaluateConfig) -> FactSet:
+    """The facts that the delta was made for: the others would be judged as edited, and are not.
+
+    Raises:
+        UserError: none of them is among the data.
+    """
+    facts = shared.load_facts(dataclasses.replace(config, limit=None))
+    if not delta.facts:
+        shared.say("The delta does not say which facts it holds: all are judged as edited")
+        kept = facts
+    else:
+        held = zip(facts, delta.holds(facts), strict=True)
+        kept = dataclasses.replace(facts, facts=tuple(fact for fact, is_held in held if is_held))
+        if not kept:
+            raise UserError(
+                f"the delta holds none of the {len(facts)} facts of {facts.name}, but others: "
+                + "; ".join(f"'{row.get('prompt', '')}'"[:80] for row in delta.facts[:3]),
+                expected="facts that were edited: of the same subject, prompt and new answer",
+                fix="Give the data that was edited, or leave out --delta",
+            )
+        if len(kept) < len(facts):
+            shared.say(
+                f"The delta holds {len(kept)} of the {len(facts)} facts of {facts.name}: "
+                "only these are judged"
+            )
+    return kept if config.limit is None else kept.sample(config.limit, config.seed)
 
 
 def _text(path: Path | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import saved_delta
@@ -14,22 +14,31 @@ from goldenlayers.errors import UserError
 
 def run(config: ExportConfig) -> int:
     """Write a LoRA adapter or a merged checkpoint."""
-    from goldenlayers.export import export_merged, export_peft
+    from goldenlayers.export import export_merged, export_peft, whole_dtype
 
-    if os.path.lexists(config.out):
-        raise UserError(f"{config.out} is there already", fix="Choose another --out")
+    shared.refuse_taken(config.out)
+    shared.refuse_unwritable(config.out)
     delta = saved_delta(config.run)
-    name = config.model or model_of(config.run)
-    model = shared.load_model(replace(config, model=name))
+    how = replace(config, model=config.model or model_of(config.run), dtype="auto")
+    model = shared.load_model(how)
     if config.to == "peft":
-        done = export_peft(delta, config.out, model, rank=config.rank, force=config.force)
+        stored = None if config.dtype == "auto" else config.dtype
+        done = export_peft(
+            delta, config.out, model, rank=config.rank, dtype=stored, force=config.force
+        )
         shared.say(f"LoRA adapter of rank {done.rank} written to {done.path}")
         for name, error in done.errors.items():
             if error:
                 shared.say(f"  {name}: {error:.2%} of the change is left out by the rank")
-    else:
-        path = export_merged(model, delta, config.out, force=config.force)
-        shared.say(f"Merged checkpoint written to {path}")
+        return 0
+    # Worked with in a format that holds all of it, and rounded once, when it is written.
+    needed = whole_dtype(model, config.dtype)
+    if model.dtype != needed:
+        del model
+        dtype: Any = str(needed).removeprefix("torch.")
+        model = shared.load_model(replace(how, dtype=dtype))
+    path = export_merged(model, delta, config.out, dtype=config.dtype, force=config.force)
+    shared.say(f"Merged checkpoint written to {path}")
     return 0
 
 

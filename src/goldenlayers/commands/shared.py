@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -318,6 +319,20 @@ def _free(config: Any, ignore: Collection[str]) -> list[str]:
     return ["model.name", *(f"settings.{name}" for name in (*roled, *ignore))]
 
 
+def resumed(
+    folder: RunFolder | None, name: str, problem: Callable[[dict[str, Any]], str]
+) -> list[dict[str, Any]]:
+    """The rows that an unfinished run has in a file; says what is gone on with, and what not."""
+    if folder is None or not folder.resumed:
+        return []
+    rows, note = folder.resume_rows(name, problem)
+    if note:
+        say(f"Warning: {note}.")
+    if rows and name == "scores.jsonl":
+        say(f"Going on with {folder.path}: {len(rows)} rows are there")
+    return rows
+
+
 def inputs_of(config: Any) -> dict[str, str]:
     """What else a run reads, by the setting that names it: hashes of the content.
 
@@ -385,6 +400,20 @@ def _unfinished_settings(config: Any) -> Mapping[str, Any]:
     part = None if config.out is None else _unfinished(config)
     settings = None if part is None else part.config.get("settings")
     return settings if isinstance(settings, Mapping) else {}
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse an existing output.
+
+    Raises:
+        UserError: something stands at ``path``, or nothing can.
+    """
+    try:
+        taken = os.path.lexists(path)
+    except ValueError as error:  # NUL in the name
+        raise UserError(f"'{str(path)[:60]}...' cannot be written to ({error})") from error
+    if taken:
+        raise UserError(f"{path} is there already", fix="Choose another --out")
 
 
 def refuse_unwritable(path: Path) -> None:

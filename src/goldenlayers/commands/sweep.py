@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
@@ -31,6 +32,7 @@ _FREE = ("device", "chunk")
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.editors import edited_layers, editor
+    from goldenlayers.evaluation.rows import Expected, each_once
     from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics
 
     editor(config.method)
@@ -42,7 +44,7 @@ def run(config: SweepConfig) -> int:
 
         shared.say(f"{finished.path} is finished already; this is what it holds")
         with showing():
-            show(truth_of(finished), finished.json(SUMMARY))
+            show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
         return 0
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
@@ -56,9 +58,9 @@ def run(config: SweepConfig) -> int:
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
     ) as folder:
         assert folder is not None  # --out is no option here
-        done = folder.read_rows(ROWS)
-        if folder.resumed:
-            shared.say(f"Going on with {folder.path}: {len(done)} rows are there")
+        expected = Expected(facts, metrics, others=facts, seed=config.seed, layers=layers)
+        done = shared.resumed(folder, ROWS, each_once(expected.problem))
+        shared.resumed(folder, TIMES, _no_time)
         from goldenlayers.sweep import Batch, sweep
         from goldenlayers.truth import Truth, to_json
 
@@ -204,6 +206,21 @@ def show(truth: Truth, summary: dict[str, Any]) -> None:
         shared.say(f"Warning: {warning}.")
 
 
+def show_finished(truth: Truth, summary: Any, path: Path) -> None:
+    """As :func:`show`, of a summary that was read back.
+
+    Raises:
+        UserError: it is not what a sweep writes.
+    """
+    try:
+        show(truth, summary)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error})",
+            fix="Put it back as it was, or make the run again",
+        ) from error
+
+
 def _show_best(truth: Truth, metric: str) -> None:
     """The best layers by a metric, and those of single facts."""
     from goldenlayers.report.terminal import show, table
@@ -238,6 +255,18 @@ def _interval(low: float | None, high: float | None) -> str | None:
 
 def _facts_of(summary: dict[str, Any]) -> str:
     return f"{summary['n_facts']} facts of {summary['data']}, {len(summary['layers'])} layers"
+
+
+def _no_time(row: dict[str, Any]) -> str:
+    """What is wrong with a row of ``times.jsonl``."""
+    from goldenlayers.records import short
+
+    kinds = {"layer": (int,), "facts": (int,), "seconds": (int, float)}
+    for name, kind in kinds.items():
+        value: Any = row.get(name)
+        if type(value) not in kind or not 0 <= value < 1e12:
+            return f"'{name}' is {short(value)}"
+    return ""
 
 
 def _per_cell(times: Sequence[dict[str, Any]]) -> float | None:

@@ -14,14 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.rows import refuse_wrong
 from goldenlayers.locate.ranking import LayerRanking
 from goldenlayers.models.model import comparable
+from goldenlayers.records import entry, short
+from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 
 Floats = NDArray[np.float64]
 
 RANKING, ROWS, VERIFIED = "ranking.json", "per_fact.jsonl", "verified.json"
+_PER_LAYER = ("phi", "cosine", "norm_old", "norm_new")
 _GRADIENTS = ("lga", "saliency")  # methods that scope and loss mean something to
 
 
@@ -58,18 +62,30 @@ class LocateRun:
             raise UserError(
                 f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden locate"
             )
-        config = folder.config
-        has_verified = folder.file(VERIFIED).is_file()
-        verified = folder.json(VERIFIED) if has_verified else None
-        if has_verified and not (isinstance(verified, dict) and "layer" in verified):
-            raise UserError(f"{folder.file(VERIFIED)} names no layer", fix="Locate again")
+        config, where = folder.config, folder.file(CONFIG)
+        try:
+            ranking = LayerRanking.from_json(folder.json(RANKING))
+        except UserError as error:
+            raise UserError(
+                f"{folder.file(RANKING)}: {error.found}", expected=error.expected, fix=error.fix
+            ) from error
+        depth = len(ranking.layers)
+        verified = None
+        if folder.file(VERIFIED).is_file():
+            verified = folder.json(VERIFIED)
+            named = verified.get("layer") if isinstance(verified, dict) else None
+            if type(named) is not int or named not in range(depth):
+                raise UserError(f"{folder.file(VERIFIED)} names no layer", fix="Locate again")
+            entry(verified, "seconds", float, folder.file(VERIFIED), None)
+        rows = folder.read_rows(ROWS)
+        refuse_wrong(rows, lambda row: _problem(row, depth), folder.file(ROWS))
         return cls(
             run=folder.path.name,
-            ranking=LayerRanking.from_json(folder.json(RANKING)),
-            rows=sorted(folder.read_rows(ROWS), key=lambda row: str(row.get("fact"))),
-            settings=config.get("settings") or {},
-            data_sha256=str((config.get("data") or {}).get("sha256") or ""),
-            fingerprint=str((config.get("model") or {}).get("fingerprint") or ""),
+            ranking=ranking,
+            rows=sorted(rows, key=lambda row: row["fact"]),
+            settings=config.get("settings", {}),
+            data_sha256=entry(config.get("data", {}), "sha256", str, where, ""),
+            fingerprint=entry(config.get("model", {}), "fingerprint", str, where, ""),
             verified=verified,
         )
 
@@ -210,6 +226,22 @@ def other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) ->
     raise UserError(
         f"{name} was made on other weights than {other} ({mine[:12]} and {theirs[:12]})", fix=fix
     )
+
+
+def _problem(row: Mapping[str, Any], depth: int) -> str:
+    """What is wrong with a row of ``per_fact.jsonl`` in a run that ranks ``depth`` layers."""
+    if not isinstance(row.get("fact"), str):
+        return f"'fact' is {short(row.get('fact'))}, not an id"
+    for name in _PER_LAYER:
+        values = row.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != depth:
+            return f"'{name}' is not a list of {depth} numbers"
+        for value in values:
+            if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+                return f"'{name}' holds {short(value)}"
+    return ""
 
 
 def _shared(proxy: Collection[str], test: Collection[str]) -> list[str]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from goldenlayers.compare.runs import other_weights
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.rows import Row, each_once, problem, refuse_wrong
+from goldenlayers.records import entry
+from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import OVERALL, Truth
 
@@ -54,18 +58,30 @@ class SweepRun:
             raise UserError(
                 f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden sweep"
             )
-        config, summary = folder.config, folder.json(SUMMARY)
-        data, model = config.get("data") or {}, config.get("model") or {}
+        config, where = folder.config, folder.file(CONFIG)
+        data, model = config.get("data", {}), config.get("model", {})
+        summary, said = summary_of(folder), folder.file(SUMMARY)
+        truth = truth_of(folder)
+        n_layers = entry(summary, "n_layers", int, said, None)
+        swept = entry(summary, "layers", list[int], said, list(truth.layers))
+        counted = entry(summary, "n_facts", int, said, len(truth.facts))
+        deep = n_layers is not None and n_layers <= truth.layers[-1]
+        if swept != list(truth.layers) or counted != len(truth.facts) or deep:
+            raise UserError(
+                f"{said} and {folder.file(SCORES)} contradict each other: {counted} facts at "
+                f"{len(swept)} layers, and {len(truth.facts)} at {len(truth.layers)}",
+                fix="Put the files back as they were, or make the run again",
+            )
         return cls(
             run=folder.path.name,
-            truth=truth_of(folder),
-            editor=summary.get("method", ""),
-            data=data.get("name", ""),
-            data_sha256=data.get("sha256", ""),
-            model=model.get("name", ""),
-            fingerprint=model.get("fingerprint", ""),
-            seconds=summary.get("seconds"),
-            n_layers=summary.get("n_layers"),
+            truth=truth,
+            editor=entry(summary, "method", str, said, ""),
+            data=entry(data, "name", str, where, ""),
+            data_sha256=entry(data, "sha256", str, where, ""),
+            model=entry(model, "name", str, where, ""),
+            fingerprint=entry(model, "fingerprint", str, where, ""),
+            seconds=entry(summary, "seconds", float, said, None),
+            n_layers=n_layers,
         )
 
     @property
@@ -76,9 +92,41 @@ class SweepRun:
 
 
 def truth_of(folder: RunFolder) -> Truth:
-    """The truth of a sweep's folder."""
-    seed = (folder.config.get("settings") or {}).get("seed", 0)
-    return Truth.from_rows(folder.rows(SCORES), seed=seed)
+    """The truth of a sweep's folder.
+
+    Raises:
+        UserError: a row that cannot be right, is there twice, or is missing.
+    """
+    seed = entry(folder.config.get("settings", {}), "seed", int, folder.file(CONFIG), 0)
+    rows, where = folder.rows(SCORES), folder.file(SCORES)
+    refuse_wrong(rows, each_once(_problem), where)
+    layers = {row["layer"] for row in rows}
+    probes = {(row["fact"], row["metric"], row["probe"]) for row in rows}
+    if len(rows) != len(layers) * len(probes):
+        raise UserError(
+            f"{where} has {len(rows)} rows for {len(probes)} probes at {len(layers)} layers",
+            expected=f"{len(layers) * len(probes)} rows",
+            fix="Put the file back as it was, or make the run again",
+        )
+    if seed < 0:
+        raise UserError(f"{folder.file(CONFIG)}: 'seed' is {seed}", expected="0 or more")
+    return Truth.from_rows(rows, seed=seed)
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    """What a sweep's ``summary.json`` says.
+
+    Raises:
+        UserError: not an object.
+    """
+    summary = folder.json(SUMMARY)
+    if not isinstance(summary, dict):
+        raise UserError(f"{folder.file(SUMMARY)} is no summary", expected="a JSON object")
+    return summary
+
+
+def _problem(row: Row) -> str:
+    return problem(row) or ("" if "layer" in row else "it names no layer")
 
 
 def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) -> list[str]:

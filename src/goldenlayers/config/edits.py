@@ -110,7 +110,7 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """Score facts under an edit (or none), probe by probe; run again after a kill to go on."""
 
     delta: Annotated[Path | None, Role.SOURCE] = None
-    """Judge a saved change: the run folder of `golden edit`."""
+    """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
 
     method: str = "none"
     """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome, memit,
@@ -169,7 +169,7 @@ class ExportConfig(ModelOptions):
     """The model, as for `golden edit` (default: the one that the run names)."""
 
     dtype: Dtype = "auto"
-    """Number format to store a merged checkpoint in; auto keeps the model's own."""
+    """Number format to write. auto keeps that of the checkpoint; for peft it is float32."""
 
     out: Annotated[Path, Role.PLACE]
     """Folder to write."""

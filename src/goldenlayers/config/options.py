@@ -160,6 +160,30 @@ def whole_number(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
+def refuse_bad_names(config: Any) -> None:
+    """Refuse names of files, folders, models and data sets that no file can have.
+
+    Raises:
+        UserError: a name with a NUL, that is no UTF-8 text, or longer than systems allow.
+    """
+    for name in roles(type(config)):
+        value = getattr(config, name)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str | Path) and (why := _bad_name(str(one))):
+                flag = f"{name.rstrip('_').replace('_', '-')} is {ascii(str(one))[:60]}"
+                raise UserError(f"--{flag}: {why}", expected="a name that a file can have")
+
+
+def _bad_name(text: str) -> str:
+    if "\0" in text:
+        return "it holds a NUL character"
+    try:
+        parts = text.encode().split(b"/")
+    except UnicodeEncodeError:
+        return "it is no UTF-8 text"
+    return "it is too long" if max(map(len, parts)) > 255 or len(text) > 4000 else ""
+
+
 def to_record(config: Any) -> dict[str, Any]:
     """A config as plain YAML-ready values."""
 

@@ -1,4 +1,4 @@
-"""Fact data: the starter facts, one small reader per public format, and our own JSON lines."""
+"""Fact data: the starter facts, one small reader per public format, and our own fields."""
 
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.jsonl import schema_text, write_jsonl

@@ -87,6 +87,7 @@ def _rows(batches: Any, source: str) -> tuple[tuple[int, object], ...]:
     size = 0
     try:
         for batch in batches():
+            batch.validate(full=True)  # else damaged offsets are followed outside the memory
             for start in range(0, batch.num_rows, _STEP):
                 part = batch.slice(start, _STEP)
                 size += part.nbytes
@@ -123,7 +124,9 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         found = loads(_bytes(path).decode())
     except ValueError as error:
-        raise UserError(f"{path} could not be read ({error})", fix=_AGAIN) from None
+        raise UserError(
+            f"{shortened(str(path), 300)} could not be read ({error})", fix=_AGAIN
+        ) from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no object", fix=_AGAIN)
     return found
@@ -134,7 +137,9 @@ def _bytes(path: Path) -> bytes:
         return reading.file_bytes(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} could not be read ({reason})", fix=_AGAIN) from None
+        raise UserError(
+            f"{shortened(str(path), 300)} could not be read ({reason})", fix=_AGAIN
+        ) from None
 
 
 def _names(values: object, path: Path, field: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from goldenlayers.datasets.fields import Record, Row, answers, old_answer, text, texts, verbatim
-from goldenlayers.errors import DataError
+from goldenlayers.errors import DataError, shortened
 from goldenlayers.facts import Fact, Probe
 
 
@@ -19,7 +19,8 @@ def fill(template: str, subject: str, *, field: str = "prompt") -> str:
     """
     if template.count("{}") != 1:
         raise DataError(
-            f"the template '{template}' has {template.count('{}')} places '{{}}' for the subject",
+            f"the template '{shortened(template)}' has {template.count('{}')} places '{{}}' "
+            "for the subject",
             field=field,
             expected="exactly one",
             reason="the template does not have exactly one place '{}'",

@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from goldenlayers.errors import DataError, UserError
+from goldenlayers.errors import DataError, UserError, shortened
 from goldenlayers.facts import Fact, plain_subject
 from goldenlayers.shown import shown
+
+_SHOWN = 20  # kinds and reasons named in a summary
 
 
 @dataclass(frozen=True)
@@ -147,18 +149,27 @@ class FactSet(Sequence[Fact]):
         )
         for what in ("locality", "portability"):
             kinds = Counter(probe.kind for fact in self for probe in getattr(fact, what))
-            counts = ", ".join(f"{kind or 'no kind'} {n:,}" for kind, n in sorted(kinds.items()))
-            lines.append(f"  {what} probes: {counts or 'none'}")
+            counts = [
+                f"{shortened(kind, 40) or 'no kind'} {n:,}" for kind, n in sorted(kinds.items())
+            ]
+            lines.append(f"  {what} probes: {_first(counts, ', ') or 'none'}")
         if self.skipped:
             lines.append(f"  skipped {len(self.skipped):,} rows:")
-            for reason, count in self.skipped_reasons().items():
+            for reason, count in list(self.skipped_reasons().items())[:_SHOWN]:
                 rows = [str(e.row) for e in self.skipped if e.reason == reason and e.row]
                 more = ", …" if len(rows) > 5 else ""
                 where = f" (row {', '.join(rows[:5])}{more})" if rows else ""
                 lines.append(f"    {count:,} × {reason}{where}")
+            if len(self.skipped_reasons()) > _SHOWN:
+                lines.append(f"    and {len(self.skipped_reasons()) - _SHOWN:,} more reasons")
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(map(shown, lines))
+
+
+def _first(parts: Sequence[str], between: str) -> str:
+    more = [f"{len(parts) - _SHOWN:,} more"] if len(parts) > _SHOWN else []
+    return between.join([*parts[:_SHOWN], *more])
 
 
 def _shuffled(n: int, seed: int) -> list[int]:

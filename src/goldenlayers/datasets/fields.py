@@ -127,7 +127,10 @@ def probes(
     if value is None:
         return ()
     if isinstance(value, Mapping) and "prompt" not in value:
-        groups = [(str(group), items, f"{name}.{group}") for group, items in value.items()]
+        groups = [
+            (str(group), items, f"{name}.{shortened(str(group), 40)}")
+            for group, items in value.items()
+        ]
     else:
         groups = [(kind, value, name)]
     made = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def _known_fields(
     Raises:
         DataError: an unknown name close to one of ``fields``; a required field is missing.
     """
-    known = {field.name for field in fields}
+    known = frozenset(field.name for field in fields)
     meant = _MEANT_IN_PROBES if at else _MEANT
     found: dict[str, object] = {}
     for name, value in record.items():
@@ -191,7 +192,8 @@ def _known_fields(
     return found
 
 
-def _near(name: str, known: set[str]) -> str:
+@functools.lru_cache(4096)  # each row of a file has the same names
+def _near(name: str, known: frozenset[str]) -> str:
     """The known field that ``name`` is a misspelling of, or "".
 
     Names with a part more ("relation_id", "subject_2") are others, and so are the shortest.

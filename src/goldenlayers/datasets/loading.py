@@ -35,9 +35,10 @@ def load_facts(
     """Facts from the package, a file, or the hub.
 
     Args:
-        data: "starter" (ships inside), a file whose format is recognised by its content,
-            ``FORMAT:PATH``, or ``hub:owner/name[:config][:split]`` (extra ``hub``). With ``path``
-            it is the name of the file's format; "auto" (and the default) recognises it.
+        data: "starter" (ships inside), a file (JSON, JSON lines, CSV, TSV, parquet, gzip may pack
+            them) or a folder of ``save_to_disk``, recognised by content, ``FORMAT:PATH``, or
+            ``hub:owner/name[:config][:split]`` (extra ``hub``). With ``path`` it is the name of the
+            file's format; "auto" (and the default) recognises it.
         path: the file, where ``data`` names a format.
         limit: at most so many facts: a seeded random sample of the valid ones, in file order
             (``FactSet.sample``). All rows are read and checked, whatever the limit.

@@ -148,7 +148,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "jsonl",
-        "our own JSON lines (see --schema)",
+        "our own fields, as JSON lines or a table (see --schema)",
         _FACT,
         _simple(jsonl.read),
         also=jsonl.OTHER_NAMES,
@@ -258,10 +258,11 @@ def _refusal(
         if count < len(looked_at)
     ]
     lacks = [f"no row has {_joined(never)}"] if never else []
+    tried = [name for name in names[:_LOOKED_AT] if len(name) <= 40]
     meant = [
         f"Is '{shortened(close[0])}' meant for {lack}?"
         for lack in never
-        if (close := difflib.get_close_matches(lack.strip("'"), names, n=1, cutoff=0.6))
+        if (close := difflib.get_close_matches(lack.strip("'"), tried, n=1, cutoff=0.6))
     ]
     return UserError(
         f"{problem}. The nearest is '{near.name}' ({near.title}), but "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from goldenlayers.datasets.jsonl import FACT_FIELDS, OTHER_NAMES
@@ -125,10 +126,10 @@ def _header(cells: list[str], source: str) -> list[str]:
         name = cell.strip()
         plain = "_".join(name.replace("-", " ").split()).lower()
         names.append(plain if plain in _OWN else name)
-    twice = [name for name in names if name and names.count(name) > 1]
+    twice = next((name for name, n in Counter(names).items() if name and n > 1), None)
     if twice:
         raise UserError(
-            f"{source} has the column '{shortened(twice[0])}' twice",
+            f"{source} has the column '{shortened(twice)}' twice",
             fix="Give each column a name of its own",
         )
     return names

@@ -6,7 +6,7 @@ Shapes: R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,7 @@ from goldenlayers.delta.targets import find_targets, hf_of
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
+    from goldenlayers.facts import Fact
     from goldenlayers.models.model import Model
 
 
@@ -233,6 +234,15 @@ class WeightDelta:
                 f"the delta does not change '{name}'", fix="It changes: " + ", ".join(self.changes)
             )
         return self.changes[name]
+
+    def holds(self, facts: Iterable[Fact]) -> list[bool]:
+        """Which facts it was made for: those of the same subject, prompt and new answer."""
+        held = {
+            (row.get("subject"), row.get("prompt"), row.get("target"))
+            for row in self.facts
+            if not row.get("undone")
+        }
+        return [(fact.subject, fact.prompt, fact.target_new) in held for fact in facts]
 
     # --- use -------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.editors.base import Workbench
 from goldenlayers.editors.tails import Tails, by_row
-from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe, resume_from
 from goldenlayers.losses import token_nll
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -102,9 +102,10 @@ class FineTune:
                 loss = loss.index_add(0, mine, share.detach())
                 g += torch.autograd.grad(share.sum(), change)[0]
             if not bool(torch.isfinite(loss).all()):
-                raise UserError(
+                raise not_a_number(
+                    model.hf,
                     f"{self.name} at layer {layer} gives a loss that is not a number",
-                    fix="Load the model with --dtype float32, or lower the step size",
+                    otherwise="Lower the step size",
                 )
             running &= loss >= s.stop_loss
             if not bool(running.any()):

@@ -50,7 +50,7 @@ class EditSettings:
 
     block_norm: bool = False
     """Count clamp and weight_decay against the length of the block's output at the lookup token, as
-    published settings of memit and alphaedit do, in place of the MLP's output."""
+    published for memit, emmet and alphaedit, in place of the MLP's output."""
 
     stop_loss: float = 0.05
     """A fact is done when its loss is below this."""

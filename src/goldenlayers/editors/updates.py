@@ -333,7 +333,8 @@ def _finite(what: str, tensor: Tensor) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(
             f"A {what} of the edit holds NaN or infinite values",
-            fix="Load the model in float32, or lower the learning rate of the value optimisation",
+            fix="Lower the learning rate of the value optimisation; in place of float16 load the "
+            "model with bfloat16 or float32",
         )
     return tensor.detach()
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from goldenlayers.editors.parts import Part, Row, parts_of
 from goldenlayers.editors.settings import EditSettings
-from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.losses import wide
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class _Group:
         reuse: bool,
     ) -> None:
         self.settings = settings
+        self.model = model
         self.is_last_block = layer == len(model.layers) - 1
         block = model.layers[layer]
         sites: dict[str, nn.Module] = {"mlp": block.down.module}
@@ -226,9 +227,10 @@ class _Group:
             loss, nll, slopes = self._at(delta, limit, slopes=not last)
             if not bool(torch.isfinite(loss).all()):
                 bad = facts[place[int(torch.nonzero(~torch.isfinite(loss))[0])]]
-                raise UserError(
+                raise not_a_number(
+                    self.model.hf,
                     f"the value optimisation of fact '{bad.id}' gives a loss that is not a number",
-                    fix="Load the model with --dtype float32 (or bfloat16 in place of float16)",
+                    otherwise="Lower the learning rate of the value optimisation",
                 )
             if step == 0:
                 nll_before = nll.tolist()

@@ -19,6 +19,7 @@ from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.metrics import Summary, summarise
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids
 from goldenlayers.evaluation.retention import retention
+from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.evaluation.sequential import run_sequence
 from goldenlayers.evaluation.together import run_batch, score_under
 from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics, units
@@ -150,7 +151,7 @@ def evaluate(
         # One for all plans: every fact's perplexity is of this text.
         size = job.options["batch_size"]
         job.options["text"] = HeldOut(model, text, text_tokens, batch_size=size)
-    job.resume(done)
+    job.resume(done, sequence=in_sequence(method, mode))
     settings = settings or EditSettings()
     if delta is not None:
         method, mode, layer = delta.method or "delta", "batch", _only(delta.layers)
@@ -191,6 +192,11 @@ def evaluate(
     )
 
 
+def in_sequence(method: str, mode: str) -> bool:
+    """Whether facts are edited one after another, each also scored right after its own edit."""
+    return mode == "sequential" and method in EDITORS
+
+
 class Job:
     """The facts of one evaluation, the rows there are, and how to make a plan for some of them."""
 
@@ -210,13 +216,19 @@ class Job:
         self._on_rows, self._on_progress = on_rows, on_progress
         self._finished = 0
 
-    def resume(self, rows: Iterable[Row]) -> None:
-        """Take over the rows of an earlier call."""
-        ids = {fact.id for fact in self.facts}
+    def resume(self, rows: Iterable[Row], *, sequence: bool) -> None:
+        """Take over the rows of an earlier call, each once; others that do not belong are left."""
+        expected = Expected(
+            self.facts,
+            self.metrics,
+            others=self.options["others"],
+            seed=self.seed,
+            sequence=sequence,
+        )
+        problem = each_once(expected.problem)
         for row in rows:
-            key = _key(row)
-            if row["fact"] in ids and key not in self._keys:
-                self._keys.add(key)
+            if not problem(row):
+                self._keys.add(_key(row))
                 self.rows.append(row)
 
     def plan(self, places: Sequence[int], metrics: Sequence[str] | None = None) -> EvaluationPlan:

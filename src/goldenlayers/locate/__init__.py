@@ -203,6 +203,7 @@ def locate(
         model=model.name,
         data=data,
         dropped=Counter(error.reason for error in dropped),
+        why_not=lambda: _why_not(model),
     )
     if method == "cma" and n_layers <= 10:
         from goldenlayers.locate.tracing import usual_window
@@ -219,6 +220,12 @@ def locate(
             "this ranks the finished ones only."
         )
     return ranking
+
+
+def _why_not(model: Model) -> tuple[str, str]:
+    from goldenlayers.models.broken import why_not_a_number
+
+    return why_not_a_number(model.hf)
 
 
 def published_layer(n_layers: int) -> int:

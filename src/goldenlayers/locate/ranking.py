@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.locate.fences import Fence, choose, keep, shares, tukey_fences
 from goldenlayers.locate.firmness import counted, left_out, refuse_alike, ties
+from goldenlayers.records import made, parse_json, short
 
 Array = NDArray[np.float64]
 Reduce = Literal["sum", "mean"]
@@ -129,35 +130,26 @@ class LayerRanking:
         Raises:
             UserError: not a ranking, a damaged one, or one of a newer schema.
         """
-        try:
-            raw = json.loads(value) if isinstance(value, str | bytes) else dict(value)
-            schema = raw.pop("schema")
-            if schema != SCHEMA:
-                raise UserError(
-                    f"the ranking has schema {schema!r}",
-                    expected=f"schema {SCHEMA}",
-                    fix="Read it with the version of goldenlayers that wrote it, or locate again",
-                )
-            fields = _known(cls, raw)
-            fields["layers"] = tuple(LayerScore(**_known(LayerScore, row)) for row in raw["layers"])
-            fields["candidates"] = tuple(raw["candidates"])
-            fields["warnings"] = tuple(raw.get("warnings", ()))
-            fields["fences"] = tuple(raw["fences"]) if raw.get("fences") else None
-            ranking = cls(**fields)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        where = "the layer ranking"
+        raw = parse_json(value, where) if isinstance(value, str | bytes) else value
+        if not isinstance(raw, Mapping) or "schema" not in raw:
             raise UserError(
-                f"this is not a layer ranking ({type(error).__name__}: {error})",
-                expected="the ranking.json of a locate run",
-            ) from error
-        if not any(row.layer == ranking.golden_layer for row in ranking.layers):
-            raise UserError(f"the golden layer {ranking.golden_layer!r} is not among the layers")
+                "this is not a layer ranking", expected="the ranking.json of a locate run"
+            )
+        if raw["schema"] != SCHEMA:
+            raise UserError(
+                f"the ranking has schema {short(raw['schema'])}",
+                expected=f"schema {SCHEMA}",
+                fix="Read it with the version of goldenlayers that wrote it, or locate again",
+            )
+        ranking = made(cls, raw, where)
+        places = [row.layer for row in ranking.layers]
+        if places != list(range(len(places))) or not places:
+            raise UserError(f"{where}: its layers are not numbered from 0")
+        for layer in (ranking.golden_layer, *ranking.candidates):
+            if layer not in range(len(places)):
+                raise UserError(f"{where}: the golden layer {layer} is not among the layers")
         return ranking
-
-
-def _known(cls: type, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``row`` that ``cls`` has: later versions of a schema may add some."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return {name: value for name, value in row.items() if name in names}
 
 
 class RankingBuilder:
@@ -260,10 +252,12 @@ class RankingBuilder:
         model: str = "",
         data: str = "",
         dropped: Mapping[str, int] | None = None,
+        why_not: Callable[[], tuple[str, str]] = lambda: ("", ""),
     ) -> LayerRanking:
         """Rank the layers. The order in which rows came does not matter, whatever the batches were.
 
-        ``dropped`` counts facts that were left out before, by the reason.
+        ``dropped`` counts facts that were left out before, by the reason; ``why_not`` tells
+        (cause, remedy) of scores that are not finite, and is asked only when some are.
 
         Raises:
             UserError: no fact, no fact with finite scores, or scores that tell no layer from
@@ -274,11 +268,14 @@ class RankingBuilder:
         everything = np.stack(self._values["phi"])  # (N, L)
         finite = np.flatnonzero(np.isfinite(everything).all(axis=1))
         n_unscored = len(everything) - len(finite)
+        cause, remedy = why_not() if n_unscored else ("", "")
         if not len(finite):
             raise UserError(
-                f"none of the {n_unscored} facts has finite scores at every layer",
-                fix="Load the model in float32 (or bfloat16 instead of float16) and try again",
+                f"none of the {n_unscored} facts has finite scores at every layer"
+                + (f": {cause}" if cause else ""),
+                fix=remedy,
             )
+        why = f": {cause}. {remedy}" if cause else ""
         # Sums and resamples depend on the order of the rows in their last bits: put them in order.
         order = sorted(finite, key=lambda i: (self._facts[i], everything[i].tolist()))
         phi = everything[order]  # (N, L)
@@ -324,7 +321,7 @@ class RankingBuilder:
             warnings=(
                 *left_out(len(everything), dropped or {}),
                 *ties(scores[0], kept[0], phi),
-                *self._warnings(golden, wins, len(phi), n_unscored),
+                *self._warnings(golden, wins, len(phi), n_unscored, why),
             ),
             n_given=len(everything) + sum((dropped or {}).values()),
             dropped=dict(dropped or {}),
@@ -356,14 +353,16 @@ class RankingBuilder:
             wins += shares(scores, keep(scores, self.fence, self.kappa))
         return wins / self.bootstrap
 
-    def _warnings(self, golden: int, wins: Array | None, n: int, n_unscored: int) -> Iterable[str]:
+    def _warnings(
+        self, golden: int, wins: Array | None, n: int, n_unscored: int, why: str
+    ) -> Iterable[str]:
         reasons, unknown = self._unscored, n_unscored - sum(self._unscored.values())
         for reason, count in reasons.items():
             yield f"{counted(count, 'fact')} of {n + n_unscored} took no part: {reason}."
         if unknown > 0:
             yield (
                 f"{counted(unknown, 'fact')} of {n + n_unscored} had scores that are not finite "
-                "numbers and took no part (often float16: use float32 or bfloat16)."
+                f"numbers and took no part{why}."
             )
         repeated = n + n_unscored - len(set(self._facts))
         if repeated:

@@ -29,13 +29,26 @@ Progress = Callable[[str], None]
 
 
 def models_root(cache_dir: str | Path | None = None) -> Path:
-    """Folder of the converted models: ``cache_dir``, else $GOLDENLAYERS_CACHE, else the user's."""
+    """Folder of the converted models: ``cache_dir``, else $GOLDENLAYERS_CACHE, else the user's.
+
+    Raises:
+        UserError: no folder can have that name.
+
+    """
     chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
     if not chosen:
         import platformdirs
 
         chosen = platformdirs.user_cache_dir("goldenlayers", appauthor=False)
-    return Path(chosen).expanduser() / "models"
+    try:
+        if "\0" in str(chosen):
+            raise RuntimeError("it has a NUL character")
+        return Path(chosen).expanduser() / "models"
+    except RuntimeError as error:  # "~name" of nobody
+        raise UserError(
+            f"The cache folder {str(chosen)!r:.200} cannot be: {error}",
+            fix=f"Choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

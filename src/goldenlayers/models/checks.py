@@ -222,27 +222,33 @@ def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
                 raise UserError(f"The config.json of {name} says num_labels {_short(value)}")
 
 
-def check_room(model: PreTrainedModel, weights: Weights, name: str) -> None:
+def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> None:
     """Refuse a model, built without memory, that is far larger than the weights in its files.
+
+    Args:
+        model: on the meta device.
+        elements: number of weights in the files.
+        size: of the files, in bytes.
+        name: of the model, for the message.
 
     Raises:
         UserError: with both sizes.
 
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if wanted > 2 * weights.elements + (1 << 20):
+    if wanted > 2 * elements + (1 << 20):
         raise UserError(
-            f"The config.json of {name} describes a model of {_short(wanted)} weights, and its "
-            f"files hold {weights.elements}",
+            f"The configuration of {name} describes a model of {_short(wanted)} weights, and its "
+            f"files hold {elements}",
             fix="Copy or download the model again",
         )
     # What is computed at the start (masks, positions) is in no file.
     extra = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if extra > 4 * weights.bytes + (1 << 30):
+    if extra > 4 * size + (1 << 30):
         raise UserError(
-            f"The config.json of {name} asks for {extra / 1e9:.3g} GB of masks and positions, far "
-            f"more than its weights ({weights.bytes / 1e9:.3g} GB)",
-            fix="Check the number of positions in config.json",
+            f"The configuration of {name} asks for {extra / 1e9:.3g} GB of masks and positions, "
+            f"far more than its weights ({size / 1e9:.3g} GB)",
+            fix="Check the number of positions that it states",
         )
 
 
@@ -306,15 +312,15 @@ def check_loaded(report: dict[str, Any], config: dict[str, Any], name: str) -> N
     if mismatched := sorted(report["mismatched_keys"]):
         key, there, wanted = mismatched[0]
         raise UserError(
-            f"{len(mismatched)} of the weights of {name} are not of the shape that its config.json "
-            f"says, among them {key}: {tuple(there)}, not {tuple(wanted)}",
+            f"{len(mismatched)} of the weights of {name} are not of the shape that its "
+            f"configuration says, among them {key}: {tuple(there)}, not {tuple(wanted)}",
             fix="Copy or download the model again",
         )
     left_out = sorted(key for key in report["unexpected_keys"] if not is_harmless(key, config))
     if left_out:
         raise UserError(
             f"The checkpoint of {name} has {len(left_out)} weights that the model of its "
-            f"config.json has no place for, among them {left_out[0]}: another model would be "
+            f"configuration has no place for, among them {left_out[0]}: another model would be "
             "measured than the one in the files",
             fix="Check the number of layers and architectures in config.json, or copy the model "
             "again",

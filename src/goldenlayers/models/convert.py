@@ -7,11 +7,17 @@ in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import cache
+from goldenlayers.models.checks import check_loaded, check_room
+from goldenlayers.models.gguf_checks import check_model
 from goldenlayers.models.gguf_header import read_header
 from goldenlayers.models.libraries import quiet_transformers, told
 
@@ -41,7 +47,7 @@ def convert_gguf(
     """
     label = label or gguf.name
     header = read_header(gguf)
-    _refuse_unsupported(gguf, header)
+    check_model(gguf, header)
     cache.require_space(folder, 2 * 4 * header.elements, f"Converting {label}")
     if importlib.util.find_spec("accelerate") is None:  # transformers unpacks GGUF only with it
         raise UserError(
@@ -53,29 +59,28 @@ def convert_gguf(
     import torch
     import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": gguf.name}
     problem = (
         f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
         f"{transformers.__version__}"
     )
-    with told(problem, fix=_INSTEAD), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **where)
+    with told(problem, fix=_INSTEAD), quiet_transformers(), _alone(gguf) as (place, name):
+        where: dict[str, Any] = {"gguf_file": name, "local_files_only": True}
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, **where))
+        check_room(empty, header.elements, gguf.stat().st_size, label)
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
+            place,
             **where,
             **_dequantize_options(),
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are reported, and refused in our own words
             output_loading_info=True,
         )
     model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{gguf} lacks {len(missing)} of the model's weights, among them {missing[0]}",
-            fix=_INSTEAD,
-        )
+    check_loaded(report, model.config.to_dict(), str(gguf))
     clear_quantization(model)
     _follow_bos_flag(tokenizer, header.values)
     model.config.name_or_path = ""
@@ -85,7 +90,7 @@ def convert_gguf(
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:  # the disk is full or read-only
             raise OSError(str(error)) from error
-        again = AutoTokenizer.from_pretrained(str(folder))
+        again = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     for text in _SAMPLES:
         if again(text)["input_ids"] != tokenizer(text)["input_ids"]:
             raise UserError(
@@ -102,23 +107,19 @@ def convert_gguf(
     }
 
 
-def _refuse_unsupported(gguf: Path, header: Any) -> None:
-    arch = header.architecture
-    experts = header.values.get(f"{arch}.expert_count", 0)
-    if isinstance(experts, int) and experts > 1:
-        raise UserError(
-            f"{gguf} is a mixture-of-experts model ({experts} experts), not supported yet",
-            fix="Choose a dense model",
-        )
-    if header.values.get("split.count", 0) > 1:
-        raise UserError(
-            f"{gguf} is one of {header.values['split.count']} parts of a split GGUF file",
-            fix="Join the parts first (llama-gguf-split --merge)",
-        )
-    if arch in ("t5", "t5encoder", "bert", "nomic-bert", "clip"):
-        raise UserError(
-            f"{gguf} holds a model of the kind '{arch}'", expected="a decoder-only language model"
-        )
+@contextmanager
+def _alone(gguf: Path) -> Iterator[tuple[str, str]]:
+    """(directory, name) of the file in a directory of its own.
+
+    Transformers is given a directory, and would apply an adapter that lies beside the file.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        name = "model.gguf"
+        try:
+            Path(place, name).symlink_to(gguf.absolute())
+        except OSError:  # a system without links
+            shutil.copyfile(gguf, Path(place, name))
+        yield place, name
 
 
 def _dequantize_options() -> dict[str, Any]:

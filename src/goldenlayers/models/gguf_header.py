@@ -1,18 +1,21 @@
-"""The header of a GGUF file: scalar values and sizes, in a fraction of a second.
+"""The header of a GGUF file, read within bounds: every count is held against the file's size first.
 
-Long arrays (the vocabulary) are skipped, so that a wrong or cut-off file is recognised before the
-slow conversion begins. Format: GGUF version 2 and 3, little-endian.
+A file that passes is whole, and its tensors lie inside it, side by side. What its entries say
+about the model is held against its tensors in :mod:`goldenlayers.models.gguf_checks`. Format: GGUF
+version 2 and 3, little-endian, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import mmap
 import struct
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.files import kind_of
 
 _SCALARS = {  # GGUF value type -> struct code
     0: "<B",
@@ -27,115 +30,231 @@ _SCALARS = {  # GGUF value type -> struct code
     11: "<q",
     12: "<d",
 }
-_STRING, _ARRAY = 8, 9
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+# Most that a header may count. The largest files have some 1,500 tensors, 60 entries and 300,000
+# words; a key may have 65,535 bytes by the format, a tensor's name 64.
+_TENSORS, _ENTRIES, _ITEMS = 1 << 17, 1 << 14, 1 << 23
+_KEY, _NAME, _TEXT = 65_535, 255, 1 << 24
+_ALIGNMENTS = tuple(1 << power for power in range(3, 17))
+_AGAIN = "Download the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor: its name, its dimensions (the fastest first) and its bytes' place in the data."""
+
+    name: str
+    dims: tuple[int, ...]
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """``values``: scalar entries by key. ``elements``: number of weights in all tensors."""
+    """``values``: entries by key, arrays as lists. ``tensors``: by name, in the file's order."""
 
     values: dict[str, Any]
-    elements: int
+    tensors: dict[str, GgufTensor] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the model family."""
         return str(self.values.get("general.architecture", ""))
 
+    @property
+    def elements(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(prod(tensor.dims) for tensor in self.tensors.values())
+
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of ``path`` and check that the file is as long as its tensors need.
+    """Read the header of ``path`` and check that the file is whole.
 
     Raises:
-        UserError: not a GGUF file, or one that was cut off.
+        UserError: not a GGUF file, or one that was cut off or damaged; says what was found where.
 
     """
     try:
+        if kind_of(path) != "file":
+            raise UserError(f"{path} is no regular file", expected="a .gguf file")
         with path.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise UserError(
                     f"{path} is not a GGUF file (its first bytes are not 'GGUF')",
                     fix="Give a .gguf file as llama.cpp writes it",
                 )
-            version = _number(stream, "<I")
-            if version not in (2, 3):
-                raise UserError(
-                    f"{path} has GGUF version {version}", expected="version 2 or 3, little-endian"
-                )
-            tensors, entries = _number(stream, "<Q"), _number(stream, "<Q")
-            values: dict[str, Any] = {}
-            for _ in range(entries):
-                key = _text(stream)
-                value = _value(stream, _number(stream, "<I"))
-                if value is not None:
-                    values[key] = value
-            elements, data_bytes = _tensor_table(stream, tensors)
-            alignment = int(values.get("general.alignment", 32))
-            start = -(-stream.tell() // alignment) * alignment
-    except (EOFError, struct.error, UnicodeDecodeError, OverflowError) as error:
-        raise UserError(f"{path} is cut off or damaged in its header", fix=_AGAIN) from error
-    if path.stat().st_size < start + data_bytes:
-        raise UserError(
-            f"{path} has {path.stat().st_size} bytes: it is cut off",
-            expected=f"at least {start + data_bytes} bytes",
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data).header()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+class _Reader:
+    """Reads a mapped file from front to back; what goes beyond its end is an error, not a read."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.size = len(data)
+        self.place = 4
+
+    def wrong(self, problem: str, expected: str = "") -> UserError:
+        """The error for what was found just before the place where the reader stands."""
+        return UserError(
+            f"{self.path} is damaged in its header at byte {self.place}: {problem}",
+            expected=expected,
             fix=_AGAIN,
         )
-    return GgufHeader(values, elements)
 
+    def need(self, count: int, what: str) -> None:
+        """Refuse what the rest of the file cannot hold."""
+        if count > self.size - self.place:
+            raise UserError(
+                f"{self.path} is cut off or damaged in its header at byte {self.place}: {what} of "
+                f"{count} bytes is more than the {self.size - self.place} bytes that are left",
+                fix=_AGAIN,
+            )
 
-_AGAIN = "Download the file again"
+    def number(self, code: str, what: str) -> Any:
+        width = struct.calcsize(code)
+        self.need(width, what)
+        value = struct.unpack_from(code, self.data, self.place)[0]
+        self.place += width
+        return value
 
+    def count(self, code: str, what: str, most: int) -> int:
+        value = self.number(code, what)
+        if value > most:
+            raise self.wrong(f"{what} is {value}", f"{most} at most")
+        return value
 
-def _tensor_table(stream: BufferedReader, count: int) -> tuple[int, int]:
-    """Number of weights, and bytes from the start of the data to the end of the last tensor."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    def text(self, what: str, most: int) -> str:
+        length = self.count("<Q", f"the length of {what}", most)
+        self.need(length, what)
+        raw = self.data[self.place : self.place + length]
+        try:
+            value = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.wrong(f"{what} is not UTF-8 text") from error
+        self.place += length
+        return value
 
-    elements = end = 0
-    for _ in range(count):
-        _text(stream)
-        size = 1
-        for _ in range(_number(stream, "<I")):
-            size *= _number(stream, "<Q")
-        kind, offset = _number(stream, "<I"), _number(stream, "<Q")
-        elements += size
+    def texts(self, count: int, what: str) -> list[str]:
+        """``count`` strings: as ``text`` reads them, in a third of the time."""
+        items: list[str] = []
+        length_at = struct.Struct("<Q").unpack_from
+        while len(items) < count and self.place + 8 <= self.size:
+            start = self.place + 8
+            end = start + length_at(self.data, self.place)[0]
+            if end > min(self.size, start + _TEXT):
+                break
+            try:
+                items.append(self.data[start:end].decode("utf-8"))
+            except UnicodeDecodeError:
+                break
+            self.place = end
+        if len(items) < count:
+            self.text(f"item {len(items)} of {what}", _TEXT)  # says what is wrong with it
+        return items
+
+    def header(self) -> GgufHeader:
+        version = self.number("<I", "the version")
+        if version not in (2, 3):
+            order = " (big-endian)" if version and not version & 0xFFFF else ""
+            raise UserError(
+                f"{self.path} has GGUF version {version}{order}",
+                expected="version 2 or 3, little-endian",
+            )
+        tensors = self.count("<Q", "the number of tensors", _TENSORS)
+        entries = self.count("<Q", "the number of entries", _ENTRIES)
+        values: dict[str, Any] = {}
+        for _ in range(entries):
+            key = self.text("a key", _KEY)
+            if not key or key in values:
+                raise self.wrong(f"the key '{_shown(key)}' is empty or there twice")
+            values[key] = self.value(key, self.number("<I", f"the type of '{_shown(key)}'"))
+        align = values.get("general.alignment", 32)
+        if isinstance(align, bool) or align not in _ALIGNMENTS:
+            raise self.wrong(
+                f"general.alignment is {_shown(align)}", "a power of two from 8 to 65536"
+            )
+        table = [self.tensor(align) for _ in range(tensors)]
+        self.check_places(table, start=-(-self.place // align) * align)
+        by_name = {tensor.name: tensor for tensor in table}
+        if len(by_name) != len(table):
+            raise self.wrong("two tensors have one name")
+        return GgufHeader(values, by_name)
+
+    def value(self, key: str, kind: int) -> Any:
+        what = f"the value of '{_shown(key)}'"
+        if kind == _STRING:
+            return self.text(what, _TEXT)
+        if kind == _ARRAY:
+            return self.array(what)
+        if kind not in _SCALARS:
+            raise self.wrong(f"{what} has the unknown type {kind}", "a type from 0 to 12")
+        if kind == _BOOL and self.place < self.size and self.data[self.place] > 1:
+            raise self.wrong(f"{what} is {self.data[self.place]}", "0 or 1 for false or true")
+        return self.number(_SCALARS[kind], what)
+
+    def array(self, what: str) -> list[Any]:
+        kind = self.number("<I", f"the item type of {what}")
+        count = self.count("<Q", f"the number of items in {what}", _ITEMS)
+        if kind == _STRING:
+            self.need(8 * count, what)
+            return self.texts(count, what)
+        if kind not in _SCALARS:
+            raise self.wrong(
+                f"{what} is an array of items of type {kind}", "an array of numbers or strings"
+            )
+        code = f"<{count}{_SCALARS[kind][1]}"
+        self.need(struct.calcsize(code), what)
+        items = list(struct.unpack_from(code, self.data, self.place))
+        self.place += struct.calcsize(code)
+        return items
+
+    def tensor(self, align: int) -> GgufTensor:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name = self.text("the name of a tensor", _NAME)
+        what = f"the tensor '{_shown(name)}'"
+        if not name:
+            raise self.wrong("a tensor has no name")
+        ranks = self.number("<I", f"the number of dimensions of {what}")
+        if not 1 <= ranks <= 4:
+            raise self.wrong(f"{what} has {ranks} dimensions", "1 to 4")
+        dims = tuple(self.number("<Q", f"a dimension of {what}") for _ in range(ranks))
+        kind = self.number("<I", f"the type of {what}")
+        offset = self.number("<Q", f"the offset of {what}")
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        except (ValueError, KeyError):  # a type newer than the gguf package: its size is unknown
-            continue
-        end = max(end, offset + size // block * block_bytes)
-    return elements, end
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.path}: {what} has the type {kind}, which the package gguf does not know",
+                fix="Upgrade it (python -m pip install --upgrade gguf), or download the file again",
+            ) from error
+        if 0 in dims or dims[0] % block:
+            raise self.wrong(f"{what} has the dimensions {dims}", f"multiples of {block} first")
+        if offset % align:
+            raise self.wrong(f"{what} begins at {offset}", f"a multiple of {align}")
+        return GgufTensor(name, dims, offset, prod(dims) // block * block_bytes)
+
+    def check_places(self, table: list[GgufTensor], start: int) -> None:
+        """Refuse tensors that overlap, or that end beyond the file."""
+        end = 0
+        for tensor in sorted(table, key=lambda tensor: (tensor.offset, tensor.size)):
+            if tensor.offset < end:
+                raise self.wrong(f"the tensor '{_shown(tensor.name)}' overlaps another one")
+            end = tensor.offset + tensor.size
+        if table and start + end > self.size:
+            raise UserError(
+                f"{self.path} has {self.size} bytes: it is cut off, or its header is damaged",
+                expected=f"at least {_shown(start + end)} bytes",
+                fix=_AGAIN,
+            )
 
 
-def _take(stream: BufferedReader, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) != size:
-        raise EOFError
-    return data
-
-
-def _number(stream: BufferedReader, code: str) -> Any:
-    return struct.unpack(code, _take(stream, struct.calcsize(code)))[0]
-
-
-def _text(stream: BufferedReader) -> str:
-    return _take(stream, _number(stream, "<Q")).decode("utf-8")
-
-
-def _value(stream: BufferedReader, kind: int) -> Any:
-    """One value; None for an array, which is stepped over."""
-    if kind in _SCALARS:
-        return _number(stream, _SCALARS[kind])
-    if kind == _STRING:
-        return _text(stream)
-    if kind != _ARRAY:
-        raise EOFError
-    item, count = _number(stream, "<I"), _number(stream, "<Q")
-    if item in _SCALARS:
-        stream.seek(struct.calcsize(_SCALARS[item]) * count, 1)
-    else:
-        for _ in range(count):
-            if item == _STRING:
-                stream.seek(_number(stream, "<Q"), 1)
-            else:
-                _value(stream, item)
-    return None
+def _shown(value: Any) -> str:
+    """A value from the file, of bounded length."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
+from typing import Any
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import cache
 from goldenlayers.models.checks import check_config
+from goldenlayers.models.files import read_object
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -31,7 +32,7 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
 
     wanted = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
     try:
-        config = json.loads(Path(hf_hub_download(name, "config.json")).read_text("utf-8"))
+        config = _config(Path(hf_hub_download(name, "config.json")), name)
         check_config(config, name, trust_remote_code=trust_remote_code)
         progress(f"Looking up {name} on the hub; files not in its cache yet are downloaded.")
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
@@ -51,12 +52,18 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
         raise UserError(
             f"The hub model {name} has no config.json",
             expected="a transformers model with safetensors weights",
+            fix="If it is a PEFT adapter, merge it into its base model first and save that",
         ) from error
     except errors.HFValidationError as error:
         raise UserError(f"'{name}' is not a valid hub id: {error}") from error
     except (OSError, *_transport_errors()) as error:
         raise unreachable(name, error) from error
-    except ValueError as error:
+
+
+def _config(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except UserError as error:
         raise UserError(f"config.json of the hub model {name} is not JSON: {error}") from error
 
 

@@ -79,7 +79,7 @@ def _read(
     parsed = _configuration(config, folder)
     with torch.device("meta"):  # the classes and shapes alone, without memory
         empty = getattr(transformers, _auto_class(config)).from_config(parsed)
-    checks.check_room(empty, weights, name)
+    checks.check_room(empty, weights.elements, weights.bytes, name)
     state: dict[str, torch.Tensor] = {}
     for path in weights.files:
         state |= load_file(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache, hub, packaged
+from goldenlayers.models.files import kind_of
 from goldenlayers.models.model import Model
 from goldenlayers.models.stamps import sha256_file
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+_LONGEST = 4096
 FORMS = "a packaged short name ({known}), a model directory, a .gguf file, or a hub id (owner/name)"
 
 
@@ -89,10 +92,19 @@ def locate(
     model = _packaged(text)
     if model is not None:
         return _packaged_folder(model, cache.models_root(cache_dir), progress)
-    path = Path(text).expanduser()
-    if text and path.is_dir():
+    if "\0" in text or len(text) > _LONGEST:
+        raise UserError(
+            f"No model is called {text[:60]!r}… ({len(text)} characters)", expected=_forms()
+        )
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # "~name" of nobody
+        path = path.expanduser()
+    kind = kind_of(path) if text else "nothing"
+    if kind == "directory":
         return path
-    if path.is_file():
+    if kind not in ("file", "nothing"):
+        raise UserError(f"{path} is {kind}, not a model", expected=_forms())
+    if kind == "file":
         if path.suffix.lower() == ".gguf":
             return _gguf_folder(path, cache.models_root(cache_dir), progress)
         raise UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 import uuid
@@ -24,7 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from goldenlayers.models.cache import models_root, sha256_file
+from goldenlayers.durable import json_text, read_text_file
+from goldenlayers.errors import UserError
+from goldenlayers.models.cache import models_root
+from goldenlayers.models.stamps import has_sha256, sha256_file
+from goldenlayers.records import entry, parse_json, short
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raise it when the same settings would now give other statistics
 MANIFEST = "manifest.json"
-CHECKPOINT = "checkpoint"
+CHECKPOINT, STATE = "checkpoint", "state.json"
 _TENSOR = "second_moment"
 _STALE_SECONDS = 24 * 3600
 
@@ -66,16 +71,17 @@ class StatisticsCache:
         self.settings: dict[str, Any] = json.loads(text)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self.folder = models_root(cache_dir).parent / "statistics" / self.key[:32]
+        self._said: set[str] = set()
 
     def manifest(self) -> Manifest | None:
         """The folder's manifest; None if it has none for exactly these settings."""
-        try:
-            raw = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            manifest = Manifest(**raw)
-        except FileNotFoundError:
+        path = self.folder / MANIFEST
+        if not path.exists():
             return None
-        except (OSError, ValueError, TypeError):
-            self._say("the manifest is not readable")
+        try:
+            manifest = _manifest(_sealed(path))
+        except UserError as error:
+            self._say(f"the manifest is damaged ({error.found})")
             return None
         return manifest if manifest.settings == self.settings else None
 
@@ -85,11 +91,11 @@ class StatisticsCache:
         found: list[int] = []
         for layer in layers if manifest is not None else ():
             record = manifest.layers.get(str(layer)) if manifest is not None else None
-            if record is None or record.get("path") != model.layers[layer].down.path:
+            down = model.layers[layer].down
+            if record is None or record["path"] != down.path:
                 continue
-            path = self.path(layer)
-            if not path.is_file() or sha256_file(path) != record.get("sha256"):
-                self._say(f"{path.name} is missing or damaged")
+            if fault := _fault(self.path(layer), record["sha256"], down.in_features):
+                self._say(f"{self.path(layer).name} {fault}")
                 continue
             found.append(layer)
         return found
@@ -121,7 +127,7 @@ class StatisticsCache:
                 "error": sums.error(layer),
             }
         part = self.folder / f"{MANIFEST}.{uuid.uuid4().hex}.part"
-        part.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+        part.write_text(_seal(asdict(manifest)), encoding="utf-8")
         part.replace(self.folder / MANIFEST)
         shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
         self._sweep()
@@ -170,48 +176,49 @@ class StatisticsCache:
             "n_tokens": sums.n_tokens,
             "n_rows": sums.n_rows,
             "squares": {str(layer): mine.squares for layer, mine in sums.layers.items()},
-            "sizes": {p.name: p.stat().st_size for p in part.iterdir()},
+            "files": {str(n): sha256_file(part / f"{n}.safetensors") for n in sums.layers},
         }
-        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (part / STATE).write_text(_seal(state), encoding="utf-8")
 
     def load_checkpoint(self, sums: MomentSums, stop_rows: int) -> bool:
         """Put a checkpoint of the same pass into empty ``sums``; False if there is none."""
         folder = self.folder / CHECKPOINT
+        if not (folder / STATE).exists():
+            return False
+        names = {str(layer) for layer in sums.layers}
+        loaded: dict[int, dict[str, Tensor]] = {}
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):
-            self._say("the checkpoint is not readable")
-            return False
-        same = (
-            state.get("settings") == self.settings
-            and state.get("stop_rows") == stop_rows
-            and set(state.get("squares", ())) == {str(layer) for layer in sums.layers}
-        )
-        if not same:
-            return False
-        try:
-            loaded: dict[int, dict[str, Tensor]] = {}
-            for name, size in state["sizes"].items():
-                if (folder / name).stat().st_size != size:
-                    raise OSError(f"{name} is cut short")
+            state = _sealed(folder / STATE)
+            squares = entry(state, "squares", dict[str, float], STATE)
+            files = entry(state, "files", dict[str, str], STATE)
+            n_tokens, n_rows = (entry(state, name, int, STATE) for name in ("n_tokens", "n_rows"))
+            same = state.get("settings") == self.settings and state.get("stop_rows") == stop_rows
+            if not same or set(squares) != names:
+                return False
             for layer, mine in sums.layers.items():
-                with safe_open(folder / f"{layer}.safetensors", framework="pt") as file:
+                path = folder / f"{layer}.safetensors"
+                if sha256_file(path) != files.get(str(layer)):
+                    raise UserError(f"{path.name} has changed")
+                with safe_open(path, framework="pt") as file:
                     loaded[layer] = {name: file.get_tensor(name) for name in ("total", "sketch")}
-                if loaded[layer]["total"].shape != mine.total.shape:
-                    raise OSError("another width")
-        except (OSError, SafetensorError):
-            self._say("the checkpoint is damaged")
+                for name, value in loaded[layer].items():
+                    wanted = getattr(mine, name)
+                    if (value.shape, value.dtype) != (wanted.shape, wanted.dtype):
+                        raise UserError(f"{path.name} is of another shape or type")
+        except (UserError, OSError, SafetensorError) as error:
+            self._say(f"the checkpoint is damaged ({getattr(error, 'found', error)})")
             return False
         for layer, mine in sums.layers.items():
             mine.total.copy_(loaded[layer]["total"])
             mine.sketch.copy_(loaded[layer]["sketch"])
-            mine.squares = float(state["squares"][str(layer)])
-        sums.n_tokens, sums.n_rows = int(state["n_tokens"]), int(state["n_rows"])
+            mine.squares = squares[str(layer)]
+        sums.n_tokens, sums.n_rows = n_tokens, n_rows
         return True
 
     def _say(self, problem: str) -> None:
+        if problem in self._said:
+            return
+        self._said.add(problem)
         warnings.warn(
             shown(
                 f"cached key statistics in {self.folder.name}: {problem}; they are collected again"
@@ -227,6 +234,70 @@ def _replace(path: Path, tensors: dict[str, Tensor]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """A record as JSON, with a hash of all that it says."""
+    text = json_text(record)
+    return json_text({**json.loads(text), "sha256": _hash(json.loads(text))}, indent=1)
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    """The record that :func:`_seal` made.
+
+    Raises:
+        UserError: it cannot be read, or has changed.
+    """
+    record = parse_json(read_text_file(path), path.name)
+    sha256 = record.pop("sha256", None) if isinstance(record, dict) else None
+    if sha256 is None or sha256 != _hash(record):
+        raise UserError(f"{path.name} is not what was written")
+    return record
+
+
+def _manifest(record: Mapping[str, Any]) -> Manifest:
+    """The manifest in a record, its fields held to their types.
+
+    Raises:
+        UserError: a field is missing, or something else than it should be.
+    """
+    hints = {
+        "settings": dict[str, Any],
+        "n_tokens": int,
+        "n_rows": int,
+        "settled": bool,
+        "source": str,
+        "layers": dict[str, dict[str, Any]],
+    }
+    found = {name: entry(record, name, hint, MANIFEST) for name, hint in hints.items()}
+    if found["n_tokens"] < 1 or found["n_rows"] < 1:
+        raise UserError(f"{MANIFEST} counts no tokens")
+    for layer, about in found["layers"].items():
+        where = f"layer {short(layer)} of {MANIFEST}"
+        for name in ("path", "sha256"):
+            entry(about, name, str, where)
+        # JSON has no infinity, which stands for an error that is not known.
+        about["error"] = entry(about, "error", float, where, math.inf)
+    return Manifest(**found)
+
+
+def _fault(path: Path, sha256: str, width: int) -> str | None:
+    """What is wrong with a layer's file, or None."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        if not has_sha256(path, sha256):
+            return "is damaged"
+        with safe_open(path, framework="pt") as file:
+            moment = file.get_tensor(_TENSOR)
+    except (OSError, SafetensorError) as error:
+        return f"cannot be read ({error})"
+    if moment.dtype != torch.float32 or moment.shape != (width, width):
+        return f"holds {tuple(moment.shape)} values of {moment.dtype}, not a second moment"
+    # NaN equals nothing, and a second moment its transpose.
+    if not torch.equal(moment, moment.T) or not torch.isfinite(moment).all():
+        return "is not symmetric, or not finite"
+    return None if (moment.diagonal() >= 0).all() else "has a negative diagonal"
 
 
 def model_settings(model: Model) -> dict[str, Any]:

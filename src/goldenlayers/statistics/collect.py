@@ -21,6 +21,7 @@ from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.hooks import observe
+from goldenlayers.models.broken import not_a_number
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
 from goldenlayers.statistics.corpus import open_documents
@@ -245,7 +246,7 @@ def key_statistics(
                 progress=progress,
             )
             settled = again.settled if again else settled
-            _check(sums, source, budget, model.layers.d_mlp, settled)
+            _check(model, sums, source, budget, settled)
             if store is not None:
                 try:
                     manifest = store.write(model, sums, settled=settled, source=source.description)
@@ -305,8 +306,8 @@ def _positive(name: str, value: int) -> None:
         raise UserError(f"{name} is {value}", expected="1 or more")
 
 
-def _check(sums: MomentSums, source: Source, budget: int, d_mlp: int, settled: bool) -> None:
-    needed = min(budget, d_mlp)
+def _check(model: Model, sums: MomentSums, source: Source, budget: int, settled: bool) -> None:
+    needed = min(budget, model.layers.d_mlp)
     if sums.n_tokens < needed:
         raise UserError(
             f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
@@ -320,7 +321,4 @@ def _check(sums: MomentSums, source: Source, budget: int, d_mlp: int, settled: b
         )
     for layer, mine in sums.layers.items():
         if not torch.isfinite(mine.total.diagonal()).all():
-            raise UserError(
-                f"the keys of layer {layer} hold NaN or infinite values",
-                fix="Load the model in float32 or bfloat16",
-            )
+            raise not_a_number(model.hf, f"the keys of layer {layer} hold NaN or infinite values")

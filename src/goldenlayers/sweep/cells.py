@@ -17,8 +17,8 @@ import torch
 from goldenlayers.editors import EditSettings, Workbench, editor
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan
+from goldenlayers.evaluation.rows import Expected, Key
 from goldenlayers.evaluation.running import edit_each_safely
-from goldenlayers.evaluation.units import units
 from goldenlayers.facts import Fact
 from goldenlayers.memory import out_of_memory
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 Row = dict[str, Any]
-Key = tuple[str, Any]  # metric and probe: what tells the rows of one cell apart
 
 AUTO_CHUNK = {"cpu": 16}
 _AUTO_CHUNK_ELSEWHERE = 32
@@ -84,10 +83,9 @@ class Ledger:
 
     def __init__(self, job: Job, layers: Sequence[int], done: Iterable[Row] = ()) -> None:
         self.job, self.layers = job, tuple(layers)
-        self._place = {fact.id: i for i, fact in enumerate(job.facts)}
-        self._expected: list[set[Key]] = [set() for _ in job.facts]
-        for unit in units(job.facts, job.metrics, others=job.facts, seed=job.seed):
-            self._expected[unit.fact] |= {(metric, unit.probe) for metric in unit.row_metrics}
+        self._expected = Expected(
+            job.facts, job.metrics, others=job.facts, seed=job.seed, layers=self.layers
+        )
         self._cells: dict[tuple[int, int], dict[Key, Row]] = {
             (layer, i): {} for layer in self.layers for i in range(len(job.facts))
         }
@@ -107,13 +105,11 @@ class Ledger:
         """Take rows over; returns those that are new, each belonging to a cell and there once."""
         new = []
         for row in rows:
-            place = self._place.get(row.get("fact", ""))
-            cell = self._cells.get((row.get("layer", -1), -1 if place is None else place))
-            key = (row.get("metric", ""), row.get("probe"))
-            if place is None or cell is None or key in cell or key not in self._expected[place]:
+            if self._expected.problem(row):
                 continue
-            cell[key] = row
-            new.append(row)
+            cell = self._cells[row["layer"], self._expected.place[row["fact"]]]
+            if cell.setdefault((row["metric"], row["probe"]), row) is row:
+                new.append(row)
         return new
 
     def tasks(self, chunk: int) -> list[Task]:
@@ -145,7 +141,7 @@ class Ledger:
         )
 
     def _whole(self, layer: int, place: int) -> bool:
-        return len(self._cells[layer, place]) == len(self._expected[place])
+        return len(self._cells[layer, place]) == len(self._expected.keys[place])
 
 
 class Runner:

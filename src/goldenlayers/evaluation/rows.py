@@ -1,0 +1,156 @@
+"""Which rows an evaluation has, and what is wrong with a row that was read back.
+
+A row is {"fact", "metric", "probe", "kind"?, "score", "evidence"?, "reason"?}; those of a sweep
+have "layer", those of a sequence "step".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.retention import AT_ONCE
+from goldenlayers.evaluation.units import units
+from goldenlayers.facts import Fact
+from goldenlayers.records import short
+
+Row = Mapping[str, Any]
+Key = tuple[str, Any]  # metric and probe
+
+_SHARE = (0.0, 100.0)
+_MOST = 1_000_000  # layers of a model, or facts of a sequence
+_RANGES = {"fluency": (0.0, math.inf), "kl": (-1e-3, math.inf)}
+_ENDINGS = {"_success": _SHARE, "_magnitude": (-100.0, 100.0)}
+_SHARES = ("rewrite", "rephrase", "locality", "portability", AT_ONCE)
+
+
+def score_range(metric: str) -> tuple[float, float]:
+    """Lowest and highest score of a metric; a metric that is not known here has no bounds."""
+    if metric in _SHARES or metric.startswith("generation_"):
+        return _SHARE
+    if metric.startswith("perplexity"):
+        return (0.0, math.inf)
+    for ending, bounds in _ENDINGS.items():
+        if metric.endswith(ending):
+            return bounds
+    return _RANGES.get(metric, (-math.inf, math.inf))
+
+
+def problem(row: Row) -> str:
+    """What is wrong with a row, whatever run it is of; "" if nothing is."""
+    fact, metric, probe, score = (row.get(n) for n in ("fact", "metric", "probe", "score"))
+    if not isinstance(fact, str):
+        return f"'fact' is {short(fact)}, not an id"
+    if not isinstance(metric, str):
+        return f"'metric' is {short(metric)}, not a name"
+    if probe is not None and type(probe) is not int:
+        return f"'probe' is {short(probe)}, not a number"
+    if "score" not in row:
+        return "there is no 'score'"
+    if score is not None:
+        low, high = score_range(metric)
+        if type(score) not in (int, float) or not low <= score <= high or math.isinf(score):
+            bounds = f" of {low:g} to {high:g}" if high == 100 else ""
+            return f"'score' is {short(score)}, no score{bounds} of '{metric}'"
+    for name, kind in (("kind", str), ("reason", str), ("evidence", dict)):
+        if name in row and not isinstance(row[name], kind):
+            return f"'{name}' is {short(row[name])}"
+    for name in ("layer", "step"):
+        if name in row and not (type(row[name]) is int and 0 <= row[name] < _MOST):
+            return f"'{name}' is {short(row[name])}, no number of a {name}"
+    return ""
+
+
+class Expected:
+    """The rows that an evaluation of some facts has, and no others.
+
+    Args:
+        facts: the judged facts.
+        metrics: names of ``units.METRICS``.
+        others: see :func:`goldenlayers.evaluation.units.units`.
+        seed: see there.
+        layers: of a sweep: each row is there once per layer.
+        sequence: whether each fact also has a row that is scored right after its own edit.
+    """
+
+    def __init__(
+        self,
+        facts: Sequence[Fact],
+        metrics: Sequence[str],
+        *,
+        others: Sequence[Fact] | None = None,
+        seed: int = 0,
+        layers: Sequence[int] | None = None,
+        sequence: bool = False,
+    ) -> None:
+        self.layers = None if layers is None else frozenset(layers)
+        self.sequence = sequence
+        self.place = {fact.id: i for i, fact in enumerate(facts)}
+        self.keys: list[dict[Key, str]] = [{} for _ in facts]
+        for unit in units(facts, metrics, others=others, seed=seed):
+            for metric in unit.row_metrics:
+                self.keys[unit.fact][metric, unit.probe] = unit.kind
+        if sequence:
+            for keys in self.keys:
+                keys[AT_ONCE, 0] = ""
+
+    def problem(self, row: Row) -> str:
+        """What is wrong with a row of this evaluation; "" if nothing is."""
+        if wrong := problem(row):
+            return wrong
+        place = self.place.get(row["fact"])
+        if place is None:
+            return f"there is no fact {short(row['fact'])} in this run"
+        kind = self.keys[place].get((row["metric"], row["probe"]))
+        if kind is None:
+            return (
+                f"fact {short(row['fact'])} has no probe {row['probe']} of {short(row['metric'])}"
+            )
+        if row.get("kind", "") != kind:
+            return f"'kind' is {short(row.get('kind'))}, and the probe's is '{kind}'"
+        if ("layer" in row) != (self.layers is not None):
+            return "it names a layer" if "layer" in row else "it names no layer"
+        if self.layers is not None and row["layer"] not in self.layers:
+            return f"layer {row['layer']} is not among those of this run"
+        if ("step" in row) != self.sequence or row.get("step", place) != place:
+            return f"'step' is {short(row.get('step'))}"
+        return ""
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What tells the rows of a run apart."""
+    return row["fact"], row.get("layer"), row["metric"], row["probe"]
+
+
+def each_once(problem: Callable[[Row], str]) -> Callable[[Row], str]:
+    """``problem``, and of rows that come one after another also whether one was there before."""
+    seen: set[tuple[Any, ...]] = set()
+
+    def check(row: Row) -> str:
+        if wrong := problem(row):
+            return wrong
+        key = key_of(row)
+        if key in seen:
+            return "it is there twice"
+        seen.add(key)
+        return ""
+
+    return check
+
+
+def refuse_wrong(rows: Iterable[Row], problem: Callable[[Row], str], where: str | Path) -> None:
+    """Refuse the rows of a finished run if one of them cannot be right.
+
+    Raises:
+        UserError: the first such row, by its number.
+    """
+    for number, row in enumerate(rows, start=1):
+        if wrong := problem(row):
+            raise UserError(
+                f"{where}, row {number}: {wrong}",
+                expected="the rows as the run wrote them",
+                fix="Put the file back as it was, or make the run again",
+            )
