@@ -153,7 +153,6 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
 
     One fact's heat map has its own tokens; that of several has their roles.
     """
-    from goldenlayers.durable import disk_errors
     from goldenlayers.locate.grid import mean_by_role
     from goldenlayers.report.heatmap import tracing_figure
 
@@ -161,8 +160,7 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
     mean = mean_by_role(several)
     facts = {name: grid.to_json() for name, grid in grids.items()}
     folder.write_json("grid.json", {"schema": 1, "mean": mean.to_json(), "facts": facts})
-    with disk_errors(folder.file("heatmap")):
-        tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
+    tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
 
 
 def _race_settings(config: LocateConfig) -> EditSettings:

@@ -143,14 +143,12 @@ def layers_named(text: str, n_layers: int) -> list[int]:
 
 def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
     """Put the figures into the run folder and finish it."""
-    from goldenlayers.durable import disk_errors
     from goldenlayers.report.sweeps import sweep_figure
 
     folder.write_json(SUMMARY, summary)
     if truth.leading is not None:
         title = f"{summary['method']} on {summary['model']} · {_facts_of(summary)}"
-        with disk_errors(folder.file(FIGURE)):
-            sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
+        sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
     folder.finish()
 
 

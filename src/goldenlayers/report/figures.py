@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.report.terminal import n_facts
+from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,23 +79,49 @@ def style() -> Iterator[None]:
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "hatch.linewidth": 0.7,
+                "text.parse_math": False,  # a dollar sign in a name begins no formula
             }
         )
         yield
 
 
+def title(figure: Figure, *lines: str) -> str:
+    """The lines of a title, broken where the figure ends; whatever they hold, each is one text."""
+    width = int(11.5 * figure.get_figwidth()) - 8  # characters of size 10
+    found = []
+    for line in lines:
+        parts = textwrap.wrap(shown(line, 4 * width), width, break_on_hyphens=False)
+        found += parts or [" "]
+    return "\n".join(found)
+
+
 def save(figure: Figure, stem: str | os.PathLike[str], formats: Sequence[str]) -> list[Path]:
     """Write a figure as ``stem.svg``, ``stem.png`` ...; call within ``style()``. Returns the paths.
 
+    Each is there whole or not at all.
+
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format; the disk is full or cannot be written to.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        # What a terminal may not be shown, XML may not hold either.
+        text.set_text("\n".join(map(shown, text.get_text().split("\n"))))
     paths = []
     for name in formats:
         if name not in _FORMATS:
             raise UserError(f"unknown picture format '{name}'", expected="svg, png or pdf")
         path = Path(f"{os.fspath(stem)}.{name}")
-        figure.savefig(path, format=name, dpi=160, metadata=_DATELESS[name])
+        with disk_errors(path), warnings.catch_warnings():
+            # Signs that the font does not have are boxes in the PNG, and text in the SVG.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            try:
+                figure.savefig(path, format=name, dpi=160, metadata=_DATELESS[name])
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         paths.append(path)
     return paths
 
@@ -121,6 +151,7 @@ def ranking_figure(
         axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
         top, bottom = axes[0, 0], axes[-1, 0]
         _draw_scores(top, ranking)
+        top.set_title(_title(figure, ranking), loc="left", fontsize=10)
         if has_wins:
             _draw_wins(bottom, ranking)
         bottom.set_xlabel("layer (0 = nearest the input)")
@@ -175,7 +206,6 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
         label += f"\n({' '.join(part for part in (factor, unit) if part)})"
     axes.set_ylabel(label if at_zero else f"{label}\n[axis without zero]")
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    axes.set_title(_title(ranking), loc="left", fontsize=10)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -277,7 +307,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _title(ranking: LayerRanking) -> str:
+def _title(figure: Figure, ranking: LayerRanking) -> str:
     parts = [ranking.method]
     if ranking.n_facts:
         parts.append(n_facts(ranking) + (f" of {ranking.data}" if ranking.data else ""))
@@ -285,5 +315,4 @@ def _title(ranking: LayerRanking) -> str:
         parts.append(f"Tukey fences, κ = {ranking.kappa:g}")
     name = f" in {ranking.model}" if ranking.model else ""
     first = f"Golden layer {ranking.golden_layer} of {len(ranking.layers)}{name}"
-    # The empty line leaves room for the legend. A dollar sign would begin a formula.
-    return f"{first}\n{' · '.join(parts)}\n ".replace("$", r"\$")
+    return title(figure, first, " · ".join(parts), "")  # the empty line: room for the legend

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from goldenlayers.report.figures import OKABE_ITO, save, style
+from goldenlayers.report.figures import OKABE_ITO, save, style, title
+from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from goldenlayers.locate.grid import TracingGrid
 
@@ -69,7 +71,7 @@ def tracing_figure(
         axes.set_xticks(range(0, n_layers, step))
         key = "bold: the subject's tokens" + ("; star: its last token's best layer" * starred)
         axes.set_xlabel(f"{_restored(grid)}\n({key})")
-        axes.set_title(_title(grid), loc="left", fontsize=10)
+        axes.set_title(_title(figure, grid), loc="left", fontsize=10)
         axes.spines[:].set(visible=True, linewidth=0.5)
         bar = figure.colorbar(image, ax=axes, aspect=14, pad=0.02)
         bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
@@ -100,14 +102,13 @@ def _restored(grid: TracingGrid) -> str:
     return f"layer whose {what} is restored (0 = nearest the input)"
 
 
-def _title(grid: TracingGrid) -> str:
+def _title(figure: Figure, grid: TracingGrid) -> str:
     name = f" in {grid.model}" if grid.model else ""
     facts = f"mean of {grid.n_facts} facts" if grid.n_facts > 1 else f"answer '{grid.answer}'"
     change = f"p = {grid.clean:.3g} clean, {grid.corrupted:.3g} with noise on the subject"
-    # A dollar sign would begin a formula.
-    return f"Causal tracing{name}: {facts}\n{change}".replace("$", r"\$")
+    return title(figure, f"Causal tracing{name}: {facts}", change)
 
 
 def _label(token: str) -> str:
-    flat = " ".join(token.split()) or token
-    return (flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…").replace("$", r"\$")
+    flat = shown(" ".join(token.split()) or token)
+    return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"

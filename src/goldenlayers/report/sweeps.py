@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.report.figures import OKABE_ITO, save, style
+from goldenlayers.report.figures import title as wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def sweep_figure(
         _draw_optima(bottom, truth, golden, metric)
         by = "" if metric == _OVERALL else f" by {metric}"
         heading = f"Golden layer {golden}{by}" + (f" · {title}" if title else "")
-        top.set_title(heading.replace("$", r"\$"), loc="left", fontsize=10)
+        top.set_title(wrapped(figure, heading), loc="left", fontsize=10)
         bottom.set_xlabel("edited layer (0 = nearest the input)")
         low, high = truth.layers[0], truth.layers[-1]
         step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if (high - low + 1) / s <= 26)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from goldenlayers.errors import UserError
+from goldenlayers.shown import showing
 from goldenlayers.sweep.cells import Batch, Job, Runner, Task
 
 if TYPE_CHECKING:
@@ -280,7 +281,8 @@ def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> 
     # Ctrl-C reaches the whole group; the caller ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = Worker()
-    with contextlib.suppress(EOFError, OSError):  # the caller is gone: nobody wants the rest
+    # The caller is gone: nobody wants the rest.
+    with contextlib.suppress(EOFError, OSError), showing():
         said = worker.begin(start, threads)
         while True:
             pipe.send(said)
