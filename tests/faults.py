@@ -237,8 +237,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         answer = json.dumps(_run(json.loads(line)))
-        sys.__stdout__.write(answer + "\n")
-        sys.__stdout__.flush()
+        print(answer, flush=True)
 
 
 if __name__ == "__main__":

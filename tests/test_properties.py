@@ -43,7 +43,7 @@ from goldenlayers.models.gguf_header import read_header
 from goldenlayers.records import parse_json, parse_yaml
 from goldenlayers.report.figures import ranking_figure
 
-EXAMPLES = int(os.environ.get("GOLDENLAYERS_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("GOLDENLAYERS_EXAMPLES", "150"))
 
 
 def many(share: float = 1.0) -> Any:
@@ -53,7 +53,7 @@ def many(share: float = 1.0) -> Any:
         deadline=None,
         derandomize=True,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 

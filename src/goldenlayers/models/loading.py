@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.models import checks
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
@@ -104,7 +105,8 @@ def _configuration(config: dict[str, Any], folder: Path) -> Any:
 
     with tempfile.TemporaryDirectory() as alone:
         text = json.dumps(checks.without_steering(config))
-        Path(alone, "config.json").write_text(text, encoding="utf-8")
+        with disk_errors(Path(alone)):
+            Path(alone, "config.json").write_text(text, encoding="utf-8")
         parsed = AutoConfig.from_pretrained(alone, local_files_only=True, trust_remote_code=False)
     parsed.name_or_path = str(folder)
     return parsed
