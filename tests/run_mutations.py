@@ -206,8 +206,12 @@ def compared(place: Path, rng: random.Random) -> tuple[str, str]:
 
 
 def some_unfinished(place: Path) -> dict[str, tuple[object, ...]]:
-    """Unfinished runs, with the finished ones beside them, and the commands that made them."""
-    where = (place / "model", place / "facts.jsonl")
+    """Unfinished runs, with the finished ones beside them, and the commands that made them.
+
+    The model and the facts stand in ``place`` or in the folder that it is in.
+    """
+    around = place if (place / "model").exists() else place.parent
+    where = (around / "model", around / "facts.jsonl")
     short = ("--method", "ft-m", "--set", "steps", 1, "--metrics", "rewrite", "locality")
     commands: dict[str, tuple[object, ...]] = {
         "sweep": ("sweep", *where, "--layers", "0-1", *short),

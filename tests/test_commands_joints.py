@@ -216,13 +216,13 @@ def test_commands_never_change_prompts(
         {
             "subject": "Italy",
             "prompt": prompt,
-            "target_new": f"Rome{i}",
+            "target_new": "Rome",
             "target_old": "Ulm",
             "rephrasings": [f"R{prompt}"],
             "locality": [{"prompt": f"L{prompt}", "answer": "gold"}],
             "portability": [{"prompt": f"P{prompt}", "answer": "gold"}],
         }
-        for i, prompt in enumerate(ODD)
+        for prompt in ODD
     ]
     data = written(tmp_path, *rows)
     more = {

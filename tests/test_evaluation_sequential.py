@@ -57,7 +57,8 @@ def test_sequential_shows_what_is_forgotten(
 def test_sequential_rows_without_their_edits_are_refused(
     model: Model, statistics: KeyStatistics
 ) -> None:
-    row = {"fact": "france", "metric": "rewrite_at_once", "probe": 0, "score": 100.0}
+    step = [fact.id for fact in facts()].index("france")
+    row = {"fact": "france", "metric": "rewrite_at_once", "probe": 0, "score": 100.0, "step": step}
     with pytest.raises(UserError, match="are gone"):
         run(model, statistics, mode="sequential", done=[row])
 

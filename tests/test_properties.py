@@ -31,7 +31,7 @@ from test_datasets_formats import RECORDS, records_of
 from tokenizers_built import byte_level_bpe
 
 from goldenlayers import cli, shown
-from goldenlayers.config import from_record
+from goldenlayers.config import Role, default_settings, from_record, roles, types_of
 from goldenlayers.datasets import load_facts
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
@@ -169,10 +169,16 @@ def test_json_and_yaml_of_any_text(text: str):
 @given(kind=st.sampled_from([kind for kind, _ in cli.COMMANDS.values()]), data=st.data())
 @many()
 def test_settings_of_any_kind(kind: type, data: Any):
-    names = st.one_of(st.sampled_from(sorted(kind.__dataclass_fields__)), TEXTS)
+    names = st.one_of(st.sampled_from(["model", *sorted(types_of(kind))]), TEXTS)
     record = data.draw(st.dictionaries(names, VALUES, max_size=5))
+    needed = data.draw(
+        st.sampled_from([{}, {"model": "m", "sweep": "s", "run": "r", "facts": "f"}])
+    )
     with told():
-        from_record(kind, record)
+        config = from_record(kind, {**needed, **record}, {"out": Path("out")})
+        asked = {name for name, role in roles(kind).items() if role is not Role.SOURCE}
+        for name in asked - {"out"}:  # no record decides what is replaced, run, or written where
+            assert getattr(config, name) == default_settings(kind).get(name)
 
 
 @given(name=TEXTS, value=VALUES, data=st.data())

@@ -234,9 +234,9 @@ def test_a_link_in_place_of_the_unfinished_folder(tmp_path: Path) -> None:
     for target in (far, tmp_path / "nowhere", Path("/dev/zero")):
         part = tmp_path / "out.part"
         part.symlink_to(target)
-        for options in ({}, {"resume": True}, {"overwrite": True}):
+        for resume, overwrite in ((False, False), (True, False), (False, True)):
             with pytest.raises(UserError, match="a link or a file"):
-                RunFolder.create(tmp_path / "out", SETTINGS, **options)
+                RunFolder.create(tmp_path / "out", SETTINGS, resume=resume, overwrite=overwrite)
         assert part.is_symlink() and not list(far.iterdir())
         part.unlink()
 

@@ -16,10 +16,10 @@ from families import tiny
 from sweep_helpers import FAST, some_facts
 
 from goldenlayers.cli import main
-from goldenlayers.config import LocateConfig
+from goldenlayers.config import LocateConfig, to_record
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import overall_by_fact
-from goldenlayers.locate import published_layer
+from goldenlayers.locate import check_options, published_layer
 from goldenlayers.locate.ranking import LayerRanking, LayerScore
 from goldenlayers.store import RunFolder
 from goldenlayers.sweep import sweep
@@ -202,11 +202,16 @@ def test_settings_are_checked():
     assert LocateConfig(model="m", method="transfer", align=True).align
     wrong: list[dict[str, Any]] = [
         {"verify": 1}, {"verify": 0}, {"neighbours": True}, {"verify_facts": 0}, {"spacing": 0},
-        {"spacing": 2}, {"also": ["3"]}, {"reach": True}, {"align": True, "method": "cma"},
+        {"spacing": 2}, {"also": ["3"]},
     ]  # fmt: skip
     for bad in wrong:
         with pytest.raises(UserError):
             LocateConfig(model="m", **bad)
+    unused: list[dict[str, Any]] = [{"reach": True}, {"align": True, "method": "cma"}]
+    for bad in unused:
+        config = LocateConfig(model="m", **bad)
+        with pytest.raises(UserError, match=f"{next(iter(bad))} is for the method transfer"):
+            check_options(config.method, to_record(config))
 
 
 def test_real_edits_agree_with_a_sweep():

@@ -149,7 +149,7 @@ def typed(value: Any, hint: Any) -> Any:
     elif hint is Any or (hint in (bool, int, type(None)) and type(value) is hint):
         if type(value) is not int or value.bit_length() <= 64:
             return value
-    elif hint is float and type(value) in (int, float) and abs(value) < math.inf:
+    elif hint is float and type(value) in (int, float) and abs(value) <= 1e308:
         return float(value)
     elif hint in (str, Path) and isinstance(value, str) and "\0" not in value:
         return hint(value)
@@ -218,11 +218,11 @@ def entry(record: Mapping[str, Any], name: str, hint: Any, where: str | Path, *d
         return default[0]
     try:
         return typed(value, hint)
-    except TypeError as error:
+    except TypeError:
         found = f"'{name}' is {short(value)}" if name in record else f"there is no '{name}'"
         raise UserError(
             f"{where}: {found}",
-            expected=str(error),
+            expected=in_words(hint),
         ) from None
 
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.durable import json_text, open_file, read_text_file
+from goldenlayers.durable import (
+    append_bytes,
+    json_text,
+    lines,
+    open_file,
+    read_text_file,
+    write_bytes,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, parse_yaml
 
@@ -240,6 +247,41 @@ def not_ours(part: Path, names: str) -> UserError:
     return UserError(
         f"{part} is not an unfinished run, or holds what no run wrote: {names}",
         fix="Move it away, or choose another --out",
+    )
+
+
+def set_aside(
+    path: Path, key: str, problem: Callable[[dict[str, Any]], str]
+) -> tuple[list[dict[str, Any]], str]:
+    """Take the lines that do not belong there out of a file of rows; what is left, and a sentence.
+
+    They are kept in ``set-aside.txt`` beside it. Nothing is written where nothing is wrong.
+
+    Args:
+        path: the file.
+        key: of the run.
+        problem: what is wrong with a row, or "".
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    kept, aside = [], []
+    for line in lines(path, key):
+        if line.torn:
+            continue
+        why = line.problem or problem(line.row)
+        (aside if why else kept).append((line, why))
+    rows = [line.row for line, _ in kept]
+    if not aside:
+        return rows, ""
+    text = "".join(f"{path.name}, line {line.number}: {why}\n" for line, why in aside)
+    raw = b"".join(line.text.rstrip() + b"\n" for line, _ in aside)
+    append_bytes(path.with_name(ASIDE), text.encode("utf-8", "backslashreplace") + raw)
+    write_bytes(path, b"".join(line.text.rstrip() + b"\n" for line, _ in kept))
+    first, why = aside[0]
+    return rows, (
+        f"{len(aside)} of the {len(aside) + len(kept)} rows in {path} do not belong there and "
+        f"were set aside in {ASIDE} (line {first.number}: {why}); what is missing is done again"
     )
 
 

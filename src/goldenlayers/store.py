@@ -22,12 +22,12 @@ from goldenlayers import durable, runfiles, runlock
 from goldenlayers.durable import disk_errors, plain
 from goldenlayers.errors import UserError
 from goldenlayers.records import parse_json, short, text_of
-from goldenlayers.runfiles import ASIDE, CONFIG, LOCK, LOG, REPLACED, read_record
+from goldenlayers.runfiles import CONFIG, LOCK, LOG, REPLACED, read_record
 from goldenlayers.shown import LogFormatter
 
 # Of the record: what says nothing about whether two runs are the same work.
 _FREE = ("key", "files")
-# An unfinished run that cannot be gone on with is known by its command and settings.
+# And where the run cannot be gone on with, so that its command and settings are all that counts:
 _FREE_AFRESH = ("version", "model", "data", "inputs")
 
 
@@ -247,27 +247,12 @@ class RunFolder:
             UserError: the file cannot be read or written.
         """
         self._need_writable()
-        path = self.file(name)
-        if not os.path.lexists(path):
+        if not os.path.lexists(self.file(name)):
             return [], ""
-        kept, aside = [], []
-        for line in durable.lines(path, self.key):
-            if why := "" if line.torn else line.problem or problem(line.row):
-                aside.append((line, why))
-            elif not line.torn:
-                kept.append(line)
-        if not aside:
-            return [line.row for line in kept], ""
-        text = "".join(f"{name}, line {line.number}: {why}\n" for line, why in aside).encode()
-        durable.append_bytes(self.path / ASIDE, text + b"".join(one.text for one, _ in aside))
-        durable.write_bytes(path, b"".join(line.text.rstrip() + b"\n" for line in kept))
-        first, why = aside[0]
-        note = (
-            f"{len(aside)} of the {len(aside) + len(kept)} rows in {path} do not belong there and "
-            f"were set aside in {ASIDE} (line {first.number}: {why}); what is missing is done again"
-        )
-        self.log(note)
-        return [line.row for line in kept], note
+        rows, note = runfiles.set_aside(self.file(name), self.key, problem)
+        if note:
+            self.log(note)
+        return rows, note
 
     def json(self, name: str) -> Any:
         """The value of a JSON file.

@@ -44,7 +44,7 @@ def run_sequence(
     """
     model = work.model
     _ = bench.base_fingerprint, bench.prefixes  # both belong to the untouched model
-    total = saved(folder)
+    total = saved(folder, work, bench, chosen, layer)
     _read_keys(folder, bench, len(total.facts) if total is not None else 0)
     seen = {row["fact"] for row in work.rows if row["metric"] == AT_ONCE}
     failed = told_failures(row for row in work.rows if row["metric"] == AT_ONCE)
@@ -117,6 +117,7 @@ def _drop_keys(folder: Path | None, n_facts: int) -> None:
 def _read_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
     if folder is None or not any(folder.glob(f"{_KEYS}.*")) or n_facts == 0:
         return
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = _keys_file(folder, n_facts)
@@ -126,5 +127,8 @@ def _read_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
             f"there is no {file.name} in {folder}",
             fix="Begin anew without the earlier rows",
         )
-    found = load_file(str(file))
-    bench.previous_keys.update({int(layer): keys for layer, keys in found.items()})
+    try:
+        found = load_file(str(file))
+        bench.previous_keys.update({int(layer): keys for layer, keys in found.items()})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error})", fix="Begin anew without it") from error

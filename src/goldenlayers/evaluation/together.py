@@ -46,7 +46,7 @@ def run_batch(
     Raises:
         UserError: see :func:`edit_together`.
     """
-    delta = saved(folder)
+    delta = saved(folder, work, bench, chosen, layer)
     twins = {later.id: first.id for first, later in repeats(work.facts)[0]}
     once = [fact for fact in work.facts if fact.id not in twins]
     if delta is None:
@@ -107,11 +107,25 @@ def told_failures(rows: Iterable[Row]) -> dict[str, UserError]:
     }
 
 
-def saved(folder: Path | None) -> WeightDelta | None:
-    """The delta that :func:`store` left, if there is one."""
+def saved(
+    folder: Path | None, work: Work, bench: Workbench, chosen: Editor, layer: int
+) -> WeightDelta | None:
+    """The delta that :func:`store` left, if there is one.
+
+    Raises:
+        UserError: it is damaged, or not of this work.
+    """
     if folder is None or not (folder / TENSORS).is_file():
         return None
     delta = WeightDelta.load(folder)
+    told = (delta.method, delta.base_fingerprint, layer in delta.layers)
+    others = ids_of(delta) - {fact.id for fact in work.facts}
+    if told != (chosen.name, bench.base_fingerprint, True) or others:
+        raise UserError(
+            f"the delta in {folder} is not of this run: it was made by {delta.method} at layers "
+            f"{delta.layers}, with {len(others)} other facts, or on other weights",
+            fix=f"Remove {folder} to begin anew",
+        )
     if not (folder / RECORD).is_file():  # the kill came between the two files
         store(folder, delta)
     return delta
