@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
+from goldenlayers.commands.joints import settle
 from goldenlayers.config import EditConfig, whole_number
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, plain_subject
@@ -35,7 +36,7 @@ def run(config: EditConfig) -> int:
     editor(config.method)
     facts, source = _facts(config)
     model = shared.load_model(config)
-    config, (facts,) = shared.settle(config, model, facts)
+    config, (facts,) = settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(config.method, config.mode, len(facts))
     settings, layer = settings_and_layer(config, model)

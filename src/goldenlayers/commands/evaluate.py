@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import refuse_batch, tell_rounding
+from goldenlayers.commands.joints import settle
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -56,7 +57,7 @@ def run(config: EvaluateConfig) -> int:
     if delta is not None:
         delta.check(model)
         tell_rounding(delta, model)
-    config, (settled, free) = shared.settle(config, model, facts, others)
+    config, (settled, free) = settle(config, model, facts, others)
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     settings, layer, statistics = _how(config, model, facts)
     with shared.run_folder(

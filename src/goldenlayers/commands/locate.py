@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
+from goldenlayers.commands.joints import settle
 from goldenlayers.config import LocateConfig, to_record, whole_number
 from goldenlayers.errors import UserError
 from goldenlayers.shown import put
@@ -41,7 +42,7 @@ def run(config: LocateConfig) -> int:
         _race_settings(config)
     facts = shared.load_facts(config)
     model = shared.load_model(config)
-    config, (settled,) = shared.settle(config, model, facts)
+    config, (settled,) = settle(config, model, facts)
     facts = dataclasses.replace(facts, facts=tuple(settled))
     _also(config, model)
     statistics, prefixes = (

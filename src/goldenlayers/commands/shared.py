@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from goldenlayers.config import (
     ApartOptions,
@@ -28,12 +26,8 @@ from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
-    from goldenlayers.decoding import Settled
-    from goldenlayers.facts import Fact
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
-
-T = TypeVar("T", bound=Any)
 
 
 def load_model(options: ModelOptions) -> Model:
@@ -117,59 +111,6 @@ def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactS
         )
     gone = {later.id for _, later in contradicting + doubled * drop_doubled}
     return facts.without(gone)
-
-
-def settle(config: T, model: Model, *sets: Sequence[Fact] | None) -> tuple[T, list[list[Fact]]]:
-    """The facts with their joints settled, and the config that holds what the model decided.
-
-    Each of ``sets`` is settled (None gives no facts). What the config or an unfinished run at its
-    ``out`` has decided already is not decided again; anything new is said.
-    """
-    from goldenlayers.decoding import joints_record, settle_joints
-
-    new: dict[Settled, None] = {}
-    recorded = config.joints or _unfinished_settings(config).get("joints")
-    found = [
-        settle_joints(
-            model,
-            facts or (),
-            recorded=recorded if isinstance(recorded, Mapping) else None,
-            on_settled=lambda some: new.update(dict.fromkeys(some)),
-        )
-        for facts in sets
-    ]
-    if new:
-        say(joints_told(list(new)))
-    record = {name: joints for facts in found for name, joints in joints_record(facts).items()}
-    return dataclasses.replace(config, joints=record), found
-
-
-def joints_told(settled: Sequence[Settled]) -> str:
-    """What the model decided about the joints, with the clearest example of each form."""
-    parts = []
-    for joint, what in (("none", "no space"), ("space", "a space")):
-        mine = [one for one in settled if one.joint == joint]
-        if mine:
-            one = max(mine, key=lambda one: abs(one.none - one.space))
-            factor = math.exp(min(abs(one.none - one.space), 700.0))
-            times = f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
-            few = f"{len(mine)} times, as in " if len(settled) > 1 else ""
-            parts.append(
-                f"{what} {few}between {_end(one.prompt)!r} and {_begin(one.answer)!r} "
-                f"({times if factor < 1e6 else 'a million or more'} times as likely)"
-            )
-    return (
-        "Where the characters leave open whether a space stands between prompt and answer, the "
-        f"model decides: {'; '.join(parts)}. --joint space or none fixes it."
-    )
-
-
-def _end(text: str) -> str:
-    return text if len(text) <= 30 else f"…{text[-29:]}"
-
-
-def _begin(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:29]}…"
 
 
 def tell_dropped(dropped: Sequence[DataError]) -> None:
@@ -396,7 +337,7 @@ def _unfinished(config: Any) -> RunFolder | None:
         return None
 
 
-def _unfinished_settings(config: Any) -> Mapping[str, Any]:
+def unfinished_settings(config: Any) -> Mapping[str, Any]:
     part = None if config.out is None else _unfinished(config)
     settings = None if part is None else part.config.get("settings")
     return settings if isinstance(settings, Mapping) else {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
+from goldenlayers.commands.joints import settle
 from goldenlayers.config import Role, SweepConfig, roles
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
@@ -51,7 +52,7 @@ def run(config: SweepConfig) -> int:
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
     settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
-    config, (settled,) = shared.settle(config, model, source)
+    config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
     with shared.run_folder(
