@@ -328,7 +328,7 @@ def test_interruption(
     with monkeypatch.context() as patch:
         spoil(patch, KeyboardInterrupt(), 2)
         status, out, _ = golden(*command)
-    assert status == 0 and "Interrupted after 2 of 3 facts" in " ".join(out.split())
+    assert status == 130 and "Interrupted after 2 of 3 facts" in " ".join(out.split())
     assert files(run) == WHOLE and numbers(run)["n_facts"] == 2
     assert len((run / "per_fact.jsonl").read_text("utf-8").splitlines()) == 2
 

@@ -22,6 +22,7 @@ from run_mutations import (
 )
 
 from goldenlayers.cli import main
+from goldenlayers.store import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,41 @@ def test_rows_that_contradict_a_finished_run_are_an_error_with_file_and_row(
         as_of_an_earlier_version(tmp_path / name)
     command = ("compare", tmp_path / "one", "--with", tmp_path / "two", tmp_path / "lga")
     assert main([str(a) for a in command]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["locate", "evaluate", "edit", "sweep", "compare", "ask", "export", "run"]
+)
+def test_ctrl_c_ends_a_command_with_status_130(
+    place: Path, runs: list[Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import transformers
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    holder, call = {
+        "export": (transformers.PreTrainedModel, "save_pretrained"),
+        "compare": (RunFolder, "finish"),
+        "run": (RunFolder, "finish"),
+    }.get(name, (torch.nn.Module, "__call__"))
+    monkeypatch.setattr(holder, call, stop)
+    where = (place / "model", place / "facts.jsonl")
+    short = ("--method", "ft-m", "--set", "steps", 1, "--layer", 1)
+    arguments = {
+        "locate": where,
+        "evaluate": (*where, *short),
+        "edit": (where[0], "--facts", where[1], *short),
+        "sweep": (*where, *short[:5]),
+        "compare": (place / "sweep", "--sizes", 2, "--repeats", 2),
+        "ask": (where[0], "The capital of"),
+        "export": (place / "edit", "--to", "merged"),
+        "run": (place / "locate",),
+    }[name]
+    out = () if name == "ask" else ("--out", place / "stopped" / name)
+    assert main([str(a) for a in (name, *arguments, *out)]) == 130
+    assert not (place / "stopped" / name).exists()
 
 
 def test_damaged_unfinished_runs_end_as_undamaged_ones_or_are_refused(

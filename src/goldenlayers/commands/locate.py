@@ -115,7 +115,7 @@ def run(config: LocateConfig) -> int:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
         shared.say(f"Warning: the choice {what}, the work was stopped before that{kept}.")
         raise stopped
-    return 0
+    return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
 
 
 def _for_transfer(
@@ -273,12 +273,14 @@ def append(folder: RunFolder, rows: list[dict[str, Any]]) -> None:
 
 def write(folder: RunFolder, ranking: LayerRanking, verified: VerifiedChoice | None = None) -> None:
     """Put the ranking and its pictures into the run folder and finish it."""
+    from goldenlayers.durable import disk_errors
     from goldenlayers.report.figures import ranking_figure
 
     folder.write_json("ranking.json", ranking.to_json())
     if verified is not None:
         folder.write_json("verified.json", verified.to_json())
-    ranking_figure(ranking, folder.file("ranking"))
+    with disk_errors(folder.file("ranking")):
+        ranking_figure(ranking, folder.file("ranking"))
     folder.finish()
 
 

@@ -79,6 +79,12 @@ class LocateRun:
             entry(verified, "seconds", float, folder.file(VERIFIED), None)
         rows = folder.read_rows(ROWS)
         refuse_wrong(rows, lambda row: _problem(row, depth), folder.file(ROWS))
+        if rows and len(rows) != ranking.n_facts + ranking.n_unscored:
+            raise UserError(
+                f"{folder.file(ROWS)} has {len(rows)} rows, and the ranking is of "
+                f"{ranking.n_facts + ranking.n_unscored} facts",
+                fix="Put the files back as they were, or locate again",
+            )
         return cls(
             run=folder.path.name,
             ranking=ranking,
