@@ -50,11 +50,10 @@ class Killed(Exception):  # noqa: N818
 class Choosy:
     """An editor that refuses some facts."""
 
-    name = "rome"
     needs_statistics = True
 
     def __init__(self, refuse: set[str], inner: str = "rome") -> None:
-        self.refuse = refuse
+        self.refuse, self.name = refuse, inner
         self.inner = EDITORS[inner]
         self.edits_together = self.inner.edits_together
 

@@ -212,9 +212,11 @@ def test_ask_asks_what_was_typed(golden: Golden, model: Path, seen: list[str], p
 def test_commands_never_change_prompts(
     golden: Golden, model: Path, tmp_path: Path, seen: list[str], command: str
 ) -> None:
+    # Each about a subject of its own: prompts that differ in spaces alone would be one fact.
+    odd = [prompt.replace("Italy", f"Italy{i}") for i, prompt in enumerate(ODD)]
     rows = [
         {
-            "subject": "Italy",
+            "subject": f"Italy{i}",
             "prompt": prompt,
             "target_new": "Rome",
             "target_old": "Ulm",
@@ -222,7 +224,7 @@ def test_commands_never_change_prompts(
             "locality": [{"prompt": f"L{prompt}", "answer": "gold"}],
             "portability": [{"prompt": f"P{prompt}", "answer": "gold"}],
         }
-        for prompt in ODD
+        for i, prompt in enumerate(odd)
     ]
     data = written(tmp_path, *rows)
     more = {
@@ -234,7 +236,7 @@ def test_commands_never_change_prompts(
     status, _, said = golden(command, model, *more)
     assert status == 0, said
     kinds = ("", "R", "L", "P") if command in ("evaluate", "sweep") else ("",)
-    for prompt in ODD:
+    for prompt in odd:
         for kind in kinds:
             found = [text for text in seen if text.startswith(kind + prompt)]
             assert any(text != kind + prompt for text in found), (kind, prompt)
