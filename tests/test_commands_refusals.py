@@ -224,7 +224,10 @@ def test_how_many_facts_took_part_is_told(place: Path, tmp_path: Path, golden: G
     n = ranking["n_facts"]
     assert 0 < n < 6 and ranking["n_given"] == 6
     assert ranking["dropped"] == {"the model does not give the old answer": 6 - n}
-    assert f"{n} of 6 facts" in " ".join(out.split()) and f"{n} of 6 facts" in (run / "ranking.svg").read_text()
+    assert (
+        f"{n} of 6 facts" in " ".join(out.split())
+        and f"{n} of 6 facts" in (run / "ranking.svg").read_text()
+    )
     assert f"Only {n} of the 6 facts could be used" in " ".join(out.split())
     assert f"Left out {6 - n} facts" in err
     assert "only 6 facts, fewer than the 100 of --limit" in err
