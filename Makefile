@@ -38,10 +38,13 @@ test: install ## all tests that need no pretrained weights, with statement cover
 	  --cov --cov-report=term --cov-fail-under=90
 
 # Another processor's last bits: other instructions, two threads, and sums that are a bit off.
+# KERNELS names the test files; without it all of them run.
+KERNELS ?=
+
 test-kernels: install ## the same tests as on another processor
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	  PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal \
-	  -m "not real"
+	  -m "not real" $(KERNELS)
 
 # So many cases of each property and of each fault; the counts are printed.
 EXAMPLES ?= 7000
