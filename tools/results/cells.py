@@ -6,8 +6,9 @@ JSON that is kept, so that the tables can be continued on another machine.
     python tools/results/cells.py evaluation --model gemma3-270m --shared ../shared/data
     python tools/results/render.py
 
-A cell whose JSON is there is not computed again. Facts are the first ones, in a seeded draw, whose
-old answer the model gives by itself; where it knows too few, other facts make up the number.
+A cell whose JSON is there is not computed again, unless it is of the earlier loss. Facts are the
+first ones, in a seeded draw, whose old answer the model gives by itself; where it knows too few,
+other facts make up the number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from render import done
 
 import goldenlayers.models as models
 from goldenlayers.commands.golden import golden_layer
@@ -192,7 +195,7 @@ def main() -> None:
         wanted = (not args.methods or cell.method in args.methods) and (
             not args.modes or cell.mode in args.modes
         )
-        if cell.path.exists() or not wanted:
+        if done(cell.path) or not wanted:
             continue
         if time.perf_counter() - start > 60 * args.minutes:
             print(f"open: {cell.path.name}", flush=True)

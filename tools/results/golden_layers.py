@@ -24,7 +24,7 @@ from study_tables import (
     carried,
     cell_table,
     controls,
-    earlier,
+    earlier_note,
     existence,
     methods_table,
     races,
@@ -60,7 +60,7 @@ def page(cells: Sequence[Cell]) -> str:
         "2-core machine that other work shared.",
         "With ten test facts a cell's golden layer is itself uncertain: the intervals say how "
         "much.",
-        *earlier(cells),
+        *earlier_note(cells),
         "## What was hoped for",
         wanted(cells),
     ]

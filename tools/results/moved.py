@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from cells import DATA, ROOT
+from render import earlier
 from study import SETTINGS, STUDY, path_of, truth_of
 from study_choices import write
 from study_record import RANK_ONE
@@ -68,9 +69,9 @@ def main() -> None:
         for method in RANK_ONE:
             found = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
             name = f"{args.model} {data} {method}"
-            if name in found:
-                continue
             record = json.loads(path_of(args.model, data, method).read_text(encoding="utf-8"))
+            if name in found or not earlier(record):
+                continue
             swept = sweep(
                 model,
                 [every[i] for i in record["facts"]],

@@ -87,7 +87,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def earlier(record: Record) -> bool:
     """Whether a cell is of the KL term and the key mean of before."""
-    return record["cell"]["method"] in SEARCHING and "reading" not in record
+    return record.get("cell", record)["method"] in SEARCHING and "reading" not in record
+
+
+def done(path: Path) -> bool:
+    """Whether a cell is there and need not be computed again."""
+    return path.exists() and not earlier(json.loads(path.read_text(encoding="utf-8")))
 
 
 def name_of(record: Record) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from cells import DATA, READING, ROOT
+from render import done
 from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
@@ -251,7 +252,7 @@ def main() -> None:
     loaded: dict[str, tuple[Model, Any]] = {}
     for name, data in blocks(args):
         there = [m for m in args.methods if path_of(name, data, m).exists()]
-        missing = [m for m in args.methods if m not in there]
+        missing = [m for m in args.methods if not done(path_of(name, data, m))]
         work = there if args.again else missing
         if not work:
             continue

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from render import table
+from render import earlier, table
 from study import DATASETS, METHODS, MODELS, SPREAD, STUDY, truth_of
 from study_record import (
     BY_BLOCK,
@@ -280,9 +280,9 @@ def controls() -> str:
     return table(head, rows)
 
 
-def earlier(cells: Sequence[Cell]) -> list[str]:
+def earlier_note(cells: Sequence[Cell]) -> list[str]:
     """Which cells are of the KL term and the key mean of before, and how far figures move."""
-    old = [c for c in cells if c["method"] in RANK_ONE and "reading" not in c]
+    old = [c for c in cells if earlier(c)]
     if not old:
         return []
     text = (
