@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 _CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
+R = TypeVar("R")
 Stop = Callable[[int, list[int]], bool]
 
 
@@ -67,7 +68,6 @@ def greedy(
         OutOfMemory: memory runs out on a single row.
     """
     ends = end_ids(model)
-    results: list[list[int]] = [[] for _ in rows]
 
     def decode(members: list[int]) -> list[list[int]]:
         if on_batch is not None:
@@ -95,10 +95,7 @@ def greedy(
         return list(new.values())
 
     groups = equal_length_groups(rows, batch_size)
-    for members, found in fitting(groups, decode, lambda i: f"a text of {len(rows[i])} tokens"):
-        for i, new in zip(members, found, strict=True):
-            results[i] = new
-    return results
+    return _by_text(groups, decode, [len(row) for row in rows])
 
 
 @torch.no_grad()
@@ -117,7 +114,6 @@ def forced_predictions(
     Raises:
         OutOfMemory: memory runs out on a single text.
     """
-    results: list[list[int]] = [[] for _ in encodings]
 
     def predict(members: list[int]) -> list[list[int]]:
         if on_batch is not None:
@@ -132,12 +128,8 @@ def forced_predictions(
             found[b].append(token)
         return found
 
-    groups = length_batches([len(e) for e in encodings], batch_size)
-    sizes = [f"a text of {len(e)} tokens" for e in encodings]
-    for members, found in fitting(groups, predict, sizes.__getitem__):
-        for i, tokens in zip(members, found, strict=True):
-            results[i] = tokens
-    return results
+    lengths = [len(e) for e in encodings]
+    return _by_text(length_batches(lengths, batch_size), predict, lengths)
 
 
 @torch.no_grad()
@@ -151,7 +143,6 @@ def log_probs(
     Raises:
         OutOfMemory: memory runs out on a single text.
     """
-    results = [0.0] * len(rows)
 
     def run(members: list[int]) -> list[float]:
         ids = pad_ids([rows[i] for i in members], model.device).ids
@@ -164,12 +155,17 @@ def log_probs(
             found[b] -= one
         return found
 
-    groups = length_batches([len(row) for row in rows], batch_size)
-    sizes = [f"a text of {len(row)} tokens" for row in rows]
-    for members, found in fitting(groups, run, sizes.__getitem__):
-        for i, one in zip(members, found, strict=True):
-            results[i] = one
-    return results
+    lengths = [len(row) for row in rows]
+    return _by_text(length_batches(lengths, batch_size), run, lengths)
+
+
+def _by_text(
+    groups: Iterator[list[int]], work: Callable[[list[int]], list[R]], lengths: Sequence[int]
+) -> list[R]:
+    """What ``work`` finds for every text, in their order; a batch too large is halved."""
+    found = fitting(groups, work, lambda i: f"a text of {lengths[i]} tokens")
+    results = {i: one for members, some in found for i, one in zip(members, some, strict=True)}
+    return [results[i] for i in range(len(lengths))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.config import CompareConfig
 from goldenlayers.errors import UserError
@@ -58,8 +57,7 @@ def run(config: CompareConfig) -> int:
         if folder is not None:
             folder.write_json(COMPARE, found.to_json() | {"sweep": _origin(sweep)})
             folder.finish()
-    with showing():
-        show(found, f"{sweep.editor} on {sweep.model}", sweep.data)
+    show(found, f"{sweep.editor} on {sweep.model}", sweep.data)
     if folder is not None:
         shared.say(f"Written to {folder.path}: {COMPARE}")
     return 0

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import showing
 from goldenlayers.commands import answers, shared
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import EditConfig, whole_number
@@ -71,9 +70,8 @@ def run(config: EditConfig) -> int:
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
-    with showing():
-        answers.show(model, facts, before, after)
-        _show_change(model, delta)
+    answers.show(model, facts, before, after)
+    _show_change(model, delta)
     _warn(model, facts, after, delta)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import refuse_batch, tell_rounding
 from goldenlayers.commands.joints import settle
@@ -95,8 +94,7 @@ def run(config: EvaluateConfig) -> int:
         if folder is not None:
             folder.write_json(SUMMARY, found.to_json())
             folder.finish()
-    with showing():
-        show(found, facts.name)
+    show(found, facts.name)
     if folder is not None:
         shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
     return 0

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import LocateConfig, to_record, whole_number
@@ -85,8 +84,7 @@ def run(config: LocateConfig) -> int:
         if more:
             if folder is not None:
                 folder.write_json("ranking.json", ranking.to_json())
-            with showing():  # the rest may take minutes
-                show_ranking(ranking)
+            show_ranking(ranking)  # the rest may take minutes
             seen = set(used)
             proxy = dataclasses.replace(facts, facts=tuple(f for f in facts if f.id in seen))
             try:
@@ -103,11 +101,10 @@ def run(config: LocateConfig) -> int:
                     folder.log(f"stopped {when}: {type(error).__name__}: {error}")
         if folder is not None:
             write(folder, ranking, verified)
-    with showing():
-        if not more:
-            show_ranking(ranking)
-        if verified is not None:
-            show_verified(verified)
+    if not more:
+        show_ranking(ranking)
+    if verified is not None:
+        show_verified(verified)
     if folder is not None:
         _tell_files(folder)
     if stopped is not None:

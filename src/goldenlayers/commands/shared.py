@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -302,9 +301,10 @@ def inputs_of(config: Any) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
+    from goldenlayers.models.stamps import sha256_file
+
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
 

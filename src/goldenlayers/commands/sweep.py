@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.cli import showing
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_settings, key_statistics_for
 from goldenlayers.commands.joints import settle
@@ -44,8 +43,7 @@ def run(config: SweepConfig) -> int:
         from goldenlayers.compare.sweeps import truth_of
 
         shared.say(f"{finished.path} is finished already; this is what it holds")
-        with showing():
-            show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
+        show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
         return 0
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
@@ -111,8 +109,7 @@ def run(config: SweepConfig) -> int:
             "settings": dict(found.settings),
         }
         write(folder, truth, summary)
-    with showing():
-        show(truth, summary)
+    show(truth, summary)
     names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
     there = ", ".join(name for name in names if folder.file(name).exists())
     shared.say(f"Written to {folder.path}: {there}")

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, shortened
 from goldenlayers.models.files import kind_of
 
 _SCALARS = {  # GGUF value type -> struct code
@@ -171,12 +171,12 @@ class _Reader:
         for _ in range(entries):
             key = self.text("a key", _KEY)
             if not key or key in values:
-                raise self.wrong(f"the key '{_shown(key)}' is empty or there twice")
-            values[key] = self.value(key, self.number("<I", f"the type of '{_shown(key)}'"))
+                raise self.wrong(f"the key '{shortened(key)}' is empty or there twice")
+            values[key] = self.value(key, self.number("<I", f"the type of '{shortened(key)}'"))
         align = values.get("general.alignment", 32)
         if isinstance(align, bool) or align not in _ALIGNMENTS:
             raise self.wrong(
-                f"general.alignment is {_shown(align)}", "a power of two from 8 to 65536"
+                f"general.alignment is {shortened(str(align))}", "a power of two from 8 to 65536"
             )
         table = [self.tensor(align) for _ in range(tensors)]
         self.check_places(table, start=-(-self.place // align) * align)
@@ -186,7 +186,7 @@ class _Reader:
         return GgufHeader(values, by_name)
 
     def value(self, key: str, kind: int) -> Any:
-        what = f"the value of '{_shown(key)}'"
+        what = f"the value of '{shortened(key)}'"
         if kind == _STRING:
             return self.text(what, _TEXT)
         if kind == _ARRAY:
@@ -217,7 +217,7 @@ class _Reader:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name = self.text("the name of a tensor", _NAME)
-        what = f"the tensor '{_shown(name)}'"
+        what = f"the tensor '{shortened(name)}'"
         if not name:
             raise self.wrong("a tensor has no name")
         ranks = self.number("<I", f"the number of dimensions of {what}")
@@ -244,17 +244,11 @@ class _Reader:
         end = 0
         for tensor in sorted(table, key=lambda tensor: (tensor.offset, tensor.size)):
             if tensor.offset < end:
-                raise self.wrong(f"the tensor '{_shown(tensor.name)}' overlaps another one")
+                raise self.wrong(f"the tensor '{shortened(tensor.name)}' overlaps another one")
             end = tensor.offset + tensor.size
         if table and start + end > self.size:
             raise UserError(
                 f"{self.path} has {self.size} bytes: it is cut off, or its header is damaged",
-                expected=f"at least {_shown(start + end)} bytes",
+                expected=f"at least {shortened(str(start + end))} bytes",
                 fix=_AGAIN,
             )
-
-
-def _shown(value: Any) -> str:
-    """A value from the file, of bounded length."""
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
