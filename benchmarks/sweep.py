@@ -33,11 +33,11 @@ from goldenlayers.datasets import load_facts
 from goldenlayers.editors import EditSettings, Workbench
 from goldenlayers.editors.updates import rome_update
 from goldenlayers.editors.values import fact_prompts
-from goldenlayers.evaluation.units import Unit, units
+from goldenlayers.evaluation.questions import Question, questions
 from goldenlayers.facts import Fact
 from goldenlayers.models import Model, load
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweep import sweep
+from goldenlayers.sweeping import sweep
 from goldenlayers.tokens import Encoding, pad_ids
 
 Row = dict[str, Any]
@@ -68,15 +68,17 @@ def loop(
     for layer in layers:
         down = model.layers[layer].down
         for fact in facts:
-            mine = units([fact])
-            before = {i: answers(model, unit) for i, unit in enumerate(mine) if asked(unit)}
+            mine = questions([fact])
+            before = {
+                i: answers(model, question) for i, question in enumerate(mine) if asked(question)
+            }
             change = rome_alone(model, fact, layer, prefixes, settings, statistics[layer])
             kept = down.weight.detach().clone()
             try:
                 with torch.no_grad():
                     down.weight.add_(down.oriented(change).to(down.weight.dtype))
-                for i, unit in enumerate(mine):
-                    rows.append(row_of(model, fact, layer, unit, before.get(i)))
+                for i, question in enumerate(mine):
+                    rows.append(row_of(model, fact, layer, question, before.get(i)))
             finally:
                 with torch.no_grad():
                     down.weight.copy_(kept)
@@ -163,26 +165,26 @@ class OneFact:
             handle.remove()
 
 
-def asked(unit: Unit) -> bool:
-    return unit.reason is None and unit.rule in ("answer", "stay")
+def asked(question: Question) -> bool:
+    return question.reason is None and question.rule in ("answer", "stay")
 
 
 @torch.no_grad()
-def answers(model: Model, unit: Unit) -> tuple[list[int], list[int]]:
+def answers(model: Model, question: Question) -> tuple[list[int], list[int]]:
     """Arg-max tokens at the answer's positions (the next token where there is none), and answer."""
-    text = model.encoder.encode(unit.prompt, unit.answer or "")
+    text = model.encoder.encode(question.prompt, question.answer or "")
     logits = model.hf(input_ids=torch.tensor([text.ids]), use_cache=False).logits[0]
     start = text.n_prompt - 1
-    said = logits[start : -1 if unit.answer else None].argmax(-1).tolist()
+    said = logits[start : -1 if question.answer else None].argmax(-1).tolist()
     return said, list(text.ids[text.n_prompt :])
 
 
-def row_of(model: Model, fact: Fact, layer: int, unit: Unit, before: Any) -> Row:
-    row: Row = {"fact": fact.id, "layer": layer, "metric": unit.metric, "probe": unit.probe}
+def row_of(model: Model, fact: Fact, layer: int, question: Question, before: Any) -> Row:
+    row: Row = {"fact": fact.id, "layer": layer, "metric": question.metric, "probe": question.probe}
     if before is None:
         return row | {"score": None}
-    said, answer = answers(model, unit)
-    wanted = answer if unit.rule == "answer" else before[0]
+    said, answer = answers(model, question)
+    wanted = answer if question.rule == "answer" else before[0]
     hits = [a == b for a, b in zip(said, wanted, strict=True)]
     return row | {"score": round(100 * sum(hits) / len(hits), 6)}
 

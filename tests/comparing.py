@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from goldenlayers.compare import Choice, Comparison
+from goldenlayers.comparing import Choice, Comparison
 from goldenlayers.store import RunFolder
 
 L = 7

@@ -10,7 +10,7 @@ import torch
 from goldenlayers import decoding
 from goldenlayers.editors import EDITORS, EditSettings
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluate, generation, passes
+from goldenlayers.evaluation import evaluate, generation, reading
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models.model import Model
 
@@ -83,7 +83,7 @@ class Greedy(Choosy):
 
 
 def tight(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Let forward passes of more than ``most`` rows run out of memory; returns the sizes tried."""
+    """Let forward reading of more than ``most`` rows run out of memory; returns the sizes tried."""
     tried: list[int] = []
 
     def within(real: Any) -> Any:
@@ -96,7 +96,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         return run
 
     for module, name in (
-        (passes, "final_hidden"),
+        (reading, "final_hidden"),
         (decoding, "final_hidden"),
         (decoding, "last_logits"),
         (generation, "last_logits"),

@@ -221,20 +221,6 @@ def _serve() -> None:
     import matplotlib.pyplot  # noqa: F401
     import transformers.models.auto.modeling_auto  # noqa: F401
 
-    import goldenlayers.cli
-    import goldenlayers.commands.locate
-    import goldenlayers.compare
-    import goldenlayers.evaluation
-    import goldenlayers.export
-    import goldenlayers.harness
-    import goldenlayers.locate
-    import goldenlayers.models.convert
-    import goldenlayers.report.figures
-    import goldenlayers.report.sweeps
-    import goldenlayers.statistics
-    import goldenlayers.sweep
-    import goldenlayers.verify  # noqa: F401
-
     for line in sys.stdin:
         answer = json.dumps(_run(json.loads(line)))
         print(answer, flush=True)

@@ -159,7 +159,7 @@ def rerun(place: Path, runs: list[Path], rng: random.Random) -> tuple[str, str]:
 
 def some_compared(place: Path) -> None:
     """A sweep, another one, and two locate runs."""
-    from test_compare import built, lga_rows
+    from test_comparing import built, lga_rows
 
     def sweep(name: str, seed: int) -> None:
         files = {

@@ -259,7 +259,7 @@ def test_a_taken_folder_is_refused_before_the_work(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
-    from goldenlayers.locate import lga
+    from goldenlayers.locating import lga
 
     whole, calls = lga.pair_products, []
 

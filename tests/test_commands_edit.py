@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from goldenlayers import models
 from goldenlayers.cli import main
-from goldenlayers.commands.golden import golden_layer
+from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
 from goldenlayers.tokens import Encoding
@@ -204,7 +204,7 @@ def test_facts_that_cannot_be_edited_are_left_out(
 def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
     golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goldenlayers.commands.golden._PROXY_FACTS", 6)
+    monkeypatch.setattr("goldenlayers.commands.auto_layer._PROXY_FACTS", 6)
     command = ("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
     status, _, said = golden(*command)
     assert status == 0, said
@@ -212,7 +212,7 @@ def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
     assert f"Layer {chosen}: LGA on 6 starter facts" in said
     # The second time nothing is located: not for these weights in this number format.
     with monkeypatch.context() as patch:
-        patch.setattr("goldenlayers.locate.locate", None)
+        patch.setattr("goldenlayers.locating.locate", None)
         assert golden_layer(models.load(str(place / "model"))) == chosen
         with pytest.raises(TypeError):
             golden_layer(models.load(str(place / "model"), dtype="bfloat16"))

@@ -317,7 +317,7 @@ def test_the_layer_is_chosen_on_other_facts_than_the_judged(
 ) -> None:
     from goldenlayers.config import EvaluateConfig
     from goldenlayers.datasets import load_facts
-    from goldenlayers.locate import LayerRanking
+    from goldenlayers.locating import LayerRanking
 
     judged = load_facts("starter", limit=10)
     seen: list[Any] = []
@@ -326,7 +326,7 @@ def test_the_layer_is_chosen_on_other_facts_than_the_judged(
         seen.extend(facts)
         return LayerRanking.fixed("lga", 4, 2)
 
-    monkeypatch.setattr("goldenlayers.locate.locate", locate)
+    monkeypatch.setattr("goldenlayers.locating.locate", locate)
     config = EvaluateConfig(model="none")
     assert command.auto_layer(config, None, judged) == 2  # type: ignore[arg-type]
     assert len(seen) >= 50

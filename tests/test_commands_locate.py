@@ -13,8 +13,8 @@ from interrupts import stop_locating_at_the_second_batch
 from sweep_helpers import some_facts
 
 from goldenlayers.cli import main
-from goldenlayers.locate.grid import ROLES, TracingGrid
-from goldenlayers.locate.ranking import LayerRanking
+from goldenlayers.locating.grid import ROLES, TracingGrid
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taken_for_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Causal tracing follows answers that the model gives; a random one gives none of these."""
     monkeypatch.setattr(
-        "goldenlayers.locate.known.known_facts", lambda _model, facts, **_: list(facts)
+        "goldenlayers.locating.known.known_facts", lambda _model, facts, **_: list(facts)
     )
 
 
@@ -87,7 +87,7 @@ def test_a_stopped_grid_leaves_the_ranking(
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goldenlayers.locate.tracing.tracing_grid", stopped)
+    monkeypatch.setattr("goldenlayers.locating.tracing.tracing_grid", stopped)
     assert main(command(place, tmp_path / "run", "--method", "cma", "--grid", 2)) == 130
     run = RunFolder.open(tmp_path / "run")
     assert run.json("ranking.json")["method"] == "cma" and not run.file("grid.json").exists()
@@ -104,7 +104,7 @@ def test_stopped_while_locating_it_does_not_go_on_with_the_race(
         raise AssertionError("the race began")
 
     stop_locating_at_the_second_batch(monkeypatch)
-    monkeypatch.setattr("goldenlayers.verify.verify", race)
+    monkeypatch.setattr("goldenlayers.racing.verify", race)
     more = ("--verify", 2, "--batch-size", 1)
     assert main(command(place, tmp_path / "run", *more)) == 130
     run = RunFolder.open(tmp_path / "run")
@@ -140,7 +140,7 @@ def test_what_does_not_go_together_is_refused_before_the_work(
 def test_the_race_edits_with_its_settings(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from goldenlayers.verify import verify as real
+    from goldenlayers.racing import verify as real
 
     seen: list[Any] = []
 
@@ -148,7 +148,7 @@ def test_the_race_edits_with_its_settings(
         seen.append(options["settings"])
         return real(*arguments, **options)
 
-    monkeypatch.setattr("goldenlayers.verify.verify", watched)
+    monkeypatch.setattr("goldenlayers.racing.verify", watched)
     race = ("--verify", 2, "--verify-facts", 1, "--verify-method", "ft-m")
     changes = ("--verify-set", "steps", 1, "ft_lr", 0.01)
     assert main(command(place, tmp_path / "run", *race, *changes)) == 0

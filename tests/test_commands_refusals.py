@@ -15,8 +15,8 @@ from sweep_helpers import some_facts
 
 from goldenlayers.cli import main
 from goldenlayers.errors import UserError
-from goldenlayers.locate import locate
-from goldenlayers.locate.known import fill_old_answers
+from goldenlayers.locating import locate
+from goldenlayers.locating.known import fill_old_answers
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from goldenlayers.commands.sweep import layers_named
 from goldenlayers.config.options import LIMITS, types_of
 from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError, check_number
-from goldenlayers.locate import RankingBuilder
+from goldenlayers.locating import RankingBuilder
 
 # What a command cannot do without.
 NEEDED: dict[type, dict[str, Any]] = {

@@ -24,9 +24,9 @@ from goldenlayers.editors import (
     preset,
     sequence,
 )
+from goldenlayers.editors.lookup_states import lookup_states
 from goldenlayers.editors.presets import PRESETS, Preset
 from goldenlayers.editors.residual import Contribution
-from goldenlayers.editors.states import lookup_states
 from goldenlayers.editors.values import optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe

@@ -15,12 +15,12 @@ from tokenizers_built import TOKENIZERS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from goldenlayers.editors import parts as parts_module
-from goldenlayers.editors import tails as tails_module
+from goldenlayers.editors import partial_forward as forward_module
+from goldenlayers.editors import prompt_batches as batches_module
 from goldenlayers.editors import values as values_module
-from goldenlayers.editors.parts import Row, split
+from goldenlayers.editors.partial_forward import Tails
+from goldenlayers.editors.prompt_batches import Row, split
 from goldenlayers.editors.settings import EditSettings
-from goldenlayers.editors.tails import Tails
 from goldenlayers.editors.values import Value, fact_prompts, optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -189,7 +189,7 @@ def test_finished_facts_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(Tails, "run", spy)
     # One part, so that each run is a whole step.
-    monkeypatch.setattr(parts_module, "_OVERHEAD", {"cpu": 10**6})
+    monkeypatch.setattr(batches_module, "_OVERHEAD", {"cpu": 10**6})
     done: list[int] = []
     batch = optimise_values(model, FACTS, LAYER, PREFIXES, s, on_done=done.append)
     # The first run is the trial of the tails; four rows per fact, the KL prompt's included.
@@ -320,7 +320,7 @@ def test_parts_of_similar_length_change_nothing(monkeypatch: pytest.MonkeyPatch)
     model, s = wrapped("llama"), settings()
     found = []
     for overhead in (0, 10**6):
-        monkeypatch.setattr(parts_module, "_OVERHEAD", {"cpu": overhead})
+        monkeypatch.setattr(batches_module, "_OVERHEAD", {"cpu": overhead})
         found.append(optimise_values(model, FACTS, LAYER, PREFIXES, s))
     assert gap(found[0], found[1]) < NEAR
 
@@ -421,12 +421,12 @@ def test_selected_rows_are_the_same_rows() -> None:
 def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were remembered keys used wrongly, rows would run whole: never a wrong number."""
     model = wrapped("llama")
-    honest = tails_module._empty_cache
+    honest = forward_module._empty_cache
 
     def spoiled(keys_values: Any = ()) -> Any:
         return honest([(k * 1.1, v) for k, v in keys_values])
 
-    monkeypatch.setattr(tails_module, "_empty_cache", spoiled)
+    monkeypatch.setattr(forward_module, "_empty_cache", spoiled)
     made = Tails(model, rows_of(model), LAYER, {})
     assert not made.reuses and int(made.start.max()) == 0
 
@@ -435,5 +435,5 @@ def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.Monkey
             raise TypeError("no such cache")
         return honest()
 
-    monkeypatch.setattr(tails_module, "_empty_cache", failing)
+    monkeypatch.setattr(forward_module, "_empty_cache", failing)
     assert not Tails(model, rows_of(model), LAYER, {}).reuses

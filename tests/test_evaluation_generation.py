@@ -19,7 +19,7 @@ from evaluation_slow import (
 )
 from reference import full_logits
 
-from goldenlayers.evaluation.answers import matches_answer, normalise_answer
+from goldenlayers.evaluation.answer_matching import matches_answer, normalise_answer
 from goldenlayers.evaluation.metrics import fluency, summarise
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.facts import Probe

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from goldenlayers.delta import WeightDelta, applied_per_example
 from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluate, passes
+from goldenlayers.evaluation import evaluate, reading
 from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.scorers import Outcome
@@ -61,13 +61,13 @@ def perplexity(outcome: Outcome) -> float:
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Every text that is read, as often as it is."""
     found: list[tuple[int, ...]] = []
-    real = passes._read_batch
+    real = reading._read_batch
 
     def noted(model: Model, rows: Any, *rest: Any) -> Any:
         found.extend(ids for _, ids in rows)
         return real(model, rows, *rest)
 
-    monkeypatch.setattr(passes, "_read_batch", noted)
+    monkeypatch.setattr(reading, "_read_batch", noted)
     return found
 
 

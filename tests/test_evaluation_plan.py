@@ -13,9 +13,9 @@ from evaluation_slow import TOKENIZER, deltas_of, facts, forced, model_of, slow_
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import summarise
-from goldenlayers.evaluation.passes import Reading, merge
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.evaluation.units import METRICS, units
+from goldenlayers.evaluation.questions import METRICS, questions
+from goldenlayers.evaluation.reading import Reading, merge
 from goldenlayers.facts import Fact, Probe
 
 
@@ -217,7 +217,7 @@ def test_a_model_that_breaks_down_is_unscored_not_wrong() -> None:
 
 def test_nothing_is_dropped() -> None:
     model = model_of("gpt2")
-    asked = units(facts(), METRICS[:-1])
+    asked = questions(facts(), METRICS[:-1])
     rows = EvaluationPlan(model, facts(), METRICS[:-1]).score_applied()
     assert [(r["fact"], r["metric"], r["probe"]) for r in rows] == [
         (facts()[u.fact].id, metric, u.probe) for u in asked for metric in u.row_metrics

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import running, sequential
+from goldenlayers.evaluation import evaluating, sequential
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
@@ -172,6 +172,6 @@ def test_an_edit_that_fails_leaves_no_keys(
             self._look(facts)
             return delta
 
-    monkeypatch.setattr(running, "editor", lambda _name: Late({"italy"}, "alphaedit"))
+    monkeypatch.setattr(evaluating, "editor", lambda _name: Late({"italy"}, "alphaedit"))
     run(model, statistics, work=tmp_path, **ALPHAEDIT)
     assert len(WeightDelta.load(tmp_path).facts) == keys_in(tmp_path) == 3

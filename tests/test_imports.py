@@ -17,6 +17,7 @@ ROOT = Path(goldenlayers.__file__).parent
 ORDER: list[str] = [
     "shown",
     "errors",
+    "registry",
     "memory",
     "joints",
     "facts",
@@ -32,16 +33,16 @@ ORDER: list[str] = [
     "losses",
     "decoding",
     "covariance",
-    "locate",
+    "locating",
     "statistics",
     "delta",
     "editors",
     "evaluation",
     "harness",
     "truth",
-    "verify",
-    "sweep",
-    "compare",
+    "racing",
+    "sweeping",
+    "comparing",
     "export",
     "report",
     "config",
@@ -116,11 +117,11 @@ def test_imports_point_down() -> None:
 
 
 def test_the_check_sees_what_it_should() -> None:
-    assert offences("tokens", "from goldenlayers.locate import locate")
+    assert offences("tokens", "from goldenlayers.locating import locate")
     assert offences("tokens", "def f():\n    import goldenlayers.cli")
-    assert offences("locate", "from goldenlayers.report.terminal import show")
+    assert offences("locating", "from goldenlayers.report.terminal import show")
     assert offences("tokens", "from goldenlayers import editors")
-    assert not offences("locate", "from goldenlayers.tokens import join")
+    assert not offences("locating", "from goldenlayers.tokens import join")
     lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from goldenlayers import cli"
     assert not offences("tokens", lazy)
 
@@ -148,5 +149,5 @@ def test_help_is_quick() -> None:
     )
     # Timings depend on the machine; what makes help slow is these.
     slow = {"torch", "transformers", "matplotlib", "tokenizers", "gguf"}
-    for arguments in (["--help"], ["locate", "--help"], ["--version"], []):
+    for arguments in (["--help"], ["locating", "--help"], ["--version"], []):
         assert not loaded(code.format(arguments)) & slow, arguments

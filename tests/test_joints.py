@@ -18,11 +18,11 @@ from goldenlayers.decoding import Settled, joints_record, settle_joints
 from goldenlayers.editors.incontext import in_context_prefix
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.errors import DataError
-from goldenlayers.evaluation.texts import Texts
-from goldenlayers.evaluation.units import units
+from goldenlayers.evaluation.questions import questions
+from goldenlayers.evaluation.tokenised import Texts
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.joints import Joint, join, sure_joint
-from goldenlayers.locate.known import fill_old_answers
+from goldenlayers.locating.known import fill_old_answers
 from goldenlayers.models.model import Model
 
 RULES: list[tuple[str, str, str | None]] = [
@@ -256,18 +256,18 @@ def test_everyone_reads_the_decision(model: Model, monkeypatch: pytest.MonkeyPat
     (settled,) = settle_joints(model, [rich()])
     for text in fact_prompts(model, settled, ["", 'He "sang". '], "matrix"):
         assert text.text.endswith("x = np.matrix")
-    asked = units([settled], ("rewrite", "rephrase", "locality", "portability", "counterfact"))
+    asked = questions([settled], ("rewrite", "rephrase", "locality", "portability", "counterfact"))
     texts = Texts(model, asked, [settled])
     glued = {(p, a) for p, a, _ in settled.joints}
     seen = 0
-    for u, unit in enumerate(asked):
+    for u, question in enumerate(asked):
         for spec in texts.specs.get(u, []):
             want = model.encoder.encode(
-                unit.prompt, spec.answer, joint=settled.joint_of(unit.prompt, spec.answer)
+                question.prompt, spec.answer, joint=settled.joint_of(question.prompt, spec.answer)
             )
             (reading, *_) = [r for r in texts.readings(u, "", None) if r.targets == spec.targets]
             assert reading.targets == want.answer_ids
-            seen += (unit.prompt, spec.answer) in glued
+            seen += (question.prompt, spec.answer) in glued
     assert seen >= 7
     example = dataclasses.replace(settled, id="other")
     told = in_context_prefix(settled, [example])
@@ -288,7 +288,7 @@ def test_old_answers_of_the_model_are_joined_in_their_likelier_form(
 
 def test_an_edit_in_force_does_not_decide(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from goldenlayers.delta import Dense, WeightDelta
-    from goldenlayers.evaluation import evaluate, running
+    from goldenlayers.evaluation import evaluate, evaluating
 
     name = "transformer.h.1.mlp.c_proj.weight"
     weight = dict(model.hf.named_parameters())[name]
@@ -298,7 +298,7 @@ def test_an_edit_in_force_does_not_decide(model: Model, monkeypatch: pytest.Monk
         seen.append(torch.equal(weight, clean))
         return settle_joints(*args, **options)
 
-    monkeypatch.setattr(running, "settle_joints", spied)
+    monkeypatch.setattr(evaluating, "settle_joints", spied)
     delta = WeightDelta({name: Dense(torch.ones_like(weight.T))}, model.fingerprint(), "tiny-gpt2")
     with delta.applied(model):
         evaluate(model, [fact()], metrics=["rewrite"])

@@ -98,14 +98,14 @@ def test_an_unknown_name_is_an_attribute_error():
         gl.lokate  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("first", ["pass", "import goldenlayers.locate.ranking", "gl.locate"])
-def test_locate_is_a_function_and_a_package_whatever_came_first(first: str):
+@pytest.mark.parametrize("first", ["pass", "import goldenlayers.locating.ranking", "gl.locate"])
+def test_locate_is_a_function_whatever_came_first(first: str):
     code = (
-        f"import goldenlayers as gl, inspect\n{first}\n"
+        f"import goldenlayers as gl, inspect, pickle\n{first}\n"
         "from goldenlayers import locate\n"
         "assert 'facts' in inspect.signature(gl.locate).parameters\n"
-        "import goldenlayers.locate.ranking as ranking\n"
-        "assert gl.locate.ranking is ranking and locate is gl.locate\n"
+        "import goldenlayers.locating.ranking\n"
+        "assert locate is gl.locate and pickle.loads(pickle.dumps(locate)) is locate\n"
         "try: gl.locate(None, [], 'nope')\n"
         "except gl.UserError as error: print(error)\n"
     )

@@ -13,8 +13,8 @@ from goldenlayers.decoding import forced_predictions
 from goldenlayers.delta import LowRank, WeightDelta
 from goldenlayers.editors import EditSettings, edit_each
 from goldenlayers.facts import Fact
-from goldenlayers.locate import locate
-from goldenlayers.locate.known import known_facts
+from goldenlayers.locating import locate
+from goldenlayers.locating.known import known_facts
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import key_statistics
 

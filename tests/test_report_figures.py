@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
-from goldenlayers.locate.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.report.figures import ranking_figure
 
 
@@ -104,14 +104,14 @@ def test_unknown_format_is_the_users_error(tmp_path):
 def test_neither_matplotlib_nor_torch_comes_with_the_import(tmp_path):
     code = (
         "import sys, goldenlayers.report.figures, goldenlayers.report.terminal, "
-        "goldenlayers.locate.ranking, goldenlayers.store\n"
+        "goldenlayers.locating.ranking, goldenlayers.store\n"
         "print([m for m in ('torch', 'matplotlib', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     code = (
         "import sys\n"
-        "from goldenlayers.locate.ranking import LayerRanking\n"
+        "from goldenlayers.locating.ranking import LayerRanking\n"
         "from goldenlayers.report.figures import ranking_figure\n"
         "ranking_figure(LayerRanking.fixed('middle', 3, 1), sys.argv[1], ['svg'])\n"
         "print('matplotlib.pyplot' in sys.modules)"

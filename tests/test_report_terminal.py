@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from goldenlayers.locate.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.report.terminal import show, show_ranking, table
 
 

@@ -24,8 +24,8 @@ from families import tiny
 import goldenlayers
 from goldenlayers.cli import main
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.locate.grid import TracingGrid
-from goldenlayers.locate.ranking import LayerRanking
+from goldenlayers.locating.grid import TracingGrid
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.shown import LogFormatter, OutputLost, put, say, showing, shown
 
 WILD = "x\x1b[31m\x07\x9b2J\u202e\u2066\u200b\u2028\x7f\x00\ud800\r\ngolden: forged"

@@ -126,7 +126,7 @@ def test_a_sweep_without_overall(place: Path, name: str, capsys: Any):
 def test_a_sweep_of_which_nothing_was_scored(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    from goldenlayers.sweep.cells import Runner
+    from goldenlayers.sweeping.cells import Runner
 
     real = Runner.run
 
@@ -217,7 +217,7 @@ def test_what_loads_a_workers_model_travels(place: Path, monkeypatch: pytest.Mon
         given.update(options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goldenlayers.sweep.sweep", caught)
+    monkeypatch.setattr("goldenlayers.sweeping.sweep", caught)
     assert main(command(place, "travels", "--dtype", "bfloat16", "--device", "auto")) == 130
     model = pickle.loads(pickle.dumps(given["load"]))()
     # All workers are on the device that this process found.
@@ -258,7 +258,7 @@ import goldenlayers.statistics, goldenlayers.report.sweeps, goldenlayers.truth
 import matplotlib.figure, matplotlib.backends.backend_svg, tyro
 from goldenlayers import cli, durable, models
 from goldenlayers.commands import shared, sweep as _
-from goldenlayers.sweep import cells
+from goldenlayers.sweeping import cells
 loaded = models.load(sys.argv[1], device="cpu")
 loaded.fingerprint()
 models.load = lambda *_, **__: loaded  # else most of the time would go into loading

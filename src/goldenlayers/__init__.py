@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
     from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
-    from goldenlayers.locate import LayerRanking, locate
+    from goldenlayers.locating import LayerRanking, locate
     from goldenlayers.models import LayerMap, Model, load
+    from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
-    from goldenlayers.verify import VerifiedChoice, verify
 
     __version__: str
 
@@ -41,11 +39,11 @@ _HOMES = {
     "FactSet": "datasets",
     "KeyStatistics": "statistics",
     "LayerMap": "models",
-    "LayerRanking": "locate",
+    "LayerRanking": "locating",
     "Model": "models",
     "Probe": "facts",
     "UserError": "errors",
-    "VerifiedChoice": "verify",
+    "VerifiedChoice": "racing",
     "WeightDelta": "delta",
     "edit": "editors",
     "edit_each": "editors",
@@ -55,8 +53,8 @@ _HOMES = {
     "key_statistics": "statistics",
     "load": "models",
     "load_facts": "datasets",
-    "locate": "locate",
-    "verify": "verify",
+    "locate": "locating",
+    "verify": "racing",
 }
 
 __all__ = [
@@ -92,8 +90,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
     elif name in _HOMES:
-        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-        value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     setattr(sys.modules[__name__], name, value)
@@ -111,36 +108,3 @@ def _version() -> str:
         return version("goldenlayers")
     except PackageNotFoundError:  # run from a source tree that was never installed
         return "0+unknown"
-
-
-class _CallableModule(ModuleType):
-    """A subpackage that is called as the function of its own name (``gl.locate(...)``)."""
-
-    @property
-    def _function(self) -> Callable[..., Any]:
-        return getattr(self, self.__name__.rpartition(".")[2])
-
-    @property
-    def __signature__(self) -> Any:
-        import inspect
-
-        return inspect.signature(self._function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
-
-
-class _Package(ModuleType):
-    """The package itself. ``locate`` names a function and a subpackage, and has to serve as both.
-
-    The import system binds a subpackage in its parent once it is loaded, whoever asked for it, so
-    a function put there would come and go with the order of imports.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and name in _HOMES:
-            value.__class__ = _CallableModule
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

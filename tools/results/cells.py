@@ -24,12 +24,12 @@ from typing import Any
 from render import done
 
 import goldenlayers.models as models
-from goldenlayers.commands.golden import golden_layer
+from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors import EditSettings, editor
 from goldenlayers.evaluation import evaluate
 from goldenlayers.facts import Fact
-from goldenlayers.locate.known import known_facts
+from goldenlayers.locating.known import known_facts
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import key_statistics
 
@@ -81,7 +81,7 @@ class Bench:
     def __init__(self, name: str, shared: Path) -> None:
         self.model: Model = models.load(name)
         self.shared = shared
-        self.found_values: dict[Any, Any] = {}  # ROME to AlphaEdit share the value optimisation
+        self.value_cache: dict[Any, Any] = {}  # ROME to AlphaEdit share the value optimisation
         self._facts: dict[str, list[Fact]] = {}
         self.n_known: dict[str, int] = {}
         self._statistics: dict[tuple[int, str], Any] = {}
@@ -123,7 +123,7 @@ def compute(bench: Bench, cell: Cell, metrics: list[str]) -> dict[str, Any]:
         statistics=bench.statistics(cell.layer, cell.statistics)
         if needs and cell.layer is not None
         else None,
-        found_values=bench.found_values,
+        value_cache=bench.value_cache,
         text=_text(heldout) if "perplexity" in metrics else None,
     )
     bench.model.forget_fingerprint()

@@ -23,7 +23,7 @@ from study_choices import draw, write
 import goldenlayers.models as models
 from goldenlayers.evaluation.metrics import spearman
 from goldenlayers.facts import Fact
-from goldenlayers.locate import locate
+from goldenlayers.locating import locate
 
 PATH = STUDY / "controls.json"
 

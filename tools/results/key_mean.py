@@ -74,7 +74,7 @@ def scores(bench: Bench, facts: list[Fact], method: str, mode: str, layer: int) 
         metrics=METRICS,
         settings=EditSettings(),
         statistics=bench.statistics(layer, "wikipedia"),
-        found_values=bench.found_values,
+        value_cache=bench.value_cache,
     )
     return {m: fact_scores(found.rows, m) for m in METRICS}
 

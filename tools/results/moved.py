@@ -27,7 +27,7 @@ from study_record import RANK_ONE
 import goldenlayers.models as models
 from goldenlayers.datasets import load_facts
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweep import sweep
+from goldenlayers.sweeping import sweep
 from goldenlayers.truth import Truth
 
 PATH = STUDY / "moved.json"
@@ -79,7 +79,7 @@ def main() -> None:
                 layers=layers,
                 settings=SETTINGS,
                 statistics=text,
-                found_values=values,
+                value_cache=values,
             )
             found[name] = compared(record, Truth.from_rows(swept.rows), layers)
             print(name, round(swept.seconds, 1), found[name], flush=True)

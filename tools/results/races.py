@@ -21,9 +21,9 @@ from study import STUDY, VERIFY, truth_of
 from study_choices import write
 from study_record import RANK_ONE, Cell, load
 
-from goldenlayers.locate import LayerRanking, published_layer
-from goldenlayers.locate.ranking import LayerScore
-from goldenlayers.verify import best_layers, race
+from goldenlayers.locating import LayerRanking, published_layer
+from goldenlayers.locating.ranking import LayerScore
+from goldenlayers.racing import best_layers, race
 
 PATH = STUDY / "races.json"
 FACTS = (8, 16, 32)

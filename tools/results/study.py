@@ -27,14 +27,14 @@ from render import done
 from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
-from goldenlayers.compare import LocateRun, compare
+from goldenlayers.comparing import LocateRun, compare
 from goldenlayers.editors import EditSettings, editor
-from goldenlayers.locate import published_layer
+from goldenlayers.locating import published_layer
 from goldenlayers.models.model import Model
+from goldenlayers.racing import best_layers, verify
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweep import sweep
+from goldenlayers.sweeping import sweep
 from goldenlayers.truth import Truth, to_json
-from goldenlayers.verify import best_layers, verify
 
 STUDY = ROOT / "docs" / "results" / "study"
 MODELS = ("gemma3-270m", "smollm2-135m")
@@ -94,7 +94,7 @@ def raced(block: Block, method: str, kind: str) -> list[LocateRun]:
             settings=SETTINGS,
             statistics=block.statistics if needs else None,
             # Each race has values of its own: its time is to be that of a race that stands alone.
-            found_values=block.races.setdefault(key, {}),
+            value_cache=block.races.setdefault(key, {}),
         )
         record = choice.to_json()
         if method == "rome":
@@ -120,7 +120,7 @@ def cell(block: Block, method: str) -> dict[str, Any]:
         method,
         settings=SETTINGS,
         statistics=block.statistics if editor(method).needs_statistics else None,
-        found_values=block.values,
+        value_cache=block.values,
     )
     # Editors that take over ROME's values would need its time if they stood alone.
     block.spent[method] = found.seconds

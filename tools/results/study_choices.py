@@ -9,12 +9,12 @@ from typing import Any
 
 from cells import DATA, ROOT
 
-from goldenlayers.compare import LocateRun
+from goldenlayers.comparing import LocateRun
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors.prefixes import sample_prefixes
 from goldenlayers.facts import Fact
-from goldenlayers.locate import LayerRanking, locate
-from goldenlayers.locate.known import known_facts
+from goldenlayers.locating import LayerRanking, locate
+from goldenlayers.locating.known import known_facts
 from goldenlayers.models.model import Model
 
 ROWS = ROOT / "runs" / "study"

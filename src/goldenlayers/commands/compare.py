@@ -10,7 +10,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
-    from goldenlayers.compare import Choice, Comparison, LocateRun, SweepRun
+    from goldenlayers.comparing import Choice, Comparison, LocateRun, SweepRun
     from goldenlayers.truth import TransferMatrix
 
 COMPARE = "compare.json"
@@ -18,7 +18,7 @@ COMPARE = "compare.json"
 
 def run(config: CompareConfig) -> int:
     """Compare, print the tables, and write the run folder if one is asked for."""
-    from goldenlayers.compare import SweepRun, compare, overlap_warnings, transfer_warnings
+    from goldenlayers.comparing import SweepRun, compare, overlap_warnings, transfer_warnings
     from goldenlayers.store import RunFolder
 
     shared.refuse_out(config, "compare")
@@ -65,7 +65,7 @@ def run(config: CompareConfig) -> int:
 
 def _choices(config: CompareConfig) -> tuple[list[LocateRun], list[SweepRun]]:
     """The locate runs and the other sweeps of ``--with``."""
-    from goldenlayers.compare import LocateRun, SweepRun
+    from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.store import RunFolder
 
     runs: list[LocateRun] = []

@@ -129,7 +129,7 @@ def pick_layer(config: Any, model: Model) -> int:
         if layer is None:
             raise UserError(f"--layer is '{config.layer}'", expected="a layer number, or auto")
         return model.layers[layer].index
-    from goldenlayers.commands.golden import golden_layer
+    from goldenlayers.commands.auto_layer import golden_layer
 
     return golden_layer(model, cache_dir=config.cache_dir)
 

@@ -33,9 +33,9 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
     from goldenlayers.evaluation import METRICS, evaluate
+    from goldenlayers.evaluation.evaluating import METHODS, in_sequence
+    from goldenlayers.evaluation.questions import check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
-    from goldenlayers.evaluation.running import METHODS, in_sequence
-    from goldenlayers.evaluation.units import check_metrics
 
     if config.method not in METHODS:
         from goldenlayers.errors import near_matches
@@ -185,9 +185,9 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
 
     A layer is never judged on the facts it was chosen with.
     """
-    from goldenlayers.commands.golden import golden_layer, whole
+    from goldenlayers.commands.auto_layer import golden_layer, whole
     from goldenlayers.datasets import load_facts
-    from goldenlayers.locate import locate
+    from goldenlayers.locating import locate
 
     judged = [fact.subject for fact in facts]
     usual = load_facts("starter", limit=_PROXY_FACTS)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.editors import EditSettings
     from goldenlayers.facts import Fact
-    from goldenlayers.locate import LayerRanking
-    from goldenlayers.locate.grid import TracingGrid
+    from goldenlayers.locating import LayerRanking
+    from goldenlayers.locating.grid import TracingGrid
     from goldenlayers.models.model import Model
+    from goldenlayers.racing import VerifiedChoice
     from goldenlayers.store import RunFolder
-    from goldenlayers.verify import VerifiedChoice
 
 # These change how fast the work is done, not what comes out.
 _FREE = ("batch_size", "device")
@@ -29,7 +29,7 @@ _FREE = ("batch_size", "device")
 
 def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
-    from goldenlayers.locate import check_options, locate
+    from goldenlayers.locating import check_options, locate
     from goldenlayers.report.terminal import show_ranking
 
     shared.refuse_out(config, "locate", ignore=_FREE)
@@ -131,7 +131,7 @@ def _for_transfer(
 
 def _grids(config: LocateConfig, model: Model, facts: FactSet) -> dict[str, TracingGrid]:
     """Every token traced, for some of the facts that the ranking is of; by fact id."""
-    from goldenlayers.locate.tracing import noise_sigma, tracing_grid
+    from goldenlayers.locating.tracing import noise_sigma, tracing_grid
 
     assert config.grid is not None  # held by run
     chosen = facts.sample(config.grid, config.seed)
@@ -151,7 +151,7 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
 
     One fact's heat map has its own tokens; that of several has their roles.
     """
-    from goldenlayers.locate.grid import mean_by_role
+    from goldenlayers.locating.grid import mean_by_role
     from goldenlayers.report.heatmap import tracing_figure
 
     several = list(grids.values())
@@ -174,7 +174,7 @@ def _also(config: LocateConfig, model: Model) -> list[int]:
     Raises:
         UserError: no layer of the model, and not "published".
     """
-    from goldenlayers.locate import published_layer
+    from goldenlayers.locating import published_layer
 
     found = []
     for text in config.also:
@@ -197,7 +197,7 @@ def _verify(
     """Race the best layers of the ranking on some of its facts."""
     from goldenlayers.commands.edit import key_statistics_for
     from goldenlayers.editors import edited_layers
-    from goldenlayers.verify import best_layers, verify, with_neighbours
+    from goldenlayers.racing import best_layers, verify, with_neighbours
 
     layers = best_layers(ranking, config.verify or 1, spacing=config.spacing)
     layers = list(dict.fromkeys([*layers, *_also(config, model)]))

@@ -59,7 +59,7 @@ def load_facts(options: DataOptions) -> FactSet:
     )
     tell_data(facts)
     if runs:
-        from goldenlayers.commands.apart import apart_from
+        from goldenlayers.commands.held_apart import apart_from
 
         facts = apart_from(facts, runs)
         if options.limit is not None:
@@ -294,7 +294,7 @@ def inputs_of(config: Any) -> dict[str, str]:
         if path.is_file() and value not in ("model", "none"):
             found[name] = _sha256(path)
     if isinstance(config, ApartOptions) and config.apart_from:
-        from goldenlayers.commands.apart import digest
+        from goldenlayers.commands.held_apart import digest
 
         found["apart_from"] = digest(config.apart_from)
     return found

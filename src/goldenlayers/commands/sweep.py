@@ -32,15 +32,15 @@ _FREE = ("device", "chunk")
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.editors import edited_layers, editor
+    from goldenlayers.evaluation.questions import DEFAULT_METRICS, check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
-    from goldenlayers.evaluation.units import DEFAULT_METRICS, check_metrics
 
     editor(config.method)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
     if "perplexity" in metrics:
         raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
     if not config.overwrite and (finished := _finished(config)) is not None:
-        from goldenlayers.compare.sweeps import truth_of
+        from goldenlayers.comparing.sweeps import truth_of
 
         shared.say(f"{finished.path} is finished already; this is what it holds")
         show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
@@ -60,7 +60,7 @@ def run(config: SweepConfig) -> int:
         expected = Expected(facts, metrics, others=facts, seed=config.seed, layers=layers)
         done = shared.resumed(folder, ROWS, each_once(expected.problem))
         shared.resumed(folder, TIMES, _no_time)
-        from goldenlayers.sweep import Batch, sweep
+        from goldenlayers.sweeping import Batch, sweep
         from goldenlayers.truth import Truth, to_json
 
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
@@ -311,7 +311,7 @@ def _finished(config: SweepConfig) -> RunFolder | None:
 def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
     if not config.known:
         return list(source)
-    from goldenlayers.locate.known import known_facts
+    from goldenlayers.locating.known import known_facts
 
     known = known_facts(model, source)
     if not known:

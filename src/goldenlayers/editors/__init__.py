@@ -10,13 +10,13 @@ from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Workbench, edited_layers
+from goldenlayers.editors.batch import edit_together, sequence
 from goldenlayers.editors.finetune import FT_L, FT_M
 from goldenlayers.editors.incontext import in_context_prefix
 from goldenlayers.editors.memit import ALPHAEDIT, EMMET, MEMIT, PMET
 from goldenlayers.editors.presets import PRESETS, preset
 from goldenlayers.editors.rome import Rome
 from goldenlayers.editors.settings import EditSettings
-from goldenlayers.editors.together import edit_together, sequence
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.facts import Fact, refuse_contradictions, repeats
 
@@ -77,7 +77,7 @@ def workbench(
     statistics: Mapping[int, Covariance] | None = None,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
-    found_values: dict[tuple[Any, ...], Value] | None = None,
+    value_cache: dict[tuple[Any, ...], Value] | None = None,
 ) -> Workbench:
     """What ``method`` needs to edit at ``layer``, key statistics included (collected if missing).
 
@@ -92,8 +92,8 @@ def workbench(
 
         statistics = key_statistics(model, layers, seed=seed)
     bench = Workbench(model, settings, statistics, seed, on_done)
-    if found_values is not None:
-        bench.found_values = found_values
+    if value_cache is not None:
+        bench.value_cache = value_cache
     return bench
 
 

@@ -29,7 +29,7 @@ class Workbench:
 
     ``previous_keys`` (F, m) per layer are the keys of earlier batches that AlphaEdit keeps clear
     of; ``base_fingerprint`` names the untouched weights also while earlier deltas are applied.
-    ``found_values`` keeps what the value optimisation found on the untouched weights: editors that
+    ``value_cache`` keeps what the value optimisation found on the untouched weights: editors that
     differ in the solve alone (ROME, R-ROME, MEMIT, EMMET, AlphaEdit) share it when they share the
     dictionary.
     """
@@ -40,7 +40,7 @@ class Workbench:
     seed: int = 0
     on_done: Callable[[int], None] | None = None
     previous_keys: dict[int, Tensor] = field(default_factory=dict)
-    found_values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+    value_cache: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
     @cached_property
     def prefixes(self) -> list[str]:
@@ -74,7 +74,7 @@ class Workbench:
 
         clean = not deltas_in_force(self.model)
         keys = [(layer, with_attention, self.settings.of_values, self.seed, f) for f in facts]
-        todo = [i for i, key in enumerate(keys) if not clean or key not in self.found_values]
+        todo = [i for i, key in enumerate(keys) if not clean or key not in self.value_cache]
         already, on_done = len(facts) - len(todo), self.on_done
         computed = optimise_values(
             self.model,
@@ -87,8 +87,8 @@ class Workbench:
         )
         fresh = dict(zip(todo, computed, strict=True))
         if clean:
-            self.found_values.update({keys[i]: value for i, value in fresh.items()})
-        return [fresh[i] if i in fresh else self.found_values[keys[i]] for i in range(len(facts))]
+            self.value_cache.update({keys[i]: value for i, value in fresh.items()})
+        return [fresh[i] if i in fresh else self.value_cache[keys[i]] for i in range(len(facts))]
 
     def delta(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.editors.base import Workbench
-from goldenlayers.editors.tails import Tails, by_row
+from goldenlayers.editors.partial_forward import Tails, by_row
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe, resume_from
 from goldenlayers.losses import token_nll

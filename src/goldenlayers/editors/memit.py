@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
 from goldenlayers.editors.base import Workbench, edited_layers
+from goldenlayers.editors.lookup_states import key_weights, lookup_states
 from goldenlayers.editors.residual import Contribution
-from goldenlayers.editors.states import key_weights, lookup_states
 from goldenlayers.editors.updates import (
     LowRankUpdate,
     alphaedit_update,

@@ -4,7 +4,7 @@ For each fact a change δ of the MLP's output at the lookup token (the down proj
 optimised so that the prompt, bare and behind sampled prefixes, is answered with the new answer.
 Only the blocks from the edited one on are run, only from the lookup token on, and logits are
 taken at the answer's positions only. Finished facts leave the batch. Rows of similar length run
-together (:mod:`goldenlayers.editors.parts`), so that little time goes into padding.
+together (:mod:`goldenlayers.editors.prompt_batches`), so that little time goes into padding.
 
 Source: ROME, Meng et al. 2022 (arXiv 2202.05262), section 3.1 step 2 and its released settings;
 for models without a norm behind the MLP, δ at the output of the last of MEMIT's layers is the same
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from goldenlayers.editors.parts import Part, Row, parts_of
+from goldenlayers.editors.prompt_batches import Part, Row, parts_of
 from goldenlayers.editors.settings import EditSettings
 from goldenlayers.facts import Fact
 from goldenlayers.losses import wide

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from goldenlayers.evaluation.evaluating import Evaluation, evaluate
 from goldenlayers.evaluation.metrics import Estimate, Summary, summarise
 from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.evaluation.questions import DEFAULT_METRICS, METRICS
 from goldenlayers.evaluation.retention import retention
-from goldenlayers.evaluation.running import Evaluation, evaluate
-from goldenlayers.evaluation.units import DEFAULT_METRICS, METRICS
 
 __all__ = [
     "DEFAULT_METRICS",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from goldenlayers.delta.apply import Changes, changes_in_force, untouched
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.passes import Ids, Read, Reading, States, read, states_hold
+from goldenlayers.evaluation.reading import Ids, Read, Reading, States, read, states_hold
 from goldenlayers.evaluation.scorers import Outcome, outcome_of
 
 if TYPE_CHECKING:

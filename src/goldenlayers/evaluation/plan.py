@@ -17,7 +17,8 @@ from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
 from goldenlayers.evaluation.heldout import HeldOut
-from goldenlayers.evaluation.passes import (
+from goldenlayers.evaluation.questions import DEFAULT_METRICS, FAILED, Question, questions
+from goldenlayers.evaluation.reading import (
     Ids,
     Read,
     Reading,
@@ -27,8 +28,7 @@ from goldenlayers.evaluation.passes import (
     states_hold,
 )
 from goldenlayers.evaluation.scorers import Outcome, Words, outcome_of, rows_of, unscored
-from goldenlayers.evaluation.texts import Texts, reason_of
-from goldenlayers.evaluation.units import DEFAULT_METRICS, FAILED, Unit, units
+from goldenlayers.evaluation.tokenised import Texts, reason_of
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class EvaluationPlan:
     Args:
         model: a loaded model.
         facts: the facts to be judged; their ids must differ.
-        metrics: names of ``units.METRICS``.
+        metrics: names of ``questions.METRICS``.
         others: where kl takes its unrelated prompts from; default ``facts``.
         text: the held-out text of perplexity, or what other plans have read of it already.
         text_tokens: how many tokens of it.
@@ -75,11 +75,11 @@ class EvaluationPlan:
         self.model, self.facts, self.seed = model, list(facts), seed
         self.batch_size, self.on_progress = batch_size, on_progress
         check_ids(facts)
-        self.units: list[Unit] = units(facts, metrics, others=others, seed=seed)
-        if not isinstance(text, HeldOut) and any(u.rule == "perplexity" for u in self.units):
+        self.questions: list[Question] = questions(facts, metrics, others=others, seed=seed)
+        if not isinstance(text, HeldOut) and any(u.rule == "perplexity" for u in self.questions):
             text = HeldOut(model, text, text_tokens, batch_size=batch_size)
         self._held_out = text if isinstance(text, HeldOut) else None
-        self._texts = Texts(model, self.units, self.facts)
+        self._texts = Texts(model, self.questions, self.facts)
         self._before: dict[int, Outcome] | None = None
         self._states: States | None = None
         self._words = Words(model.tokenizer)
@@ -87,7 +87,7 @@ class EvaluationPlan:
     # --- what is scored --------------------------------------------------------------------
 
     def baseline(self) -> dict[int, Outcome]:
-        """What the untouched model says to every unit; read once and kept.
+        """What the untouched model says to every question; read once and kept.
 
         Deltas in force on the model are lifted meanwhile.
         """
@@ -110,7 +110,7 @@ class EvaluationPlan:
             edits: one per fact: a delta, a prompt prefix, the error of an edit that failed (its
                 rows are unscored with that reason), or None for the untouched model.
             facts: places of the facts that the edits belong to; default all.
-            metrics: keep to these unit metrics; default all.
+            metrics: keep to these question metrics; default all.
 
         Raises:
             UserError: another number of edits than facts; a delta of another model; deltas in
@@ -130,13 +130,15 @@ class EvaluationPlan:
         after: dict[int, Outcome] = {}
         deltas = {f: e for f, e in of_fact.items() if isinstance(e, WeightDelta)}
         for group in _groups(deltas):
-            after |= self._with_deltas([u for u in chosen if self.units[u].fact in group], group)
+            after |= self._with_deltas(
+                [u for u in chosen if self.questions[u].fact in group], group
+            )
         prefixes = {f: e for f, e in of_fact.items() if isinstance(e, str)}
-        told = [u for u in chosen if self.units[u].fact in prefixes]
+        told = [u for u in chosen if self.questions[u].fact in prefixes]
         after |= self._run(told, prefixes=prefixes) if told else {}
-        after |= {u: before[u] for u in chosen if of_fact[self.units[u].fact] is None}
+        after |= {u: before[u] for u in chosen if of_fact[self.questions[u].fact] is None}
         for u in chosen:
-            error = of_fact[self.units[u].fact]
+            error = of_fact[self.questions[u].fact]
             if isinstance(error, UserError):
                 after[u] = Outcome(reason=FAILED + reason_of(error))
         return self._rows(places, metrics, after)
@@ -165,8 +167,8 @@ class EvaluationPlan:
         wanted = set(places)
         return [
             u
-            for u, unit in enumerate(self.units)
-            if unit.fact in wanted and (metrics is None or unit.metric in metrics)
+            for u, question in enumerate(self.questions)
+            if question.fact in wanted and (metrics is None or question.metric in metrics)
         ]
 
     def _rows(
@@ -175,11 +177,11 @@ class EvaluationPlan:
         before = self.baseline()
         rows: list[Row] = []
         for u in self._chosen(places, metrics):
-            unit, fact = self.units[u], self.facts[self.units[u].fact]
+            question, fact = self.questions[u], self.facts[self.questions[u].fact]
             if u in self._texts.reasons:
-                rows += unscored(fact, unit, self._texts.reasons[u])
+                rows += unscored(fact, question, self._texts.reasons[u])
             else:
-                rows += rows_of(fact, unit, before[u], after[u], self._words)
+                rows += rows_of(fact, question, before[u], after[u], self._words)
         return rows
 
     def _with_deltas(
@@ -191,7 +193,7 @@ class EvaluationPlan:
             found: dict[int, Outcome] = {}
             for fact, delta in deltas.items():
                 with delta.applied(model):
-                    found |= self._run([u for u in chosen if self.units[u].fact == fact])
+                    found |= self._run([u for u in chosen if self.questions[u].fact == fact])
             return found
         distinct = list({id(delta): delta for delta in deltas.values()}.values())
         place = {id(delta): i for i, delta in enumerate(distinct)}
@@ -214,7 +216,7 @@ class EvaluationPlan:
         first_layer: int = 0,
         keep: bool = False,
     ) -> dict[int, Outcome]:
-        """The outcome of each unit, in one batched pass and one batched generation per kind."""
+        """The outcome of each question, in one batched pass and one batched generation per kind."""
         chosen = list(chosen)
         carriers, prefixes = carriers or {}, prefixes or {}
         reasons: dict[int, str] = {}
@@ -223,15 +225,15 @@ class EvaluationPlan:
         owner: list[int] = []
         texts: dict[int, Ids] = {}
         for u in chosen:
-            unit = self.units[u]
-            carrier, prefix = carriers.get(unit.fact, -1), prefixes.get(unit.fact, "")
+            question = self.questions[u]
+            carrier, prefix = carriers.get(question.fact, -1), prefixes.get(question.fact, "")
             try:
-                if unit.rule == "perplexity":
+                if question.rule == "perplexity":
                     if prefix:
                         raise UserError("a prompt changes no weights")
                     on_text.append(u)
                     continue
-                if unit.rule in ("generate", "fluency"):
+                if question.rule in ("generate", "fluency"):
                     texts[u] = self._texts.open_prompt(u, prefix)
                     continue
                 mine = self._texts.readings(u, prefix, self._reference(u))
@@ -280,20 +282,20 @@ class EvaluationPlan:
         *,
         before: bool,
     ) -> dict[int, Outcome]:
-        """The units of the held-out text: one outcome per state of the weights, whoever asks."""
+        """The questions of the held-out text: one outcome per state of the weights."""
         held_out, tell = self._held_out, self.on_progress
         if held_out is None or not chosen:
             return {}
         if selection is not None:
-            of_unit = {u: carriers.get(self.units[u].fact, -1) for u in chosen}
-            found = held_out.selected(of_unit.values(), selection, first_layer, tell)
-            return {u: found[carrier] for u, carrier in of_unit.items()}
+            of_question = {u: carriers.get(self.questions[u].fact, -1) for u in chosen}
+            found = held_out.selected(of_question.values(), selection, first_layer, tell)
+            return {u: found[carrier] for u, carrier in of_question.items()}
         one = held_out.before(tell) if before else held_out.applied(first_layer, tell)
         return dict.fromkeys(chosen, one)
 
     def _reference(self, u: int) -> Tensor | None:
-        """The untouched model's state behind the prompt of a kl unit."""
-        if self.units[u].rule != "kl" or self._before is None or not self._before[u].reads:
+        """The untouched model's state behind the prompt of a kl question."""
+        if self.questions[u].rule != "kl" or self._before is None or not self._before[u].reads:
             return None
         return self._before[u].reads[0].hidden
 
@@ -302,9 +304,9 @@ class EvaluationPlan:
     ) -> dict[int, Outcome]:
         outcomes: dict[int, Outcome] = {}
         for rule in ("generate", "fluency"):
-            mine = [u for u in texts if self.units[u].rule == rule]
+            mine = [u for u in texts if self.questions[u].rule == rule]
             rows = [texts[u] for u in mine]
-            of_row = [carriers.get(self.units[u].fact, -1) for u in mine]
+            of_row = [carriers.get(self.questions[u].fact, -1) for u in mine]
 
             def select(members: list[int], of_row: list[int] = of_row) -> None:
                 if selection is not None:
@@ -319,7 +321,7 @@ class EvaluationPlan:
                 outcomes |= {u: Outcome(text=text) for u, text in zip(mine, found, strict=True)}
             else:
                 seeds = [
-                    f"{self.seed}/{self.facts[self.units[u].fact].id}/{self.units[u].probe}"
+                    f"{self.seed}/{self.facts[self.questions[u].fact].id}/{self.questions[u].probe}"
                     for u in mine
                 ]
                 drawn = sampled(self.model, rows, seeds, batch_size=size, on_batch=select)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from goldenlayers.evaluation.metrics import fact_scores
-from goldenlayers.evaluation.units import FAILED
+from goldenlayers.evaluation.questions import FAILED
 
 AT_ONCE = "rewrite_at_once"
 """The metric of the rows that are scored right after a fact's own edit."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.questions import questions
 from goldenlayers.evaluation.retention import AT_ONCE
-from goldenlayers.evaluation.units import units
 from goldenlayers.facts import Fact
 from goldenlayers.records import short
 
@@ -69,8 +69,8 @@ class Expected:
 
     Args:
         facts: the judged facts.
-        metrics: names of ``units.METRICS``.
-        others: see :func:`goldenlayers.evaluation.units.units`.
+        metrics: names of ``questions.METRICS``.
+        others: see :func:`goldenlayers.evaluation.questions.questions`.
         seed: see there.
         layers: of a sweep: each row is there once per layer.
         sequence: whether each fact also has a row that is scored right after its own edit.
@@ -90,9 +90,9 @@ class Expected:
         self.sequence = sequence
         self.place = {fact.id: i for i, fact in enumerate(facts)}
         self.keys: list[dict[Key, str]] = [{} for _ in facts]
-        for unit in units(facts, metrics, others=others, seed=seed):
-            for metric in unit.row_metrics:
-                self.keys[unit.fact][metric, unit.probe] = unit.kind
+        for question in questions(facts, metrics, others=others, seed=seed):
+            for metric in question.row_metrics:
+                self.keys[question.fact][metric, question.probe] = question.kind
         if sequence:
             for keys in self.keys:
                 keys[AT_ONCE, 0] = ""

@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.evaluation.answers import matches_answer
+from goldenlayers.evaluation.answer_matching import matches_answer
 from goldenlayers.evaluation.metrics import fluency
-from goldenlayers.evaluation.units import Unit
+from goldenlayers.evaluation.questions import Question
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from goldenlayers.evaluation.passes import Ids, Read
+    from goldenlayers.evaluation.reading import Ids, Read
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ NO_NUMBER = "the model's output is not a number"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a model said to one unit: forced readings, or generated text; or why it could not."""
+    """What a model said to one question: forced readings, or generated text; or why not."""
 
     reads: tuple[Read, ...] = ()
     text: str = ""
@@ -62,38 +62,40 @@ class Words:
         return [self._known[i] for i in ids]
 
 
-def rows_of(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> list[Row]:
-    """The unit's rows: one, or two where it gives two metrics (success and magnitude)."""
+def rows_of(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> list[Row]:
+    """The question's rows: one, or two where it gives two metrics (success and magnitude)."""
     reason = after.reason or before.reason
     if reason:
-        return unscored(fact, unit, reason)
-    score = _SCORERS[unit.rule]
-    found = score(fact, unit, before, after, words)
+        return unscored(fact, question, reason)
+    score = _SCORERS[question.rule]
+    found = score(fact, question, before, after, words)
     rows = []
-    for metric, (value, evidence) in zip(unit.row_metrics, found, strict=True):
+    for metric, (value, evidence) in zip(question.row_metrics, found, strict=True):
         if math.isfinite(value):
-            rows.append(_row(fact, unit, metric, value, evidence))
+            rows.append(_row(fact, question, metric, value, evidence))
         else:
-            rows.append(_row(fact, unit, metric, None, evidence, NO_NUMBER))
+            rows.append(_row(fact, question, metric, None, evidence, NO_NUMBER))
     return rows
 
 
-def unscored(fact: Fact, unit: Unit, reason: str) -> list[Row]:
-    """The unit's rows without a score."""
-    return [_row(fact, unit, metric, None, {}, reason) for metric in unit.row_metrics]
+def unscored(fact: Fact, question: Question, reason: str) -> list[Row]:
+    """The question's rows without a score."""
+    return [_row(fact, question, metric, None, {}, reason) for metric in question.row_metrics]
 
 
 def _row(
     fact: Fact,
-    unit: Unit,
+    question: Question,
     metric: str,
     score: float | None,
     evidence: dict[str, Any],
     reason: str = "",
 ) -> Row:
-    row: Row = {"fact": fact.id, "metric": metric, "probe": unit.probe}
-    if unit.kind:
-        row["kind"] = unit.kind
+    row: Row = {"fact": fact.id, "metric": metric, "probe": question.probe}
+    if question.kind:
+        row["kind"] = question.kind
     row |= {"score": None if score is None else round(score, 6), "evidence": evidence}
     return row | ({"reason": reason} if reason else {})
 
@@ -101,7 +103,9 @@ def _row(
 Scored = list[tuple[float, dict[str, Any]]]
 
 
-def _answer(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _answer(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> Scored:
     """Share of the answer's tokens that are the arg-max under teacher forcing."""
     target = after.reads[0].targets
     hits = [a == t for a, t in zip(after.reads[0].tokens, target, strict=True)]
@@ -113,22 +117,24 @@ def _answer(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Word
     return [(100 * sum(hits) / len(hits), evidence)]
 
 
-def _stay(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _stay(fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Share of positions whose arg-max token is the same before and after."""
     old, new = before.reads[0].tokens, after.reads[0].tokens
     same = [a == b for a, b in zip(old, new, strict=True)]
-    evidence = {"answer": unit.answer, "before": words(old), "after": words(new)}
+    evidence = {"answer": question.answer, "before": words(old), "after": words(new)}
     return [(100 * sum(same) / len(same), evidence)]
 
 
-def _compare(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _compare(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> Scored:
     """[NLL(other) > NLL(answer)], and e^-NLL(answer) - e^-NLL(other); NLL mean per token."""
     was = [_number(r.nll) for r in before.reads]
     now = [_number(r.nll) for r in after.reads]
     if any(math.isnan(nll) for nll in now):
         return [(math.nan, {})] * 2
     evidence = {
-        "answers": [unit.answer, unit.other],
+        "answers": [question.answer, question.other],
         "nll_before": [round(nll, 6) for nll in was],
         "nll_after": [round(nll, 6) for nll in now],
     }
@@ -136,20 +142,24 @@ def _compare(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Wor
     return [(success, evidence), (100 * (math.exp(-now[0]) - math.exp(-now[1])), evidence)]
 
 
-def _generate(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _generate(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> Scored:
     """Whether free greedy decoding begins with the answer or an alias of it."""
-    right = matches_answer(after.text, unit.answer or "", unit.aliases)
+    right = matches_answer(after.text, question.answer or "", question.aliases)
     evidence: dict[str, Any] = {
-        "answer": unit.answer,
+        "answer": question.answer,
         "before": before.text,
         "after": after.text,
     }
-    if unit.aliases:
-        evidence["aliases"] = list(unit.aliases)
+    if question.aliases:
+        evidence["aliases"] = list(question.aliases)
     return [(100.0 * right, evidence)]
 
 
-def _fluency(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _fluency(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> Scored:
     """Weighted 2- and 3-gram entropy of the sampled tokens."""
     evidence = {
         "fluency_before": round(fluency(before.tokens), 6),
@@ -159,19 +169,21 @@ def _fluency(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Wor
     return [(fluency(after.tokens), evidence)]
 
 
-def _kl(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _kl(fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """KL(p_before ‖ p_after) of the next token behind an unrelated prompt, in nats."""
     # The untouched model is its own reference: no pass was made, and nothing moved.
     kl = 0.0 if after is before else _number(after.reads[0].kl)
     evidence = {
-        "prompt": unit.prompt,
+        "prompt": question.prompt,
         "before": words(before.reads[0].tokens),
         "after": words(after.reads[0].tokens),
     }
     return [(kl, evidence)]
 
 
-def _perplexity(fact: Fact, unit: Unit, before: Outcome, after: Outcome, words: Words) -> Scored:
+def _perplexity(
+    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+) -> Scored:
     """Exp of the mean NLL per token of the held-out text, after and before."""
     evidence = {"tokens": sum(len(r.tokens) for r in after.reads)}
     return [(_perplexity_of(after), evidence), (_perplexity_of(before), evidence)]

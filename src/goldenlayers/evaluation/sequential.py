@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.durable import disk_errors
-from goldenlayers.editors.together import edit_next
+from goldenlayers.editors.batch import edit_next
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.plan import first_block
-from goldenlayers.evaluation.retention import AT_ONCE
-from goldenlayers.evaluation.scorers import unscored
-from goldenlayers.evaluation.together import (
+from goldenlayers.evaluation.batch import (
     Work,
     ids_of,
     saved,
@@ -22,6 +19,9 @@ from goldenlayers.evaluation.together import (
     store,
     told_failures,
 )
+from goldenlayers.evaluation.plan import first_block
+from goldenlayers.evaluation.retention import AT_ONCE
+from goldenlayers.evaluation.scorers import unscored
 
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench
@@ -75,8 +75,8 @@ def run_sequence(
             with total.applied(model):
                 rows = quick.score_applied(facts=[i], first_layer=first_block(model, [total]))
         else:  # a kill costs the rows of the last edit at most; here more were lost
-            asked = [unit for unit in quick.units if unit.fact == i]
-            rows = [row for unit in asked for row in unscored(fact, unit, _GONE)]
+            asked = [question for question in quick.questions if question.fact == i]
+            rows = [row for question in asked for row in unscored(fact, question, _GONE)]
         work.add([{**row, "metric": AT_ONCE, "step": i} for row in rows], 0)
     step_of = {fact.id: i for i, fact in enumerate(work.facts)}
     if total is None:

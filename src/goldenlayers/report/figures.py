@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from goldenlayers.locate.ranking import LayerRanking, LayerScore
+    from goldenlayers.locating.ranking import LayerRanking, LayerScore
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; here also by lightness.
 OKABE_ITO = {

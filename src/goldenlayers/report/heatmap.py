@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from goldenlayers.locate.grid import TracingGrid
+    from goldenlayers.locating.grid import TracingGrid
 
 _KINDS = {"mlp": "MLP output", "attention": "attention output", "block": "block output"}
 _MISSING = "#DDDDDD"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from goldenlayers.locate.ranking import LayerRanking
+    from goldenlayers.locating.ranking import LayerRanking
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LONGEST_CELL = 400  # characters

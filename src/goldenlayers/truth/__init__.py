@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from goldenlayers.truth.generalisation import Transfer, TransferMatrix, split_half, transfer_matrix
 from goldenlayers.truth.numbers import Interval
 from goldenlayers.truth.record import to_json
 from goldenlayers.truth.table import OVERALL, Truth
-from goldenlayers.truth.transfer import Transfer, TransferMatrix, split_half, transfer_matrix
 
 __all__ = [
     "OVERALL",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.truth.generalisation import split_half
 from goldenlayers.truth.numbers import best_place, plain_list
 from goldenlayers.truth.table import LOWER_IS_BETTER, OVERALL, Truth
-from goldenlayers.truth.transfer import split_half
 
 
 def to_json(truth: Truth, *, groups: Mapping[str, Any] | None = None) -> dict[str, Any]:

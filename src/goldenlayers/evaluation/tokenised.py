@@ -1,0 +1,173 @@
+"""The questions of an evaluation as token ids: all tokenised once, limits checked.
+
+Shapes: D model width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from goldenlayers.decoding import greedy
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
+from goldenlayers.evaluation.questions import Question
+from goldenlayers.evaluation.reading import Ids, Reading
+from goldenlayers.facts import Fact
+from goldenlayers.joints import Joint
+from goldenlayers.tokens import TooLongError
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
+
+CONTINUATION = 3
+"""Tokens of its own greedy continuation along which a locality probe without answer is compared."""
+TOO_LONG = "the text is longer than the model's context"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One forced text of a question: its answer, the answer's tokens, the positions read."""
+
+    answer: str
+    targets: Ids
+    count: int
+    joint: Joint = "auto"
+
+
+class Texts:
+    """Token ids for the questions.
+
+    Args:
+        model: whose tokenizer and context.
+        questions: what is asked; perplexity has no text of its own here (see ``heldout``).
+        facts: the facts that the questions ask about.
+
+    ``reasons`` says which questions (by place) have no text that can be run, and why.
+    """
+
+    def __init__(self, model: Model, questions: Sequence[Question], facts: Sequence[Fact]) -> None:
+        self.model, self.questions, self.facts = model, questions, facts
+        self.reasons: dict[int, str] = {}
+        self._prompts: dict[tuple[str, str, Joint], Ids | str] = {}
+        self.specs: dict[int, list[Spec]] = {}
+        for u, question in enumerate(questions):
+            try:
+                if question.reason:
+                    raise UserError(question.reason)
+                self.specs[u] = self._specify(question)
+            except UserError as error:
+                self.reasons[u] = reason_of(error)
+
+    def _specify(self, question: Question) -> list[Spec]:
+        if question.rule == "perplexity":
+            return []
+        specs = []
+        for answer in [a for a in (question.answer, question.other) if a] or [""]:
+            joint = self.facts[question.fact].joint_of(question.prompt, answer)
+            encoding = self.model.encoder.encode(question.prompt, answer, joint=joint)
+            if encoding.n_prompt == 0:
+                raise UserError("no token stands before the answer")
+            self._prompts[question.prompt, answer, joint] = encoding.ids[: encoding.n_prompt]
+            targets = encoding.answer_ids
+            specs.append(Spec(answer, targets, max(1, len(targets)), joint))
+        return specs
+
+    def continue_open(self, batch_size: int) -> None:
+        """Fill locality probes without an answer with the untouched model's own continuation."""
+        places = [
+            u
+            for u in self.specs
+            if self.questions[u].rule == "stay" and not self.questions[u].answer
+        ]
+        rows = [self._prompt(self.questions[u].prompt, "", "") for u in places]
+        limit = self.model.encoder.max_length
+        found = greedy(self.model, rows, CONTINUATION, batch_size=batch_size)
+        for u, row, ids in zip(places, rows, found, strict=True):
+            count = len(ids) + (len(ids) < CONTINUATION)  # the end of the text is a prediction too
+            if limit is not None:
+                count = max(1, min(count, limit + 1 - len(row)))
+            self.specs[u] = [Spec("", tuple(ids), count)]
+
+    def readings(self, u: int, prefix: str, reference: Tensor | None) -> list[Reading]:
+        """The forced readings of a question, its prompt behind ``prefix``.
+
+        ``reference`` (D,) is the untouched model's state, for kl; its own pass has none.
+
+        Raises:
+            UserError: no text that can be run; with the reason.
+        """
+        question = self.questions[u]
+        found = []
+        for spec in self.specs[u]:
+            prompt = self._prompt(question.prompt, spec.answer, prefix, spec.joint)
+            # Behind a prefix too the answer has the tokens it has without: positions compare.
+            ids = prompt + spec.targets[: spec.count - 1]
+            self._fits(len(ids))
+            positions = tuple(range(len(prompt) - 1, len(ids)))
+            found.append(
+                Reading(
+                    ids,
+                    positions,
+                    spec.targets,
+                    question.rule == "compare",
+                    reference=reference,
+                    keep_hidden=question.rule == "kl" and reference is None,
+                )
+            )
+        return found
+
+    def open_prompt(self, u: int, prefix: str) -> Ids:
+        """The bare prompt for free generation, which gives nothing of the answer away.
+
+        Raises:
+            UserError: prompt and generated text do not fit the context.
+        """
+        prompt = self._prompt(self.questions[u].prompt, "", prefix)
+        self._fits(len(prompt) + self.new_tokens(u))
+        return prompt
+
+    def new_tokens(self, u: int) -> int:
+        """Tokens that may be generated for a question."""
+        if self.questions[u].rule == "fluency":
+            return FLUENCY_TOKENS
+        return max(self.specs[u][0].count, self._longest_alias(u)) + ANSWER_SLACK
+
+    def _longest_alias(self, u: int) -> int:
+        """Tokens of the longest other spelling that would be right, 0 without any."""
+        question, sizes = self.questions[u], [0]
+        for alias in question.aliases:
+            with contextlib.suppress(UserError):  # one that has no tokens is never generated
+                sizes.append(len(self.model.encoder.encode(question.prompt, alias).answer_ids))
+        return max(sizes)
+
+    def _prompt(self, prompt: str, answer: str, prefix: str, joint: Joint = "auto") -> Ids:
+        """Token ids of the prompt behind a prefix, up to where the answer begins."""
+        key = (prefix + prompt, answer, joint)
+        if key not in self._prompts:
+            try:
+                encoding = self.model.encoder.encode(prefix + prompt, answer, joint=joint)
+                self._prompts[key] = encoding.ids[: encoding.n_prompt]
+            except UserError as error:
+                self._prompts[key] = reason_of(error)
+        found = self._prompts[key]
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
+
+    def _fits(self, length: int) -> None:
+        limit = self.model.encoder.max_length
+        if limit is not None and length > limit:
+            raise UserError(TOO_LONG)
+
+
+def reason_of(error: UserError) -> str:
+    """The kind of problem, in words that are the same for every question that has it."""
+    if isinstance(error, TooLongError):
+        return TOO_LONG
+    found = error.found
+    return "the answer has no tokens" if "has no tokens after" in found else found

@@ -1,0 +1,188 @@
+"""The verified choice: the best candidate layers raced on a few facts with real edits.
+
+All candidates are tried on a few facts, the worse half is dropped, the others are tried on more
+(successive halving). A difference that is beyond doubt ends the race early.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from goldenlayers.errors import UserError, check_number, check_seed
+from goldenlayers.memory import OutOfMemory, fitting, memory_told
+from goldenlayers.racing.race import Evidence, VerifiedChoice, race
+
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.editors import EditSettings
+    from goldenlayers.editors.values import Value
+    from goldenlayers.facts import Fact
+    from goldenlayers.locating.ranking import LayerRanking
+    from goldenlayers.models.model import Model
+
+__all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]
+
+METRICS = ("rewrite", "rephrase", "locality", "portability")
+
+
+def verify(
+    model: Model,
+    facts: Sequence[Fact],
+    candidates: Sequence[int],
+    method: str = "rome",
+    *,
+    n_facts: int = 8,
+    settings: EditSettings | None = None,
+    statistics: Mapping[int, Covariance] | None = None,
+    value_cache: dict[tuple[Any, ...], Value] | None = None,
+    metrics: Sequence[str] = METRICS,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VerifiedChoice:
+    """Race candidate layers on a few facts with real edits; the model is left as it is.
+
+    Each fact is edited by itself at a layer and scored by Overall, the mean of ``metrics`` that it
+    has probes for, as a sweep scores it. At most K x N edits are made, usually some two thirds.
+
+    Args:
+        model: a loaded model.
+        facts: the proxy facts, never those that the choice is to be judged on. Those with the most
+            kinds of probes are taken first, drawn with ``seed`` among equals.
+        candidates: layers, in any order; see :func:`best_layers` and :func:`with_neighbours`.
+        method: an editor's name.
+        n_facts: N, the most facts to edit at one layer.
+        settings: of the editor.
+        statistics: key statistics of all candidates; collected in one pass when left out.
+        value_cache: shared between calls, spares values found before; see :class:`Workbench`.
+        metrics: what Overall is made of.
+        seed: see :class:`VerifiedChoice`.
+        on_progress: told (edits done, edits at most).
+
+    Raises:
+        UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, no
+            edit that could be scored, or memory that runs out on a single fact.
+    """
+    from goldenlayers.decoding import settle_joints
+    from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
+    from goldenlayers.evaluation.evaluating import edit_each_safely
+    from goldenlayers.evaluation.metrics import overall_by_fact
+    from goldenlayers.evaluation.plan import EvaluationPlan
+    from goldenlayers.evaluation.questions import check_metrics
+
+    start = time.perf_counter()
+    if not facts:
+        raise UserError("there are no facts to verify with", expected="at least one fact")
+    check_number("the number of facts", n_facts, 1, 10**9)
+    check_seed(seed)
+    chosen, metrics = editor(method), check_metrics(metrics)
+    layers = sorted({model.layers[layer].index for layer in candidates})
+    settings = settings or EditSettings()
+    drawn = settle_joints(model, _drawn(facts, metrics, n_facts, seed))
+    if len(layers) > 1 and statistics is None and chosen.needs_statistics:
+        from goldenlayers.statistics import key_statistics
+
+        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
+        statistics = key_statistics(model, needed, seed=seed)
+    bench = Workbench(model, settings, statistics, seed)
+    if value_cache is not None:
+        bench.value_cache = value_cache
+    plans: list[EvaluationPlan] = []
+    failures: list[UserError] = []
+
+    def score(layer: int, places: Sequence[int]) -> list[float]:
+        if not plans:
+            plans.append(EvaluationPlan(model, drawn, metrics, seed=seed))
+        some = [drawn[i] for i in places]
+
+        def edit(members: list[int]) -> list[Any]:
+            part = [some[m] for m in members]
+            try:
+                return list(edit_each_safely(bench, chosen, part, layer))
+            except UserError as error:  # every fact fails alike: the layer's fault
+                return [error] * len(part)
+
+        def what(member: int) -> str:
+            return f"fact '{some[member].id}' at layer {layer}"
+
+        everyone = [list(range(len(some)))]
+        edits = [one for _, part in fitting(everyone, edit, what) for one in part]
+        failures.extend(edit for edit in edits if isinstance(edit, UserError))
+        found = overall_by_fact(plans[0].score(edits, facts=places), metrics)
+        return [found.get(fact.id, math.nan) for fact in some]
+
+    try:
+        with memory_told(f"memory ran out in verifying layers of {model.name}"):
+            choice = race(layers, len(drawn), score, seed=seed, on_progress=on_progress)
+    except OutOfMemory:
+        raise
+    except UserError as error:
+        raise (failures[0] if failures else error) from error
+    return replace(
+        choice,
+        method=method,
+        facts=tuple(fact.id for fact in drawn),
+        seconds=time.perf_counter() - start,
+        warnings=(*choice.warnings, *_lacking(drawn, metrics)),
+    )
+
+
+def best_layers(ranking: LayerRanking, k: int, *, spacing: int = 1) -> list[int]:
+    """The ``k`` best layers within the fences, best first, however many candidates were listed.
+
+    Args:
+        ranking: of a locate run.
+        k: how many layers.
+        spacing: layers at least so far apart are taken first. Neighbours score alike, so a race
+            among layers spread over the depth has more to choose from for the same edits. Where
+            too few are so far apart, the best of the others fill up.
+    """
+    kept = [one for one in ranking.layers if one.kept and one.layer != ranking.golden_layer]
+    rest = sorted(kept, key=lambda one: (-one.score, one.layer))
+    order = [ranking.golden_layer, *(one.layer for one in rest)]
+    spread: list[int] = []
+    for layer in order:
+        if all(abs(layer - other) >= spacing for other in spread):
+            spread.append(layer)
+    spread = spread[:k]
+    others = [layer for layer in order if layer not in spread]
+    return [*spread, *others[: k - len(spread)]]
+
+
+def with_neighbours(layers: Sequence[int], n_layers: int) -> list[int]:
+    """The layers and those just below and above each of them, as far as the model has them."""
+    near = [one for layer in layers for one in (layer - 1, layer + 1) if 0 <= one < n_layers]
+    return list(dict.fromkeys([*layers, *near]))
+
+
+def _drawn(facts: Sequence[Fact], metrics: Sequence[str], count: int, seed: int) -> list[Fact]:
+    """The facts to race on: most kinds of probes first, shuffled among equals, ids once."""
+    distinct = list({fact.id: fact for fact in facts}.values())
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    shuffled = [distinct[i] for i in order]
+    return sorted(shuffled, key=lambda fact: -len(_kinds(fact, metrics)))[:count]
+
+
+def _kinds(fact: Fact, metrics: Sequence[str]) -> set[str]:
+    there = {
+        "rewrite": True,
+        "rephrase": bool(fact.rephrasings),
+        "locality": bool(fact.locality),
+        "portability": bool(fact.portability),
+    }
+    return {name for name in metrics if there.get(name, True)}
+
+
+def _lacking(facts: Sequence[Fact], metrics: Sequence[str]) -> list[str]:
+    """What the facts cannot tell."""
+    found = []
+    for name, probes in (("rephrase", "rephrasings"), ("locality", "locality probes")):
+        without = sum(name not in _kinds(fact, metrics) for fact in facts)
+        if name in metrics and without:
+            found.append(f"{without} of the {len(facts)} facts have no {probes}")
+    return found

@@ -1,0 +1,240 @@
+"""The cells of a sweep, one per layer and fact: which are missing, and how a batch is worked off.
+
+A batch is one chunk of facts at one layer. The chunks are the same on every call and for any
+number of workers, and a batch that was cut short is done again whole, so the numbers of a cell do
+not depend on what was interrupted when or on who worked it off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from goldenlayers.editors import EditSettings, Workbench, editor
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.evaluating import edit_each_safely
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan
+from goldenlayers.evaluation.rows import Expected, Key
+from goldenlayers.facts import Fact
+from goldenlayers.memory import out_of_memory
+
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.editors.values import Value
+    from goldenlayers.models.model import Model
+
+Row = dict[str, Any]
+
+AUTO_CHUNK = {"cpu": 16}
+_AUTO_CHUNK_ELSEWHERE = 32
+_PLANS_KEPT = 2  # each may hold half a gigabyte of states of the untouched model
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is swept: everything a worker needs beside its model.
+
+    ``evidence``: whether rows carry what the model said before and after.
+    """
+
+    facts: tuple[Fact, ...]
+    method: str
+    metrics: tuple[str, ...]
+    settings: EditSettings
+    seed: int = 0
+    evidence: bool = False
+    statistics: Mapping[int, Covariance] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One batch: the facts at ``places`` at ``layer``. ``chunk`` numbers the chunk of facts."""
+
+    chunk: int
+    places: tuple[int, ...]
+    layer: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a task.
+
+    ``failure`` is the error if every edit failed in the same way; ``seconds`` is wall-clock time.
+    """
+
+    task: Task
+    rows: list[Row] = field(default_factory=list)
+    failure: UserError | None = None
+    seconds: float = 0.0
+
+
+class Ledger:
+    """Which rows of a sweep are there, and which tasks are left.
+
+    Args:
+        job: what is swept.
+        layers: the swept layers.
+        done: rows of an earlier, interrupted call; those that do not belong here are left out.
+    """
+
+    def __init__(self, job: Job, layers: Sequence[int], done: Iterable[Row] = ()) -> None:
+        self.job, self.layers = job, tuple(layers)
+        self._expected = Expected(
+            job.facts, job.metrics, others=job.facts, seed=job.seed, layers=self.layers
+        )
+        self._cells: dict[tuple[int, int], dict[Key, Row]] = {
+            (layer, i): {} for layer in self.layers for i in range(len(job.facts))
+        }
+        self.take(done)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in all."""
+        return len(self._cells)
+
+    @property
+    def n_done(self) -> int:
+        """Cells with all their rows."""
+        return sum(self._whole(*cell) for cell in self._cells)
+
+    def take(self, rows: Iterable[Row]) -> list[Row]:
+        """Take rows over; returns those that are new, each belonging to a cell and there once."""
+        new = []
+        for row in rows:
+            if self._expected.problem(row):
+                continue
+            cell = self._cells[row["layer"], self._expected.place[row["fact"]]]
+            if cell.setdefault((row["metric"], row["probe"]), row) is row:
+                new.append(row)
+        return new
+
+    def tasks(self, chunk: int) -> list[Task]:
+        """The batches with rows missing, chunk by chunk, so that a chunk's baseline serves all."""
+        found = []
+        for number, start in enumerate(range(0, len(self.job.facts), chunk)):
+            places = tuple(range(start, min(start + chunk, len(self.job.facts))))
+            found += [
+                Task(number, places, layer)
+                for layer in self.layers
+                if not all(self._whole(layer, i) for i in places)
+            ]
+        return found
+
+    def missing(self, task: Task) -> int:
+        """Cells of a task that are not whole."""
+        return sum(not self._whole(task.layer, i) for i in task.places)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, fact by fact and layer by layer."""
+        for i in range(len(self.job.facts)):
+            for layer in self.layers:
+                yield from self._cells[layer, i].values()
+
+    def any_scored(self) -> bool:
+        """Whether some row has a score."""
+        return any(
+            row.get("score") is not None for cell in self._cells.values() for row in cell.values()
+        )
+
+    def _whole(self, layer: int, place: int) -> bool:
+        return len(self._cells[layer, place]) == len(self._expected.keys[place])
+
+
+class Runner:
+    """Works off tasks with one loaded model; what a chunk's layers share is kept between them."""
+
+    def __init__(
+        self, model: Model, job: Job, value_cache: dict[tuple[Any, ...], Value] | None = None
+    ) -> None:
+        self.model, self.job = model, job
+        self._editor = editor(job.method)
+        self._bench = Workbench(model, job.settings, job.statistics, job.seed)
+        self._keeps_values = value_cache is not None
+        if value_cache is not None:
+            self._bench.value_cache = value_cache
+        self._plans: dict[tuple[int, ...], EvaluationPlan] = {}
+        self._most: int | None = None  # facts at once, since memory ran out
+
+    def run(self, task: Task) -> Batch:
+        """Edit and score every cell of a task.
+
+        Raises:
+            UserError: memory runs out on a single fact.
+        """
+        start = time.perf_counter()
+        rows: list[Row] = []
+        failures: list[UserError | None] = []
+        todo = list(task.places)
+        while todo:
+            part = tuple(todo[: self._most])
+            found: tuple[list[Row], UserError | None] | None = None
+            try:
+                found = self._part(part, task.layer)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise UserError(
+                        f"memory ran out on fact '{self.job.facts[part[0]].id}' alone, "
+                        f"at layer {task.layer}",
+                        fix="Use a smaller --dtype such as bfloat16, or fewer --workers",
+                    ) from error
+            if found is None:  # only here, with the exception gone, are its tensors free
+                self._most = max(1, len(part) // 2)
+                self._plans.clear()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            rows += found[0]
+            failures.append(found[1])
+            todo = todo[len(part) :]
+        alike = {str(one) for one in failures}
+        failure = failures[0] if len(alike) == 1 else None
+        return Batch(task, rows, failure, time.perf_counter() - start)
+
+    def _part(self, places: tuple[int, ...], layer: int) -> tuple[list[Row], UserError | None]:
+        facts = [self.job.facts[i] for i in places]
+        failure: UserError | None = None
+        try:
+            edits: list[Edit] = list(edit_each_safely(self._bench, self._editor, facts, layer))
+        except UserError as error:
+            # The fault may be this layer's: the sweep decides, which knows the other layers.
+            failure, edits = error, [error] * len(facts)
+        if not self._keeps_values:  # no later cell asks for them: memory stays bounded
+            self._bench.value_cache.clear()
+        rows = self._plan(places).score(edits)
+        return [self._finished(row, layer) for row in rows], failure
+
+    def _plan(self, places: tuple[int, ...]) -> EvaluationPlan:
+        if places not in self._plans:
+            while len(self._plans) >= _PLANS_KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[places] = EvaluationPlan(
+                self.model,
+                [self.job.facts[i] for i in places],
+                self.job.metrics,
+                others=self.job.facts,
+                seed=self.job.seed,
+            )
+        return self._plans[places]
+
+    def _finished(self, row: Row, layer: int) -> Row:
+        rest = {k: v for k, v in row.items() if self.job.evidence or k != "evidence"}
+        return {"fact": rest.pop("fact"), "layer": layer, **rest}
+
+
+def chunk_size(chunk: str | int, device: str) -> int:
+    """Facts per batch; "auto" goes by the kind of device.
+
+    Raises:
+        UserError: neither "auto" nor a number above 0.
+    """
+    if chunk == "auto":
+        return AUTO_CHUNK.get(device, _AUTO_CHUNK_ELSEWHERE)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise UserError(f"the chunk is {chunk}", expected="a number above 0, or auto")
+    return chunk

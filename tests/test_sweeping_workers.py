@@ -1,0 +1,251 @@
+"""Workers: the same rows however many there are and however they end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alike import alike
+from families import tiny
+from sweep_helpers import FAST, DiesOnce, canonical, load_other, load_tiny, some_facts
+
+import goldenlayers
+from goldenlayers.errors import UserError
+from goldenlayers.models.model import Model
+from goldenlayers.statistics import key_statistics
+from goldenlayers.sweeping import sweep
+from goldenlayers.sweeping.cells import Batch, Job, Task
+from goldenlayers.sweeping.workers import (
+    TRIES,
+    Message,
+    Queue,
+    Start,
+    Worker,
+    loader_of,
+    run_tasks,
+    shared_out,
+)
+
+JOB = Job(tuple(some_facts()), "rome", ("rewrite",), FAST)
+START = Start(load_tiny, "", JOB)
+
+
+def tasks(chunks: int = 2, layers: int = 3) -> list[Task]:
+    return [Task(c, (c,), layer) for c in range(chunks) for layer in range(layers)]
+
+
+class Scripted:
+    """An engine in this process: ``dies(number, nth task of that worker, task)`` says who dies."""
+
+    def __init__(self, workers: int, dies: Any = lambda *_: False, stillborn: int = 0) -> None:
+        self.workers, self.dies, self.stillborn = workers, dies, stillborn
+        self.opened = 0
+        self.log: list[tuple[int, Task]] = []
+        self.closed: list[Any] | None = None
+
+    def open(self, start: Start, number: int) -> dict[str, Any]:
+        self.opened += 1
+        said: Message | str = Message("ready")
+        if self.opened <= self.stillborn:
+            said = "was killed"
+        return {"number": number, "said": said, "count": 0}
+
+    def send(self, handle: dict[str, Any], task: Task) -> None:
+        handle["count"] += 1
+        self.log.append((handle["number"], task))
+        dead = self.dies(handle["number"], handle["count"], task)
+        handle["said"] = "was killed" if dead else Message("batch", Batch(task))
+
+    def wait(self, handles: Sequence[dict[str, Any]]) -> list[tuple[Any, Message | str]]:
+        speaking = [handle for handle in handles if handle["said"] is not None]
+        assert speaking, "waiting for nobody"
+        handle = speaking[0]
+        said, handle["said"] = handle["said"], None
+        return [(handle, said)]
+
+    def close(self, handles: Sequence[Any]) -> None:
+        self.closed = list(handles)
+
+
+def test_every_task_is_worked_off_once():
+    for workers in (1, 2, 5, 9):
+        engine, done = Scripted(workers), []
+        run_tasks(tasks(), START, engine, lambda batch, done=done: done.append(batch.task))
+        assert sorted(done, key=str) == sorted(tasks(), key=str)
+        assert engine.opened == min(workers, 6) and engine.closed is not None
+        assert len(engine.closed) == engine.opened
+
+
+def test_the_batch_of_a_dying_worker_goes_to_another():
+    engine, done = Scripted(2, lambda number, nth, _: number == 0 and nth == 2), []
+    run_tasks(tasks(), START, engine, lambda batch: done.append(batch.task))
+    assert sorted(done, key=str) == sorted(tasks(), key=str)
+    assert engine.opened > 2
+
+
+def test_a_batch_that_kills_every_worker_is_named():
+    engine, done = Scripted(2, lambda _n, _c, task: task == Task(1, (1,), 2)), []
+    with pytest.raises(
+        UserError, match=r"3 workers died.*fact 'f1' at layer 2.*was killed.*--work"
+    ):
+        run_tasks(tasks(), START, engine, lambda batch: done.append(batch.task))
+    assert len(done) == 5
+    assert sum(task == Task(1, (1,), 2) for _, task in engine.log) == TRIES
+    assert engine.closed is not None
+
+
+def test_workers_that_die_while_loading():
+    with pytest.raises(UserError, match="3 workers died loading the model"):
+        run_tasks(tasks(), START, Scripted(2, stillborn=99), lambda _: None)
+    done = []
+    run_tasks(tasks(), START, Scripted(2, stillborn=2), done.append)
+    assert len(done) == 6
+
+
+def test_errors_of_a_worker_and_of_the_caller_end_all_workers():
+    class Saying(Scripted):
+        def __init__(self, message: Message) -> None:
+            super().__init__(2)
+            self.message = message
+
+        def send(self, handle: dict[str, Any], task: Task) -> None:
+            handle["said"] = self.message
+
+    engine = Saying(Message("user", UserError("the disk is gone", fix="Find it")))
+    with pytest.raises(UserError, match=r"disk is gone\. Find it\."):
+        run_tasks(tasks(), START, engine, lambda _: None)
+    assert engine.closed is not None
+    with pytest.raises(RuntimeError, match="Traceback of it"):
+        run_tasks(tasks(), START, Saying(Message("defect", "Traceback of it")), lambda _: None)
+
+    def full(_batch: Batch) -> None:
+        raise UserError("the disk is full")
+
+    engine = Scripted(2)
+    with pytest.raises(UserError, match="disk is full"):
+        run_tasks(tasks(), START, engine, full)
+    assert engine.closed is not None
+
+
+def test_workers_keep_to_their_chunk_and_help_out_at_the_end():
+    queue = Queue(tasks(chunks=2, layers=3))
+    assert queue.next(None, set()) == Task(0, (0,), 0)
+    assert queue.next(None, {0}) == Task(1, (1,), 0)
+    assert queue.next(1, {0}) == Task(1, (1,), 1)
+    assert queue.next(1, {0}) == Task(1, (1,), 2)
+    helped = queue.next(1, {0})
+    assert helped is not None and helped == Task(0, (0,), 1)
+    queue.put_back(helped)
+    assert [queue.next(0, {1}), queue.next(0, {1}), queue.next(0, {1})] == [
+        Task(0, (0,), 1),
+        Task(0, (0,), 2),
+        None,
+    ]
+
+
+def test_a_worker_checks_its_weights_and_says_its_errors():
+    right = load_tiny().fingerprint()
+    assert Worker().begin(Start(load_tiny, right, JOB), 1).kind == "ready"
+    said = Worker().begin(Start(load_other, right, JOB), 1)
+    assert said.kind == "user" and "other weights" in str(said.value)
+
+    def broken() -> Model:
+        raise ZeroDivisionError
+
+    said = Worker().begin(Start(broken, right, JOB))
+    assert said.kind == "defect" and "ZeroDivisionError" in said.value
+
+
+def test_what_travels_carries_no_factors():
+    model = tiny("llama")
+    statistics = key_statistics(model, [0, 1], tokens=300, cache=False)
+    assert statistics[0].cholesky is not None
+    light = shared_out(Start(load_tiny, "", Job((), "rome", (), FAST, 0, False, statistics)), 2)
+    sent: Any = light.job.statistics
+    assert not sent._kept and statistics._kept
+    assert sent.keep_bytes == statistics.keep_bytes // 2
+    assert (sent[1].moment == statistics[1].moment).all()
+
+
+def test_workers_load_by_name():
+    load: Any = loader_of(tiny("llama"))
+    assert load.args == ("tiny-llama",)
+    assert load.keywords == {"dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    model = load_tiny()
+    statistics = key_statistics(model, tokens=300, cache=False)
+    found = sweep(model, some_facts(), "rome", settings=FAST, statistics=statistics, chunk=1)
+    return model, statistics, canonical(found.rows)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
+    alone: Any, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # Ray's workers are no children of this process: they find the helpers, and the same
+        # package, by this.
+        folders = (Path(__file__).parent, Path(goldenlayers.__file__).parents[1])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    model, statistics, rows = alone
+    new: list[Any] = []
+    killed = tmp_path / "killed"
+    found = sweep(
+        model,
+        some_facts(),
+        "rome",
+        settings=FAST,
+        statistics=statistics,
+        chunk=1,
+        workers=2,
+        engine=engine,
+        load=DiesOnce(killed),
+        on_rows=new.extend,
+    )
+    assert killed.exists()
+    assert canonical(found.rows) == alike(rows)
+    assert canonical(new) == alike(rows)
+    assert found.cells == 12
+
+
+def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
+    ray = pytest.importorskip("ray")
+    from goldenlayers.sweeping.cluster import RayEngine
+
+    there = torch.cuda.device_count()
+    engine = RayEngine(there + 1, gpu=True)
+    start: Any = None  # refused before it is looked at
+    with pytest.raises(UserError, match=f"has {there} GPUs, and each of {there + 1} workers"):
+        engine.open(start, there)
+    engine.close([])
+    assert not ray.is_initialized()
+
+
+def test_ray_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"not installed.*goldenlayers\[ray\]"):
+        sweep(load_tiny(), some_facts(), "ft-m", settings=FAST, engine="ray")
+
+
+def test_a_cluster_that_is_not_there_is_said():
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match="no Ray cluster at 'ray-address-without-port'"):
+        sweep(
+            load_tiny(),
+            some_facts(),
+            "ft-m",
+            settings=FAST,
+            engine="ray",
+            address="ray-address-without-port",
+        )
