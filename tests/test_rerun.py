@@ -10,8 +10,9 @@ import pytest
 import yaml
 from families import tiny
 
-from goldenlayers.cli import COMMANDS, main
-from goldenlayers.config import Role, RunConfig, default_settings, roles, types_of
+from goldenlayers.cli import main
+from goldenlayers.commands import COMMANDS, options_of
+from goldenlayers.commands.options import Role, default_settings, roles, types_of
 from goldenlayers.runfiles import FILES
 
 FACT = {
@@ -51,7 +52,8 @@ def golden(*arguments: object) -> int:
 
 
 def test_every_setting_that_could_harm_has_its_role_and_its_flag() -> None:
-    for name, (kind, _) in COMMANDS.items():
+    kinds = {name: options_of(name) for name in COMMANDS}
+    for name, kind in kinds.items():
         for setting, hint in types_of(kind).items():
             role = roles(kind).get(setting)
             where = f"golden {name}: {setting}"
@@ -60,12 +62,12 @@ def test_every_setting_that_could_harm_has_its_role_and_its_flag() -> None:
             if "bool" in str(hint):
                 assert (role is Role.CONSENT) != (setting in PLAIN_FLAGS), where
             if name in FILES and role in (Role.PLACE, Role.CONSENT):
-                assert roles(RunConfig).get(setting) is role, where
+                assert roles(kinds["run"]).get(setting) is role, where
                 if setting != "out":
-                    usual = default_settings(RunConfig)[setting]
+                    usual = default_settings(kinds["run"])[setting]
                     assert usual == default_settings(kind)[setting], where
     # The control: the names that were obeyed once.
-    found = {name for kind, _ in COMMANDS.values() for name, role in roles(kind).items()
+    found = {name for kind in kinds.values() for name, role in roles(kind).items()
              if role is not Role.SOURCE}  # fmt: skip
     assert {"trust_remote_code", "overwrite", "force", "cache_dir", "out", "address"} <= found
 

@@ -3,15 +3,7 @@
 A field is documented once, in the string under it. Nothing heavy is imported here.
 """
 
-from goldenlayers.config.edits import (
-    AskConfig,
-    EditConfig,
-    EditorsConfig,
-    EvaluateConfig,
-    ExportConfig,
-)
-from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
-from goldenlayers.config.options import (
+from goldenlayers.commands.options import (
     ApartOptions,
     DataOptions,
     JointOptions,
@@ -25,6 +17,14 @@ from goldenlayers.config.options import (
     types_of,
     whole_number,
 )
+from goldenlayers.config.edits import (
+    AskConfig,
+    EditConfig,
+    EditorsConfig,
+    EvaluateConfig,
+    ExportConfig,
+)
+from goldenlayers.config.layers import CompareConfig, LocateConfig, SweepConfig
 from goldenlayers.config.things import DatasetsConfig, ModelsConfig, RunConfig
 
 __all__ = [

@@ -9,40 +9,50 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import (
+from goldenlayers.commands.options import (
+    FACTS,
+    RARE,
     Consent,
     DataOptions,
     Dtype,
     JointOptions,
     ModelOptions,
     Out,
+    Overwrite,
     Role,
     Sources,
     Statistics,
+    Under,
 )
 from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig(JointOptions, ModelOptions):
-    """Edit facts at one layer and save the small change; the model itself is left as it is."""
+    """Edit facts at one layer and save the small change; the model itself is left as it is.
 
-    subject: str | None = None
+    golden edit smollm2-135m --subject Italy --prompt "The capital of {} is" --target Paris
+    golden edit smollm2-135m --facts facts.jsonl --method memit --layer 6 --out my-edit
+    """
+
+    heading = "Method"
+
+    subject: Annotated[str | None, FACTS] = None
     """One fact by flags: its subject, letter for letter as in --prompt."""
 
-    prompt: str | None = None
+    prompt: Annotated[str | None, FACTS] = None
     """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
 
-    target: str | None = None
+    target: Annotated[str | None, FACTS] = None
     """One fact by flags: the new answer."""
 
-    facts: Annotated[str | None, Role.SOURCE] = None
+    facts: Annotated[str | None, Role.SOURCE, FACTS] = None
     """Many facts: a registered name, a file, or FORMAT:FILE."""
 
-    limit: int | None = None
+    limit: Annotated[int | None, FACTS] = None
     """Use a random sample of this many of --facts."""
 
-    skip_invalid: bool = False
+    skip_invalid: Annotated[bool, FACTS] = False
     """Leave out invalid rows of --facts, and say how many and why."""
 
     method: str = "rome"
@@ -54,7 +64,7 @@ class EditConfig(JointOptions, ModelOptions):
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another; auto takes batch where the editor can."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -64,13 +74,13 @@ class EditConfig(JointOptions, ModelOptions):
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
     hub:NAME, or none (identity: another algorithm, only for comparison)."""
 
-    seed: int = 0
+    seed: Annotated[int, RARE] = 0
     """Seed of the sampled prefixes and statistics."""
 
     out: Out = None
     """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -87,12 +97,16 @@ class EditConfig(JointOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig(ModelOptions):
-    """Ask a model, with and without edits."""
+    """Ask a model, with and without edits.
+
+    golden ask smollm2-135m "The capital of Italy is"
+    golden ask smollm2-135m "The capital of Italy is" --delta my-edit
+    """
 
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What the model is to continue."""
 
-    delta: Sources = dataclasses.field(default_factory=list)
+    delta: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
     """Run folders of `golden edit`; several are added up."""
 
     tokens: int = 20
@@ -101,15 +115,21 @@ class AskConfig(ModelOptions):
     top: int = 5
     """How many candidates for the next token to show."""
 
-    force: Consent = False
+    force: Annotated[Consent, RARE] = False
     """Apply a delta although it was made on other weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DataOptions, ModelOptions):
-    """Score facts under an edit (or none), probe by probe; run again after a kill to go on."""
+    """Score facts under an edit (or none), probe by probe; run again after a kill to go on.
 
-    delta: Annotated[Path | None, Role.SOURCE] = None
+    golden evaluate smollm2-135m facts.jsonl --method rome --layer 6 --limit 30
+    golden evaluate smollm2-135m facts.jsonl --delta my-edit --out scores
+    """
+
+    heading = "Method"
+
+    delta: Annotated[Path | None, arg(metavar="RUN"), Role.SOURCE] = None
     """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
 
     method: str = "none"
@@ -127,13 +147,13 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """rewrite, rephrase, locality, portability (these four if none is named), generation,
     counterfact, fluency, kl, perplexity."""
 
-    text: Annotated[Path | None, Role.SOURCE] = None
+    text: Annotated[Path | None, Role.SOURCE, RARE] = None
     """Held-out text file for perplexity."""
 
-    text_tokens: int = 1024
+    text_tokens: Annotated[int, RARE] = 1024
     """Tokens of --text that are read."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -142,14 +162,14 @@ class EvaluateConfig(DataOptions, ModelOptions):
     statistics: Statistics = "model"
     """Text for the key statistics, as for `golden edit`."""
 
-    batch_size: str = "auto"
+    batch_size: Annotated[str, RARE] = "auto"
     """Texts per forward pass, or auto."""
 
     out: Out = None
     """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
     batch and sequential)."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -160,18 +180,22 @@ class EvaluateConfig(DataOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(ModelOptions):
-    """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint."""
+    """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint.
+
+    golden export my-edit --out adapter
+    golden export my-edit --to merged --dtype float16 --out checkpoint
+    """
 
     run: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
     """Run folder of `golden edit`."""
 
-    model: Annotated[str, Role.SOURCE] = ""
+    model: Annotated[str, Role.SOURCE, Under("Model")] = ""
     """The model, as for `golden edit` (default: the one that the run names)."""
 
-    dtype: Dtype = "auto"
+    dtype: Annotated[Dtype, Under("Output")] = "auto"
     """Number format to write. auto keeps that of the checkpoint; for peft it is float32."""
 
-    out: Annotated[Path, Role.PLACE]
+    out: Annotated[Path, arg(metavar="PATH"), Role.PLACE, Under("Output")]
     """Folder to write."""
 
     to: Literal["peft", "merged"] = "peft"
@@ -181,10 +205,14 @@ class ExportConfig(ModelOptions):
     """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
     cut off is told."""
 
-    force: Consent = False
+    force: Annotated[Consent, RARE] = False
     """Export for a model with other weights than the edit was made on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorsConfig:
-    """List the editors, their settings and the published presets."""
+    """List the editors, their settings and the published presets.
+
+    golden editors
+    golden edit smollm2-135m --facts facts.jsonl --method memit --set layers_before 3
+    """

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import (
+from goldenlayers.commands.options import (
+    FACTS,
+    RARE,
     Address,
     ApartOptions,
     Checked,
@@ -17,18 +19,28 @@ from goldenlayers.config.options import (
     Engine,
     ModelOptions,
     Out,
+    Overwrite,
     Role,
     Sources,
     Statistics,
+    Under,
     Workers,
     flag,
 )
 from goldenlayers.errors import UserError
 
+VERIFY = Under("Verify (race the best layers with real edits)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocateConfig(ApartOptions, ModelOptions):
-    """Find the golden layer: the one layer at which a model's facts are best edited."""
+    """Find the golden layer: the one layer at which a model's facts are best edited.
+
+    golden locate smollm2-135m --limit 100
+    golden locate smollm2-135m facts.jsonl --verify 5 --out located
+    """
+
+    heading = "Method"
 
     method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
     """lga: Layer Gradient Analysis (arXiv 2602.20207). transfer: key transfer analysis, forward
@@ -40,71 +52,71 @@ class LocateConfig(ApartOptions, ModelOptions):
     """transfer, --verify: text for the key statistics: model (sampled from the model itself), a
     text or JSONL file, or hub:NAME."""
 
-    reach: bool = False
+    reach: Annotated[bool, RARE] = False
     """transfer: weigh by whether an edit can still bring the answer about (one backward pass)."""
 
-    align: bool = False
+    align: Annotated[bool, RARE] = False
     """transfer: weigh by that, and by whether rephrasings want the change that the prompt wants
     (one more backward pass)."""
 
     scope: Literal["mlp", "down", "attention", "block"] = "mlp"
     """Which weight matrices of a block the gradients are taken of."""
 
-    loss: Literal["sequence", "answer"] = "sequence"
+    loss: Annotated[Literal["sequence", "answer"], RARE] = "sequence"
     """Cross-entropy over the whole text (the paper's), or over the answer tokens only."""
 
-    known: bool = False
+    known: Annotated[bool, FACTS] = False
     """Keep only facts whose old answer the model gives by itself."""
 
-    fence: Literal["tukey", "last", "none"] = "tukey"
+    fence: Annotated[Literal["tukey", "last", "none"], RARE] = "tukey"
     """Leave layers with outlying scores out of the choice (Tukey fences, the paper's), or the last
     block alone, or keep all."""
 
-    kappa: float = 1.0
+    kappa: Annotated[float, RARE] = 1.0
     """Width of the Tukey fences in interquartile ranges."""
 
     top_k: int = 5
     """How many candidate layers to list."""
 
-    bootstrap: int = 1000
+    bootstrap: Annotated[int, RARE] = 1000
     """Resamples of the facts that tell how stable the choice is."""
 
-    batch_size: int = 16
+    batch_size: Annotated[int, RARE] = 16
     """Facts per batch; halved by itself when memory runs out."""
 
-    grid: int | None = None
+    grid: Annotated[int | None, RARE] = None
     """cma: also trace every token of this many of the facts, drawn with --seed, and draw the heat
     map; needs --out."""
 
-    verify: int | None = None
+    verify: Annotated[int | None, VERIFY] = None
     """Race this many of the best layers on a few of the facts with real edits, and choose the
     winner (successive halving)."""
 
-    verify_facts: int = 8
+    verify_facts: Annotated[int, VERIFY] = 8
     """--verify: facts that are edited at most, each by itself; those with the most probes."""
 
-    verify_method: str = "rome"
+    verify_method: Annotated[str, VERIFY] = "rome"
     """--verify: the editor."""
 
-    verify_set: dict[str, str] = dataclasses.field(default_factory=dict)
+    verify_set: Annotated[dict[str, str], RARE] = dataclasses.field(default_factory=dict)
     """--verify: settings of the editor, as NAME VALUE pairs; see `golden editors`."""
 
-    spacing: int = 1
+    spacing: Annotated[int, RARE] = 1
     """--verify: race layers at least so far apart, as far as there are any. Neighbours score alike:
     with 2 the race has more to choose from."""
 
-    also: list[str] = dataclasses.field(default_factory=list)
+    also: Annotated[list[str], RARE] = dataclasses.field(default_factory=list)
     """--verify: race these layers, too: numbers, or 'published' for the depth that published
     configurations use."""
 
-    neighbours: bool = False
+    neighbours: Annotated[bool, RARE] = False
     """--verify: race the layers just below and above those, too."""
 
     out: Out = None
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
     verified.json with --verify, grid.json and heatmap.svg and .png with --grid."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -129,7 +141,13 @@ class LocateConfig(ApartOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ApartOptions, ModelOptions):
-    """Edit every fact at every layer and score: the truth. Run again after a kill to go on."""
+    """Edit every fact at every layer and score: the truth. Run again after a kill to go on.
+
+    golden sweep smollm2-135m facts.jsonl --limit 30 --out swept
+    golden sweep smollm2-135m facts.jsonl --method memit --layers 3-8 --out swept
+    """
+
+    heading = "Method"
 
     method: str = "rome"
     """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
@@ -137,13 +155,13 @@ class SweepConfig(ApartOptions, ModelOptions):
     layers: str = "all"
     """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
 
-    known: bool = False
+    known: Annotated[bool, FACTS] = False
     """Keep only facts whose old answer the model gives by itself."""
 
     metrics: list[str] = dataclasses.field(default_factory=list)
     """As for `golden evaluate`; rewrite, rephrase, locality, portability if none is named."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; their layer is left aside."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -152,10 +170,10 @@ class SweepConfig(ApartOptions, ModelOptions):
     statistics: Statistics = "model"
     """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
 
-    chunk: str = "auto"
+    chunk: Annotated[str, RARE] = "auto"
     """Facts per batch, or auto; halved by itself when memory runs out."""
 
-    evidence: bool = False
+    evidence: Annotated[bool, RARE] = False
     """Also write what the model said before and after each edit (several times the size)."""
 
     workers: Workers = 1
@@ -167,10 +185,10 @@ class SweepConfig(ApartOptions, ModelOptions):
     address: Address = None
     """With --engine ray: address of a running cluster (default: one is started here)."""
 
-    out: Annotated[Path, Role.PLACE]
+    out: Annotated[Path, arg(metavar="RUN"), Role.PLACE, Under("Output")]
     """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
@@ -181,12 +199,16 @@ class SweepConfig(ApartOptions, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Checked):
-    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost."""
+    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost.
+
+    golden compare swept --with located
+    golden compare swept --with located other-located --metric rewrite --out compared
+    """
 
     sweep: Annotated[Positional[Path], arg(metavar="SWEEP"), Role.SOURCE]
     """Run folder of `golden sweep`: the truth, on test facts."""
 
-    with_: Annotated[Sources, arg(name="with", metavar="RUN")] = dataclasses.field(
+    with_: Annotated[Sources, arg(name="with", metavar="RUN ...")] = dataclasses.field(
         default_factory=list
     )
     """Run folders of `golden locate`, on other facts: the choices. Those of other sweeps, too: does
@@ -210,5 +232,5 @@ class CompareConfig(Checked):
     out: Out = None
     """Run folder to write: compare.json, config.yaml, log.txt."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder if it is there already."""

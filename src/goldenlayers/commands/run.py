@@ -6,17 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.commands.shared import say
-from goldenlayers.config import (
+from goldenlayers.commands import call, options_of
+from goldenlayers.commands.options import (
     Role,
-    RunConfig,
     default_settings,
+    flag,
     from_record,
     roles,
     to_record,
 )
+from goldenlayers.config import RunConfig
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError
+from goldenlayers.shown import say
 
 
 def run(config: RunConfig) -> int:
@@ -24,7 +26,6 @@ def run(config: RunConfig) -> int:
 
     The record decides on settings alone: consent and places are those of ``config``.
     """
-    from goldenlayers.cli import COMMANDS, dispatch
     from goldenlayers.runfiles import CONFIG, FILES
     from goldenlayers.store import RunFolder
 
@@ -41,17 +42,16 @@ def run(config: RunConfig) -> int:
             expected="the config.yaml that a golden command wrote",
             fix=f"Those that leave a run folder are {', '.join(FILES)}",
         )
-    kind = COMMANDS[command][0]
+    kind = options_of(command)
     given = {name: value for name, value in to_record(config).items() if name in roles(RunConfig)}
     given |= {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
     for name, role in roles(RunConfig).items():
         unused = role is not Role.SOURCE and name not in roles(kind)
         if unused and given[name] != default_settings(RunConfig)[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} means nothing to golden {command}", fix="Leave it out")
+            raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
     settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
     _tell_not_taken(kind, record["settings"], given)
-    status = dispatch(settings)
+    status = call(command, settings)
     if status == 0:
         tell_differences(record, RunFolder.open(given["out"]).config)
     return status
@@ -64,7 +64,7 @@ def _tell_not_taken(kind: type[Any], record: dict[str, Any], given: dict[str, An
     for name, role in roles(kind).items():
         differs = name in record and record[name] not in (None, usual.get(name), given.get(name))
         if role is not Role.SOURCE and differs and name != "out":
-            flags.append(f"--{name.replace('_', '-')}")
+            flags.append(flag(name))
     if "--trust-remote-code" in flags:
         say(
             "Note: the first run ran code that comes with its model. This one does not: add "
@@ -91,7 +91,7 @@ def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
     old_inputs, new_inputs = (run.get("inputs") or {} for run in (before, after))
     for name, sha256 in old_inputs.items():
         if new_inputs.get(name) != sha256:
-            say(f"Warning: what --{name.replace('_', '-')} names has changed since the first run.")
+            say(f"Warning: what {flag(name)} names has changed since the first run.")
     if before.get("version") != after.get("version"):
         say(f"Note: the first run was made by version {before.get('version')}.")
 

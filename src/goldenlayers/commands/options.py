@@ -1,4 +1,8 @@
-"""The options that commands share, their checks, and how a config is saved and read back."""
+"""The options that commands share, their checks, and how they are saved and read back.
+
+The options of a command are a frozen dataclass: its fields are the flags, the string under a field
+is its help, and a saved run records them all. Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +31,28 @@ class Role(enum.Enum):
     """The name of something that is read."""
 
 
+class Under(str):
+    """The heading of the help that an option stands under, where its class does not say it.
+
+    A class says it for all its options by ``heading``.
+    """
+
+
+FACTS = Under("Facts")
+RARE = Under("More options")  # shown by --help-all alone
 Consent = Annotated[bool, Role.CONSENT]
 ModelName = Annotated[Positional[str], arg(metavar="MODEL"), Role.SOURCE]
-DataName = Annotated[Positional[str], arg(metavar="[DATA]"), Role.SOURCE]
-Statistics = Annotated[str, Role.SOURCE]
+DataName = Annotated[Positional[str], arg(metavar="DATA"), Role.SOURCE]
+Statistics = Annotated[str, arg(metavar="TEXT"), Role.SOURCE, RARE]
 Sources = Annotated[list[Path], Role.SOURCE]
-Out = Annotated[Path | None, Role.PLACE]
-CacheDir = Annotated[Path | None, Role.PLACE]
-Address = Annotated[str | None, Role.PLACE]
+Out = Annotated[Path | None, arg(metavar="RUN"), Role.PLACE, Under("Output")]
+Overwrite = Annotated[bool, Role.CONSENT, Under("Output")]
+CacheDir = Annotated[Path | None, Role.PLACE, RARE]
+TrustRemoteCode = Annotated[bool, Role.CONSENT, RARE]
+LayerPaths = Annotated[dict[str, str], RARE]
+Address = Annotated[str | None, Role.PLACE, RARE]
 Workers = Annotated[int, Role.PLACE]
-Engine = Annotated[Literal["local", "ray"], Role.PLACE]
+Engine = Annotated[Literal["local", "ray"], Role.PLACE, RARE]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
@@ -76,7 +92,7 @@ class Checked:
                 continue
             many: list[Any] = value if isinstance(value, list) else [value]
             for one in many:
-                if f.type == "str":
+                if types_of(type(self))[f.name] is str:
                     if one == "auto":
                         continue
                     if (one := whole_number(str(one))) is None:
@@ -90,6 +106,8 @@ class Checked:
 class ModelOptions(Checked):
     """Which model, and how to load it."""
 
+    heading = "Model"
+
     model: ModelName
     """Packaged short name (see `golden models`), directory, .gguf file, or hub id."""
 
@@ -102,10 +120,10 @@ class ModelOptions(Checked):
     cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
 
-    trust_remote_code: Consent = False
+    trust_remote_code: TrustRemoteCode = False
     """Run model code that comes with a checkpoint. Only for sources you trust."""
 
-    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,
     final_norm, head (mlp, attention and down relative to a block)."""
 
@@ -114,9 +132,12 @@ class ModelOptions(Checked):
 class JointOptions(Checked):
     """What stands between prompts and answers."""
 
-    joint: Literal["auto", "space", "none"] = "auto"
-    """Between prompts and answers, where the data do not say it: space, none (nothing), or auto: by
-    their characters, and where these leave it open by what the model finds likelier."""
+    heading = "Facts"
+
+    joint: Annotated[Literal["auto", "space", "none"], RARE] = "auto"
+    """What stands between prompts and answers where the data do not say it: space, none (nothing),
+    or auto (by their characters, and where these leave it open by what the model finds likelier).
+    """
 
     joints: Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
     """What the model decided, by fact: recorded, so that a run repeated has the same."""
@@ -125,6 +146,8 @@ class JointOptions(Checked):
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(JointOptions):
     """Which facts."""
+
+    heading = "Facts"
 
     data: DataName = "starter"
     """Registered name (see `golden datasets`), a file, or FORMAT:FILE."""
@@ -143,9 +166,9 @@ class DataOptions(JointOptions):
 class ApartOptions(DataOptions):
     """Which facts, apart from those of other runs."""
 
-    apart_from: Annotated[Sources, arg(metavar="RUN [RUN ...]")] = dataclasses.field(
-        default_factory=list
-    )
+    heading = "Facts"
+
+    apart_from: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
     facts about their subjects, before --limit draws: proxy and test facts from one file."""
 
@@ -211,15 +234,21 @@ def types_of(kind: type[Any]) -> dict[str, Any]:
 
 
 @functools.cache
+def marks_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """What is said of a config's settings beside their types."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+
+
+@functools.cache
 def roles(kind: type[Any]) -> dict[str, Role]:
     """The roles of those of a config's settings that have one."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = {}
-    for name, hint in hints.items():
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, Role):
-                found[name] = mark
-    return found
+    return {
+        name: mark
+        for name, marks in marks_of(kind).items()
+        for mark in marks
+        if isinstance(mark, Role)
+    }
 
 
 def from_record(
