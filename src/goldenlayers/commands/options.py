@@ -46,7 +46,6 @@ DataName = Annotated[Positional[str], arg(metavar="DATA"), Role.SOURCE]
 Statistics = Annotated[str, arg(metavar="TEXT"), Role.SOURCE, RARE]
 Sources = Annotated[list[Path], Role.SOURCE]
 Out = Annotated[Path | None, arg(metavar="RUN"), Role.PLACE, Under("Output")]
-Overwrite = Annotated[bool, Role.CONSENT, Under("Output")]
 CacheDir = Annotated[Path | None, Role.PLACE, RARE]
 TrustRemoteCode = Annotated[bool, Role.CONSENT, RARE]
 LayerPaths = Annotated[dict[str, str], RARE]
@@ -171,6 +170,19 @@ class ApartOptions(DataOptions):
     apart_from: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
     facts about their subjects, before --limit draws: proxy and test facts from one file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Checked):
+    """Where the results go."""
+
+    heading = "Output"
+
+    out: Out = None
+    """Run folder to write."""
+
+    overwrite: Consent = False
+    """Replace the run folder if it is there already."""
 
 
 def flag(name: str) -> str:

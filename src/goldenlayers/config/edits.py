@@ -18,7 +18,7 @@ from goldenlayers.commands.options import (
     JointOptions,
     ModelOptions,
     Out,
-    Overwrite,
+    OutputOptions,
     Role,
     Sources,
     Statistics,
@@ -28,7 +28,7 @@ from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig(JointOptions, ModelOptions):
+class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """Edit facts at one layer and save the small change; the model itself is left as it is.
 
     golden edit smollm2-135m --subject Italy --prompt "The capital of {} is" --target Paris
@@ -80,9 +80,6 @@ class EditConfig(JointOptions, ModelOptions):
     out: Out = None
     """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
 
-    overwrite: Overwrite = False
-    """Replace the run folder if it is there already."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         by_flags = [self.subject, self.prompt, self.target]
@@ -120,7 +117,7 @@ class AskConfig(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataOptions, ModelOptions):
+class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     """Score facts under an edit (or none), probe by probe; run again after a kill to go on.
 
     golden evaluate smollm2-135m facts.jsonl --method rome --layer 6 --limit 30
@@ -168,9 +165,6 @@ class EvaluateConfig(DataOptions, ModelOptions):
     out: Out = None
     """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
     batch and sequential)."""
-
-    overwrite: Overwrite = False
-    """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

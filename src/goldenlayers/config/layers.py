@@ -14,12 +14,11 @@ from goldenlayers.commands.options import (
     RARE,
     Address,
     ApartOptions,
-    Checked,
     Consent,
     Engine,
     ModelOptions,
     Out,
-    Overwrite,
+    OutputOptions,
     Role,
     Sources,
     Statistics,
@@ -33,7 +32,7 @@ VERIFY = Under("Verify (race the best layers with real edits)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocateConfig(ApartOptions, ModelOptions):
+class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     """Find the golden layer: the one layer at which a model's facts are best edited.
 
     golden locate smollm2-135m --limit 100
@@ -116,9 +115,6 @@ class LocateConfig(ApartOptions, ModelOptions):
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and
     verified.json with --verify, grid.json and heatmap.svg and .png with --grid."""
 
-    overwrite: Overwrite = False
-    """Replace the run folder if it is there already."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.verify == 1 and not (self.neighbours or self.also):
@@ -140,7 +136,7 @@ class LocateConfig(ApartOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(ApartOptions, ModelOptions):
+class SweepConfig(ApartOptions, ModelOptions, OutputOptions):
     """Edit every fact at every layer and score: the truth. Run again after a kill to go on.
 
     golden sweep smollm2-135m facts.jsonl --limit 30 --out swept
@@ -188,9 +184,6 @@ class SweepConfig(ApartOptions, ModelOptions):
     out: Annotated[Path, arg(metavar="RUN"), Role.PLACE, Under("Output")]
     """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
 
-    overwrite: Overwrite = False
-    """Replace the run folder if it is there already."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.address is not None and self.engine != "ray":
@@ -198,7 +191,7 @@ class SweepConfig(ApartOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Checked):
+class CompareConfig(OutputOptions):
     """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost.
 
     golden compare swept --with located
@@ -231,6 +224,3 @@ class CompareConfig(Checked):
 
     out: Out = None
     """Run folder to write: compare.json, config.yaml, log.txt."""
-
-    overwrite: Overwrite = False
-    """Replace the run folder if it is there already."""

@@ -17,7 +17,7 @@ from goldenlayers.commands.options import (
     Engine,
     LayerPaths,
     Out,
-    Overwrite,
+    OutputOptions,
     Role,
     TrustRemoteCode,
     Workers,
@@ -79,7 +79,7 @@ class DatasetsConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Checked):
+class RunConfig(OutputOptions):
     """Repeat a finished run from its config.yaml. What could do harm, and where the work is done,
     is said here and never taken from the record: it may come from anyone.
 
@@ -92,9 +92,6 @@ class RunConfig(Checked):
 
     out: Out = None
     """Run folder for the repetition (default: the first run's folder name with -again)."""
-
-    overwrite: Overwrite = False
-    """Replace the run folder --out if it is there already."""
 
     cache_dir: CacheDir = None
     """Where converted models are kept (default: the user cache directory)."""
