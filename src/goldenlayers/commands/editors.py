@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from dataclasses import dataclass
 
-from goldenlayers.config import EditorsConfig
+
+@dataclass(frozen=True, kw_only=True)
+class EditorsConfig:
+    """List the editors, their settings and the published presets.
+
+    golden editors
+    golden edit smollm2-135m --facts facts.jsonl --method memit --set layers_before 3
+    """
 
 
 def run(config: EditorsConfig) -> int:

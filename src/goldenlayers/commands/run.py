@@ -3,22 +3,66 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
 
 from goldenlayers.commands import call, options_of
 from goldenlayers.commands.options import (
+    Address,
+    CacheDir,
+    Consent,
+    Engine,
+    Out,
+    OutputOptions,
     Role,
+    TrustRemoteCode,
+    Workers,
     default_settings,
     flag,
     from_record,
     roles,
     to_record,
 )
-from goldenlayers.config import RunConfig
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError
 from goldenlayers.shown import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(OutputOptions):
+    """Repeat a finished run from its config.yaml. What could do harm, and where the work is done,
+    is said here and never taken from the record: it may come from anyone.
+
+    golden run located
+    golden run swept/config.yaml --out swept-again --workers 2
+    """
+
+    config: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
+    """A run folder, or its config.yaml."""
+
+    out: Out = None
+    """Run folder for the repetition (default: the first run's folder name with -again)."""
+
+    cache_dir: CacheDir = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: TrustRemoteCode = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+    allow_overlap: Consent = False
+    """As for `golden compare`."""
+
+    workers: Workers = 1
+    """As for `golden sweep`."""
+
+    engine: Engine = "local"
+    """As for `golden sweep`."""
+
+    address: Address = None
+    """As for `golden sweep`."""
 
 
 def run(config: RunConfig) -> int:

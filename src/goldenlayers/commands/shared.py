@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.config import (
+from goldenlayers.commands.options import (
     ApartOptions,
     DataOptions,
     ModelOptions,
@@ -25,6 +25,7 @@ from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
+    from goldenlayers.delta import WeightDelta
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
 
@@ -117,6 +118,21 @@ def tell_dropped(dropped: Sequence[DataError]) -> None:
     some = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
+
+
+def tell_rounding(delta: WeightDelta, model: Model) -> None:
+    """Say it where an edit is used in a number format too narrow for the one it was made in."""
+    import torch
+
+    from goldenlayers.models.sources import DTYPES
+
+    made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
+    if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
+        used = str(model.dtype).removeprefix("torch.")
+        say(
+            f"The edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
+            f"--dtype {delta.base_dtype} does not"
+        )
 
 
 def settings_of(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Configs of the commands that edit and judge edits: edit, ask, evaluate, export, editors."""
+"""Configs of the commands that edit and judge edits: edit, evaluate."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
-    Consent,
     DataOptions,
-    Dtype,
     JointOptions,
     ModelOptions,
     Out,
     OutputOptions,
     Role,
-    Sources,
     Statistics,
-    Under,
 )
 from goldenlayers.errors import UserError
 
@@ -93,30 +89,6 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(ModelOptions):
-    """Ask a model, with and without edits.
-
-    golden ask smollm2-135m "The capital of Italy is"
-    golden ask smollm2-135m "The capital of Italy is" --delta my-edit
-    """
-
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    """What the model is to continue."""
-
-    delta: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
-    """Run folders of `golden edit`; several are added up."""
-
-    tokens: int = 20
-    """Most tokens of the answer."""
-
-    top: int = 5
-    """How many candidates for the next token to show."""
-
-    force: Annotated[Consent, RARE] = False
-    """Apply a delta although it was made on other weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     """Score facts under an edit (or none), probe by probe; run again after a kill to go on.
 
@@ -170,43 +142,3 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
         super().__post_init__()
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(ModelOptions):
-    """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint.
-
-    golden export my-edit --out adapter
-    golden export my-edit --to merged --dtype float16 --out checkpoint
-    """
-
-    run: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
-    """Run folder of `golden edit`."""
-
-    model: Annotated[str, Role.SOURCE, Under("Model")] = ""
-    """The model, as for `golden edit` (default: the one that the run names)."""
-
-    dtype: Annotated[Dtype, Under("Output")] = "auto"
-    """Number format to write. auto keeps that of the checkpoint; for peft it is float32."""
-
-    out: Annotated[Path, arg(metavar="PATH"), Role.PLACE, Under("Output")]
-    """Folder to write."""
-
-    to: Literal["peft", "merged"] = "peft"
-    """A LoRA adapter, or the model with the edit merged in."""
-
-    rank: int | None = None
-    """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
-    cut off is told."""
-
-    force: Annotated[Consent, RARE] = False
-    """Export for a model with other weights than the edit was made on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditorsConfig:
-    """List the editors, their settings and the published presets.
-
-    golden editors
-    golden edit smollm2-135m --facts facts.jsonl --method memit --set layers_before 3
-    """

@@ -1,4 +1,4 @@
-"""Configs of the commands that choose a layer: locate, sweep, compare."""
+"""Configs of the commands that choose a layer: locate, sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from goldenlayers.commands.options import (
     FACTS,
@@ -20,7 +20,6 @@ from goldenlayers.commands.options import (
     Out,
     OutputOptions,
     Role,
-    Sources,
     Statistics,
     Under,
     Workers,
@@ -136,7 +135,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(ApartOptions, ModelOptions, OutputOptions):
+class SweepConfig(ApartOptions, ModelOptions):
     """Edit every fact at every layer and score: the truth. Run again after a kill to go on.
 
     golden sweep smollm2-135m facts.jsonl --limit 30 --out swept
@@ -184,43 +183,10 @@ class SweepConfig(ApartOptions, ModelOptions, OutputOptions):
     out: Annotated[Path, arg(metavar="RUN"), Role.PLACE, Under("Output")]
     """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
 
+    overwrite: Annotated[Consent, Under("Output")] = False
+    """Replace the run folder if it is there already."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.address is not None and self.engine != "ray":
             raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(OutputOptions):
-    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost.
-
-    golden compare swept --with located
-    golden compare swept --with located other-located --metric rewrite --out compared
-    """
-
-    sweep: Annotated[Positional[Path], arg(metavar="SWEEP"), Role.SOURCE]
-    """Run folder of `golden sweep`: the truth, on test facts."""
-
-    with_: Annotated[Sources, arg(name="with", metavar="RUN ...")] = dataclasses.field(
-        default_factory=list
-    )
-    """Run folders of `golden locate`, on other facts: the choices. Those of other sweeps, too: does
-    their golden layer, of other data or another editor, serve here?"""
-
-    metric: str = "overall"
-    """What to judge by: overall, or a metric of the sweep."""
-
-    sizes: list[int] = dataclasses.field(default_factory=lambda: [10, 20, 50, 100, 200, 300])
-    """Numbers of proxy facts to try, by choosing again with random parts of each run's facts."""
-
-    repeats: int = 200
-    """Random parts per size."""
-
-    seed: int = 0
-    """Seed of the random parts."""
-
-    allow_overlap: Consent = False
-    """Go on, with a warning, where a run chose with facts of the sweep."""
-
-    out: Out = None
-    """Run folder to write: compare.json, config.yaml, log.txt."""
