@@ -9,14 +9,18 @@ import contextlib
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from goldenlayers.commands import COMMANDS, call, options_of
-from goldenlayers.commands.help import command_help, overview
+from goldenlayers.commands import COMMANDS, GROUPS, call, options_of
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.shown import OutputLost, put, say, showing, without_styles
+from goldenlayers.shown import OutputLost, put, say, showing, width, without_styles
 
+ABOUT = (
+    "Find the golden layer of a language model, edit its knowledge there, and measure honestly "
+    "what changed."
+)
 _HELP = ("-h", "--help", "--help-all")
 
 
@@ -42,6 +46,8 @@ def _run(arguments: Sequence[str]) -> int:
         elif command in _HELP:
             put(*overview())
         elif command in COMMANDS and asked:
+            from goldenlayers.commands.help import command_help
+
             put(*command_help(command, options_of(command), rare="--help-all" in asked))
         else:
             return call(command, parse(arguments))
@@ -52,6 +58,14 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("golden: interrupted")
         return 130
+
+
+def overview() -> list[str]:
+    """The lines of ``golden --help``."""
+    lines = ["usage: golden COMMAND ...", "", *textwrap.wrap(ABOUT, width())]
+    for heading, commands in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:10}{text}" for name, text in commands.items())]
+    return [*lines, "", "golden COMMAND --help says more, golden --version which version this is."]
 
 
 def parse(arguments: Sequence[str]) -> Any:

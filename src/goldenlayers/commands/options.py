@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from tyro.conf import Positional, Suppress, arg
 
-from goldenlayers.errors import LARGEST_SEED, UserError, check_number
+from goldenlayers.errors import LARGEST_SEED, UserError, check_number, near_matches
 
 
 class Role(enum.Enum):
@@ -85,20 +85,16 @@ class Checked:
     """A config whose numbers lie within ``LIMITS``."""
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name not in LIMITS or value is None:
-                continue
-            many: list[Any] = value if isinstance(value, list) else [value]
-            for one in many:
-                if types_of(type(self))[f.name] is str:
-                    if one == "auto":
-                        continue
-                    if (one := whole_number(str(one))) is None:
-                        raise UserError(
-                            f"{flag(f.name)} is '{value}'", expected="a number above 0, or auto"
-                        )
-                check_number(flag(f.name), one, *LIMITS[f.name], whole=f.name not in _FRACTIONS)
+        hints = types_of(type(self))
+        for name in (name for name in LIMITS if name in hints):
+            value = getattr(self, name)
+            if hints[name] is str and value != "auto" and whole_number(str(value)) is None:
+                raise UserError(f"{flag(name)} is '{value}'", expected="a number above 0, or auto")
+            if hints[name] is str:
+                value = whole_number(str(value))
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    check_number(flag(name), one, *LIMITS[name], whole=name not in _FRACTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +142,6 @@ class JointOptions(Checked):
 class DataOptions(JointOptions):
     """Which facts."""
 
-    heading = "Facts"
-
     data: DataName = "starter"
     """Registered name (see `golden datasets`), a file, or FORMAT:FILE."""
 
@@ -164,8 +158,6 @@ class DataOptions(JointOptions):
 @dataclass(frozen=True, kw_only=True)
 class ApartOptions(DataOptions):
     """Which facts, apart from those of other runs."""
-
-    heading = "Facts"
 
     apart_from: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
@@ -187,7 +179,7 @@ class OutputOptions(Checked):
 
 def flag(name: str) -> str:
     """How a setting is called on the command line."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def whole_number(text: str) -> int | None:
@@ -205,8 +197,8 @@ def refuse_bad_names(config: Any) -> None:
         value = getattr(config, name)
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str | Path) and (why := _bad_name(str(one))):
-                flag = f"{name.rstrip('_').replace('_', '-')} is {ascii(str(one))[:60]}"
-                raise UserError(f"--{flag}: {why}", expected="a name that a file can have")
+                found = f"{flag(name)} is {ascii(str(one))[:60]}: {why}"
+                raise UserError(found, expected="a name that a file can have")
 
 
 def _bad_name(text: str) -> str:
@@ -221,22 +213,20 @@ def _bad_name(text: str) -> str:
 
 def to_record(config: Any) -> dict[str, Any]:
     """A config as plain YAML-ready values."""
+    from goldenlayers.durable import plain
 
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+    return plain(config)
 
-    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """What a setting is where it is not named; ``dataclasses.MISSING`` where it must be."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def default_settings(kind: type[Any]) -> dict[str, Any]:
-    """The settings of a config that need not be named, as :func:`to_record` has them."""
-    found = {}
-    for f in dataclasses.fields(kind):
-        if f.default is not dataclasses.MISSING:
-            found[f.name] = f.default
-        elif f.default_factory is not dataclasses.MISSING:
-            found[f.name] = f.default_factory()
-    return found
+    """The settings of a config that need not be named, with their defaults."""
+    found = {f.name: default_of(f) for f in dataclasses.fields(kind)}
+    return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
 
 
 @functools.cache
@@ -284,24 +274,19 @@ def from_record(
         UserError: a setting this version does not know, a value of another type, none for a
             setting that must be named, or what the config itself refuses.
     """
-    from goldenlayers.errors import near_matches
     from goldenlayers.records import entry
 
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    here = [name for name, role in roles(kind).items() if role is not Role.SOURCE]
+    values = {name: value for name, value in given.items() if name in here}
     for name in record:
         if name not in fields:
             raise UserError(
                 f"{where}: unknown setting {ascii(name)[:60]}", fix=near_matches(name[:60], fields)
             )
-    here = [name for name, role in roles(kind).items() if role is not Role.SOURCE]
-    values = {
-        name: entry(record, name, types_of(kind)[name], where)
-        for name in record
-        if name not in here
-    }
-    values |= {name: value for name, value in given.items() if name in here}
+        if name not in here:
+            values[name] = entry(record, name, types_of(kind)[name], where)
     for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if name not in values and default_of(f) is dataclasses.MISSING:
             raise UserError(f"{where}: there is no '{name}'", expected="a whole record")
     return kind(**values)
