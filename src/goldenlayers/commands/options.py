@@ -253,6 +253,11 @@ def roles(kind: type[Any]) -> dict[str, Role]:
     }
 
 
+def never_recorded(kind: type[Any]) -> list[str]:
+    """The settings that no record decides: consent, and where the work is done or written."""
+    return [name for name, role in roles(kind).items() if role is not Role.SOURCE]
+
+
 def from_record(
     kind: type[Any],
     record: Mapping[str, Any],
@@ -261,13 +266,13 @@ def from_record(
 ) -> Any:
     """The config saved by :func:`to_record`, as it may be repeated.
 
-    A record may come from anywhere: what lets the command do harm, and where it works and writes
-    (the roles CONSENT and PLACE), is never taken from it.
+    A record may come from anywhere: what lets the command do harm, and where it works and writes,
+    is never taken from it.
 
     Args:
         kind: of the config.
         record: the saved settings.
-        given: settings of these two roles, for which the user of this call answers.
+        given: the settings that no record decides (:func:`never_recorded`).
         where: the record stands, for messages.
 
     Raises:
@@ -277,7 +282,7 @@ def from_record(
     from goldenlayers.records import entry
 
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    here = [name for name, role in roles(kind).items() if role is not Role.SOURCE]
+    here = never_recorded(kind)
     values = {name: value for name, value in given.items() if name in here}
     for name in record:
         if name not in fields:

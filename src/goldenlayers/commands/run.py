@@ -23,6 +23,7 @@ from goldenlayers.commands.options import (
     default_settings,
     flag,
     from_record,
+    never_recorded,
     roles,
     to_record,
 )
@@ -87,11 +88,10 @@ def run(config: RunConfig) -> int:
             fix=f"Those that leave a run folder are {', '.join(FILES)}",
         )
     kind = options_of(command)
-    given = {name: value for name, value in to_record(config).items() if name in roles(RunConfig)}
-    given |= {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
-    for name, role in roles(RunConfig).items():
-        unused = role is not Role.SOURCE and name not in roles(kind)
-        if unused and given[name] != default_settings(RunConfig)[name]:
+    given = to_record(config) | {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
+    usual = default_settings(RunConfig)
+    for name in never_recorded(RunConfig):
+        if name not in roles(kind) and given[name] != usual[name]:
             raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
     settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
     _tell_not_taken(kind, record["settings"], given)
@@ -104,11 +104,13 @@ def run(config: RunConfig) -> int:
 def _tell_not_taken(kind: type[Any], record: dict[str, Any], given: dict[str, Any]) -> None:
     """Say which consents and places of the first run do not hold for this one."""
     usual = default_settings(kind)
-    flags = []
-    for name, role in roles(kind).items():
-        differs = name in record and record[name] not in (None, usual.get(name), given.get(name))
-        if role is not Role.SOURCE and differs and name != "out":
-            flags.append(flag(name))
+    flags = [
+        flag(name)
+        for name in never_recorded(kind)
+        if name in record
+        and name != "out"
+        and record[name] not in (None, usual.get(name), given.get(name))
+    ]
     if "--trust-remote-code" in flags:
         say(
             "Note: the first run ran code that comes with its model. This one does not: add "
