@@ -131,9 +131,9 @@ def _choices(config: CompareConfig) -> tuple[list[LocateRun], list[SweepRun]]:
 
 def _origin(sweep: SweepRun) -> dict[str, Any]:
     """Where the truth comes from, and what it cost."""
+    names = ("model", "fingerprint", "data", "data_sha256", "seconds", "n_layers")
     return {
         "run": sweep.run,
         "method": sweep.editor,
-        **{name: getattr(sweep, name) for name in ("model", "fingerprint", "data", "data_sha256")},
-        **{name: getattr(sweep, name) for name in ("seconds", "n_layers")},
+        **{name: getattr(sweep, name) for name in names},
     }

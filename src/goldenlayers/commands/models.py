@@ -8,12 +8,12 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from goldenlayers.commands.options import CacheDir, LayerPaths, Role, TrustRemoteCode
+from goldenlayers.commands.options import LayerPaths, LoadOptions, Role
 from goldenlayers.shown import put, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsConfig:
+class ModelsConfig(LoadOptions):
     """List the packaged models, fetch one, or show how a model is laid out.
 
     golden models
@@ -31,12 +31,6 @@ class ModelsConfig:
 
     verify: Annotated[str | None, arg(metavar="MODEL")] = None
     """Hash every file of this model's cached copy and compare with what was written."""
-
-    cache_dir: CacheDir = None
-    """Where converted models are kept (default: the user cache directory)."""
-
-    trust_remote_code: TrustRemoteCode = False
-    """Run model code that comes with a checkpoint. Only for sources you trust."""
 
     layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for --inspect, as for `golden locate`."""

@@ -46,12 +46,7 @@ DataName = Annotated[Positional[str], arg(metavar="DATA"), Role.SOURCE]
 Statistics = Annotated[str, arg(metavar="TEXT"), Role.SOURCE, RARE]
 Sources = Annotated[list[Path], Role.SOURCE]
 Out = Annotated[Path | None, arg(metavar="RUN"), Role.PLACE, Under("Output")]
-CacheDir = Annotated[Path | None, Role.PLACE, RARE]
-TrustRemoteCode = Annotated[bool, Role.CONSENT, RARE]
 LayerPaths = Annotated[dict[str, str], RARE]
-Address = Annotated[str | None, Role.PLACE, RARE]
-Workers = Annotated[int, Role.PLACE]
-Engine = Annotated[Literal["local", "ray"], Role.PLACE, RARE]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
@@ -98,7 +93,18 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Checked):
+class LoadOptions(Checked):
+    """What is allowed where a model is loaded."""
+
+    cache_dir: Annotated[Path | None, Role.PLACE, RARE] = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: Annotated[bool, Role.CONSENT, RARE] = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions):
     """Which model, and how to load it."""
 
     heading = "Model"
@@ -111,12 +117,6 @@ class ModelOptions(Checked):
 
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
-
-    cache_dir: CacheDir = None
-    """Where converted models are kept (default: the user cache directory)."""
-
-    trust_remote_code: TrustRemoteCode = False
-    """Run model code that comes with a checkpoint. Only for sources you trust."""
 
     layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,
@@ -175,6 +175,27 @@ class OutputOptions(Checked):
 
     overwrite: Consent = False
     """Replace the run folder if it is there already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(Checked):
+    """Who does the work."""
+
+    heading = "Workers"
+
+    workers: Annotated[int, Role.PLACE] = 1
+    """Processes, or Ray actors, that each load the model and work side by side."""
+
+    engine: Annotated[Literal["local", "ray"], Role.PLACE, RARE] = "local"
+    """local: processes of this machine. ray: actors of a cluster (extra ray)."""
+
+    address: Annotated[str | None, Role.PLACE, RARE] = None
+    """With --engine ray: address of a running cluster (default: one is started here)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.address is not None and self.engine != "ray":
+            raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
 
 
 def flag(name: str) -> str:

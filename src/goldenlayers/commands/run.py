@@ -11,15 +11,12 @@ from tyro.conf import Positional, arg
 
 from goldenlayers.commands import call, options_of
 from goldenlayers.commands.options import (
-    Address,
-    CacheDir,
     Consent,
-    Engine,
+    LoadOptions,
     Out,
     OutputOptions,
     Role,
-    TrustRemoteCode,
-    Workers,
+    WorkerOptions,
     default_settings,
     flag,
     from_record,
@@ -33,7 +30,7 @@ from goldenlayers.shown import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(OutputOptions):
+class RunConfig(WorkerOptions, LoadOptions, OutputOptions):
     """Repeat a finished run from its config.yaml. What could do harm, and where the work is done,
     is said here and never taken from the record: it may come from anyone.
 
@@ -47,23 +44,8 @@ class RunConfig(OutputOptions):
     out: Out = None
     """Run folder for the repetition (default: the first run's folder name with -again)."""
 
-    cache_dir: CacheDir = None
-    """Where converted models are kept (default: the user cache directory)."""
-
-    trust_remote_code: TrustRemoteCode = False
-    """Run model code that comes with a checkpoint. Only for sources you trust."""
-
     allow_overlap: Consent = False
-    """As for `golden compare`."""
-
-    workers: Workers = 1
-    """As for `golden sweep`."""
-
-    engine: Engine = "local"
-    """As for `golden sweep`."""
-
-    address: Address = None
-    """As for `golden sweep`."""
+    """Of `golden compare`: go on where a run chose with facts of the sweep."""
 
 
 def run(config: RunConfig) -> int:

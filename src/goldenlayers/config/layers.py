@@ -12,17 +12,15 @@ from tyro.conf import arg
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
-    Address,
     ApartOptions,
     Consent,
-    Engine,
     ModelOptions,
     Out,
     OutputOptions,
     Role,
     Statistics,
     Under,
-    Workers,
+    WorkerOptions,
     flag,
 )
 from goldenlayers.errors import UserError
@@ -135,7 +133,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(ApartOptions, ModelOptions):
+class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
     """Edit every fact at every layer and score: the truth. Run again after a kill to go on.
 
     golden sweep smollm2-135m facts.jsonl --limit 30 --out swept
@@ -171,22 +169,8 @@ class SweepConfig(ApartOptions, ModelOptions):
     evidence: Annotated[bool, RARE] = False
     """Also write what the model said before and after each edit (several times the size)."""
 
-    workers: Workers = 1
-    """Processes, or Ray actors, that each load the model and work side by side."""
-
-    engine: Engine = "local"
-    """local: processes of this machine. ray: actors of a cluster (extra ray)."""
-
-    address: Address = None
-    """With --engine ray: address of a running cluster (default: one is started here)."""
-
     out: Annotated[Path, arg(metavar="RUN"), Role.PLACE, Under("Output")]
     """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
 
     overwrite: Annotated[Consent, Under("Output")] = False
     """Replace the run folder if it is there already."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.address is not None and self.engine != "ray":
-            raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
