@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from goldenlayers.commands import COMMANDS, GROUPS, call, options_of
-from goldenlayers.errors import UserError, near_matches
+from goldenlayers.errors import UserError
 from goldenlayers.shown import OutputLost, put, say, showing, width, without_styles
 
 ABOUT = (
@@ -82,7 +82,8 @@ def parse(arguments: Sequence[str]) -> Any:
     if command not in COMMANDS:
         raise UserError(
             f"there is no command '{command}'",
-            fix=f"{near_matches(command, COMMANDS)} See golden --help",
+            expected=", ".join(COMMANDS),
+            fix="See golden --help",
         )
     import tyro
 

@@ -93,7 +93,7 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadOptions(Checked):
+class LoadOptions:
     """What is allowed where a model is loaded."""
 
     cache_dir: Annotated[Path | None, Role.PLACE, RARE] = None
@@ -104,7 +104,7 @@ class LoadOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(LoadOptions):
+class ModelOptions(LoadOptions, Checked):
     """Which model, and how to load it."""
 
     heading = "Model"
