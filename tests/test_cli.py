@@ -14,8 +14,9 @@ from families import build
 from tokenizers_built import TOKENIZERS
 
 from goldenlayers import __version__
-from goldenlayers.cli import COMMANDS, main
-from goldenlayers.config import LocateConfig, from_record, to_record
+from goldenlayers.cli import main
+from goldenlayers.commands import COMMANDS, options_of
+from goldenlayers.commands.options import from_record, to_record
 from goldenlayers.errors import UserError
 
 ROWS = [
@@ -235,7 +236,9 @@ def test_bad_flags_exit_2(place: Path, golden: Golden) -> None:
         (["nonsense"], "nonsense"),
     ):
         status, out, err = golden(*arguments)
-        assert status == 2 and part in out + err, (arguments, out + err)
+        assert status == 2 and out == "" and part in err, (arguments, out + err)
+        where = f"golden {arguments[0]} --help" if arguments[0] in COMMANDS else "golden --help"
+        assert err.startswith("golden: ") and len(err.splitlines()) == 1 and where in err
 
 
 def test_a_taken_folder_is_refused_before_the_work(
@@ -385,16 +388,17 @@ def test_help_and_version(golden: Golden) -> None:
     status, out, _ = golden("--help")
     assert status == 0 and all(name in out for name in COMMANDS)
     assert golden()[1] == out  # no command: the help
-    status, out, _ = golden("locate", "--help")
+    status, out, _ = golden("locate", "--help-all")
     assert status == 0 and "--kappa" in out and "interquartile" in out
 
 
 def test_a_saved_config_comes_back() -> None:
-    config = LocateConfig(model="m", data="d", out=Path("x"), layer_paths={"head": "h"}, limit=3)
-    assert from_record(LocateConfig, to_record(config), {"out": Path("x")}) == config
-    assert from_record(LocateConfig, to_record(config), {}).out is None
+    kind = options_of("locate")
+    config = kind(model="m", data="d", out=Path("x"), layer_paths={"head": "h"}, limit=3)
+    assert from_record(kind, to_record(config), {"out": Path("x")}) == config
+    assert from_record(kind, to_record(config), {}).out is None
     with pytest.raises(UserError, match=r"kapa.*kappa"):
-        from_record(LocateConfig, {**to_record(config), "kapa": 2}, {})
+        from_record(kind, {**to_record(config), "kapa": 2}, {})
 
 
 def test_a_damaged_record_is_refused(located: Path, golden: Golden) -> None:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from families import tiny
 
-from goldenlayers.cli import COMMANDS, main
+from goldenlayers.cli import main
+from goldenlayers.commands import options_of
 from goldenlayers.commands.shared import with_absolute_paths
-from goldenlayers.config import EvaluateConfig, LocateConfig
 from goldenlayers.datasets.loading import absolute_name as absolute_data
 from goldenlayers.durable import absolute
 from goldenlayers.evaluation.plan import EvaluationPlan
@@ -258,10 +258,11 @@ def test_absolute_paths_keep_names_and_what_is_not_there(here: Path, models: Pat
 
 def test_every_path_of_a_recorded_config_is_made_absolute(here: Path) -> None:
     record = {"model": "model", "text": "text.txt", "delta": None, "set": {"steps": "text.txt"}}
-    found = with_absolute_paths(EvaluateConfig, record)
+    found = with_absolute_paths(options_of("evaluate"), record)
     assert found["text"] == str(here / "text.txt") and found["delta"] is None
     assert found["set"] == record["set"]
-    assert "text" not in with_absolute_paths(LocateConfig, {"method": "lga"})
-    compare = COMMANDS["compare"][0]
-    found = with_absolute_paths(compare, {"sweep": Path("deeper"), "with_": [Path("text.txt")]})
+    assert "text" not in with_absolute_paths(options_of("locate"), {"method": "lga"})
+    found = with_absolute_paths(
+        options_of("compare"), {"sweep": Path("deeper"), "with_": [Path("text.txt")]}
+    )
     assert found == {"sweep": str(here / "deeper"), "with_": [str(here / "text.txt")]}

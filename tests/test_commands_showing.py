@@ -14,7 +14,8 @@ import pytest
 from families import tiny
 from sweep_helpers import some_facts
 
-from goldenlayers.cli import main, say, showing
+from goldenlayers.cli import main
+from goldenlayers.shown import say, showing
 from goldenlayers.store import RunFolder
 
 

@@ -15,6 +15,8 @@ import pytest
 from comparing import L, named, sweep_rows, write_run
 
 from goldenlayers.cli import main
+from goldenlayers.commands.compare import CompareConfig
+from goldenlayers.commands.options import from_record, to_record
 from goldenlayers.comparing import (
     LocateRun,
     compare,
@@ -23,7 +25,6 @@ from goldenlayers.comparing import (
     size_curve,
 )
 from goldenlayers.comparing.rules import combined, mean_ranks
-from goldenlayers.config import CompareConfig, from_record, to_record
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import hit_at, regret, spearman
 from goldenlayers.locating import RankingBuilder

@@ -8,23 +8,23 @@ from typing import Any, get_origin
 
 import pytest
 
-from goldenlayers import cli, config
+from goldenlayers.commands import COMMANDS, options_of
+from goldenlayers.commands.options import LIMITS, types_of
 from goldenlayers.commands.sweep import layers_named
-from goldenlayers.config.options import LIMITS, types_of
 from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating import RankingBuilder
 
 # What a command cannot do without.
-NEEDED: dict[type, dict[str, Any]] = {
-    config.EditConfig: {"model": "m", "facts": "f"},
-    config.AskConfig: {"model": "m", "prompt": "p"},
-    config.ExportConfig: {"run": "r", "out": "o"},
-    config.SweepConfig: {"model": "m", "out": "o"},
-    config.CompareConfig: {"sweep": "s"},
-    config.LocateConfig: {"model": "m", "method": "cma", "out": "o", "verify": 2},
-    config.EvaluateConfig: {"model": "m"},
-    config.RunConfig: {"config": "c"},
+NEEDED: dict[str, dict[str, Any]] = {
+    "edit": {"model": "m", "facts": "f"},
+    "ask": {"model": "m", "prompt": "p"},
+    "export": {"run": "r", "out": "o"},
+    "sweep": {"model": "m", "out": "o"},
+    "compare": {"sweep": "s"},
+    "locate": {"model": "m", "method": "cma", "out": "o", "verify": 2},
+    "evaluate": {"model": "m"},
+    "run": {"config": "c"},
 }
 WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
 
@@ -42,7 +42,7 @@ def numbers_of(kind: type) -> dict[str, str]:
     }
 
 
-CASES = [(kind, name) for kind, _ in cli.COMMANDS.values() for name in numbers_of(kind)]
+CASES = [(command, name) for command in COMMANDS for name in numbers_of(options_of(command))]
 
 
 def test_every_number_has_limits() -> None:
@@ -58,10 +58,11 @@ def test_every_number_has_limits() -> None:
     assert set(numbers_of(Another)) - set(LIMITS) == {"depth"}  # the test sees a new one
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda x: getattr(x, "__name__", x))
-def test_numbers_out_of_bounds_are_refused(kind: type, name: str) -> None:
+@pytest.mark.parametrize(("command", "name"), CASES)
+def test_numbers_out_of_bounds_are_refused(command: str, name: str) -> None:
     low, high = LIMITS[name]
     flag = "--" + name.replace("_", "-")
+    kind = options_of(command)
     annotated = numbers_of(kind)[name]
 
     def made(value: Any) -> Any:
@@ -69,10 +70,10 @@ def test_numbers_out_of_bounds_are_refused(kind: type, name: str) -> None:
             value = str(value)
         elif annotated.startswith("list"):
             value = [5, value]
-        return kind(**NEEDED.get(kind, {}) | {name: value})
+        return kind(**NEEDED.get(command, {}) | {name: value})
 
     made(high)
-    if (kind, name) != (config.LocateConfig, "verify"):  # one layer alone needs --also
+    if (command, name) != ("locate", "verify"):  # one layer alone needs --also
         made(low)
     wrong = [low - 1, high + 1, 10**30, float("nan"), float("inf"), "x", "5\x1b[31m", "９"]
     for value in wrong if annotated != "float" else [*wrong[:2], *wrong[3:]]:

@@ -12,8 +12,7 @@ import goldenlayers
 
 ROOT = Path(goldenlayers.__file__).parent
 
-# From the ground up: a room may import those before it. ``cli`` knows the commands by name only and
-# calls them through importlib, so `golden run` can hand a saved command back to it.
+# From the ground up: a room may import those before it.
 ORDER: list[str] = [
     "shown",
     "errors",
@@ -45,15 +44,15 @@ ORDER: list[str] = [
     "comparing",
     "export",
     "report",
-    "config",
-    "cli",
     "commands",
+    "cli",
 ]
 HEAVY = ("torch", "transformers", "matplotlib", "tokenizers", "numpy", "gguf", "rich")
 
 
 def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "commands" if name == "config" else name  # until its classes stand with their commands
 
 
 def imports(tree: ast.AST) -> list[tuple[int, str]]:
@@ -88,7 +87,7 @@ def offences(name: str, text: str) -> list[str]:
         parts = module.split(".")
         if parts[0] != "goldenlayers" or len(parts) < 2:
             continue
-        target = parts[1]
+        target = "commands" if parts[1] == "config" else parts[1]
         if target == "__version__" or target == name:
             continue
         if target not in ORDER or ORDER.index(target) > ORDER.index(name):
@@ -149,5 +148,5 @@ def test_help_is_quick() -> None:
     )
     # Timings depend on the machine; what makes help slow is these.
     slow = {"torch", "transformers", "matplotlib", "tokenizers", "gguf"}
-    for arguments in (["--help"], ["locating", "--help"], ["--version"], []):
+    for arguments in (["--help"], ["locate", "--help"], ["--version"], []):
         assert not loaded(code.format(arguments)) & slow, arguments

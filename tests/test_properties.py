@@ -30,8 +30,9 @@ from run_mutations import ODD
 from test_datasets_formats import RECORDS, records_of
 from tokenizers_built import byte_level_bpe
 
-from goldenlayers import cli, shown
-from goldenlayers.config import Role, default_settings, from_record, roles, types_of
+from goldenlayers import shown
+from goldenlayers.commands import COMMANDS, options_of
+from goldenlayers.commands.options import Role, default_settings, from_record, roles, types_of
 from goldenlayers.datasets import load_facts
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
@@ -166,7 +167,7 @@ def test_json_and_yaml_of_any_text(text: str):
         parse_yaml(text, "a file")
 
 
-@given(kind=st.sampled_from([kind for kind, _ in cli.COMMANDS.values()]), data=st.data())
+@given(kind=st.sampled_from([options_of(name) for name in COMMANDS]), data=st.data())
 @many()
 def test_settings_of_any_kind(kind: type, data: Any):
     names = st.one_of(st.sampled_from(["model", *sorted(types_of(kind))]), TEXTS)

@@ -16,7 +16,8 @@ from families import tiny
 from sweep_helpers import FAST, some_facts
 
 from goldenlayers.cli import main
-from goldenlayers.config import LocateConfig, to_record
+from goldenlayers.commands.options import to_record
+from goldenlayers.config import LocateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import overall_by_fact
 from goldenlayers.locating import check_options, published_layer

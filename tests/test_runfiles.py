@@ -337,8 +337,8 @@ def test_a_log_that_finds_no_room_does_not_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_every_command_that_makes_runs_is_on_the_list() -> None:
-    from goldenlayers.cli import COMMANDS
-    from goldenlayers.config import types_of
+    from goldenlayers.commands import COMMANDS, options_of
+    from goldenlayers.commands.options import types_of
 
-    making = {name for name, (kind, _) in COMMANDS.items() if "overwrite" in types_of(kind)}
+    making = {name for name in COMMANDS if "overwrite" in types_of(options_of(name))}
     assert making - {"run"} == set(FILES)

@@ -288,7 +288,7 @@ def test_a_defect_is_shown_safely() -> None:
     code = (
         "import goldenlayers.cli as c\n"
         "def fail(_): raise ZeroDivisionError('a\\x1b[31m\\u202e')\n"
-        "c.dispatch = fail\nc.main(['datasets'])"
+        "c.parse = fail\nc.main(['datasets'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     err = done.stderr.decode()

@@ -6,30 +6,22 @@ Exit status: 0 done, 2 the user's input (one message, no traceback), 1 a defect,
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from goldenlayers import config
+from goldenlayers.commands import COMMANDS, GROUPS, call, options_of
 from goldenlayers.errors import UserError
-from goldenlayers.shown import OutputLost, put, say, showing, unescaped, without_styles
+from goldenlayers.shown import OutputLost, put, say, showing, width, without_styles
 
-# name → (config class, module of goldenlayers.commands whose run(config) does it)
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "locate": (config.LocateConfig, "locate"),
-    "edit": (config.EditConfig, "edit"),
-    "ask": (config.AskConfig, "ask"),
-    "evaluate": (config.EvaluateConfig, "evaluate"),
-    "sweep": (config.SweepConfig, "sweep"),
-    "compare": (config.CompareConfig, "compare"),
-    "export": (config.ExportConfig, "export"),
-    "editors": (config.EditorsConfig, "editors"),
-    "models": (config.ModelsConfig, "models"),
-    "datasets": (config.DatasetsConfig, "datasets"),
-    "run": (config.RunConfig, "rerun"),
-}
+ABOUT = (
+    "Find the golden layer of a language model, edit its knowledge there, and measure honestly "
+    "what changed."
+)
+_HELP = ("-h", "--help", "--help-all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,60 +36,80 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if arguments in (["--version"], ["-V"]):
-        from goldenlayers import __version__
-
-        put(f"goldenlayers {__version__}")
-        return 0
+    command = arguments[0] if arguments else "--help"
+    asked = [one for one in arguments if one in _HELP]
     try:
-        return dispatch(parse(arguments))
+        if command in ("--version", "-V"):
+            from goldenlayers import __version__
+
+            put(f"goldenlayers {__version__}")
+        elif command in _HELP:
+            put(*overview())
+        elif command in COMMANDS and asked:
+            from goldenlayers.commands.help import command_help
+
+            put(*command_help(command, options_of(command), rare="--help-all" in asked))
+        else:
+            return call(command, parse(arguments))
+        return 0
     except UserError as error:
         say(f"golden: {error}")
         return 2
     except KeyboardInterrupt:
         say("golden: interrupted")
         return 130
-    except SystemExit as stop:  # the parser's, after the help or with wrong flags
-        return stop.code if isinstance(stop.code, int) else 0
+
+
+def overview() -> list[str]:
+    """The lines of ``golden --help``."""
+    lines = ["usage: golden COMMAND ...", "", *textwrap.wrap(ABOUT, width())]
+    for heading, commands in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:10}{text}" for name, text in commands.items())]
+    return [*lines, "", "golden COMMAND --help says more, golden --version which version this is."]
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The config that the arguments describe; prints help or exits 2 as usual."""
+    """The options that the arguments of a command describe.
+
+    Args:
+        arguments: the name of a command, and what stands behind it.
+
+    Raises:
+        UserError: there is no such command; a flag or a value that it does not take, or one that is
+            missing; what the options themselves refuse.
+    """
+    command, *given = arguments
+    if command not in COMMANDS:
+        raise UserError(
+            f"there is no command '{command}'",
+            expected=", ".join(COMMANDS),
+            fix="See golden --help",
+        )
     import tyro
 
-    choices = tuple(
-        Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
-        for name, (kind, _) in COMMANDS.items()
-    )
-    said = io.StringIO()
+    said, nowhere = io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8")  # so it draws a box
     try:
-        # The help is ours and may have colours; a complaint repeats what was given.
-        with contextlib.redirect_stdout(unescaped(sys.stdout)), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(nowhere):
             return tyro.cli(
-                _union(choices),
-                prog="golden",
-                args=list(arguments) or ["--help"],
-                description=(
-                    "Find the golden layer of a language model, edit its knowledge there, and "
-                    "measure honestly what changed."
-                ),
+                options_of(command),
+                prog=f"golden {command}",
+                args=given,
+                add_help=False,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
-    finally:
-        say(*without_styles(said.getvalue()).splitlines())
+    except SystemExit:
+        found = _complaint(without_styles(said.getvalue()))
+        raise UserError(found, fix=f"See golden {command} --help") from None
 
 
-def _union(choices: tuple[Any, ...]) -> Any:
-    from typing import Union
-
-    return Union[choices]  # noqa: UP007 - built at run time
-
-
-def dispatch(settings: Any) -> int:
-    """Call the command a config belongs to."""
-    config.refuse_bad_names(settings)
-    module = next(name for kind, name in COMMANDS.values() if type(settings) is kind)
-    return importlib.import_module(f"goldenlayers.commands.{module}").run(settings)
+def _complaint(box: str) -> str:
+    """What tyro's box says: the first part of it, and the options that it suggests."""
+    inner = [line.strip("│").rstrip() for line in box.splitlines()[1:-1]]
+    first, *more = re.split(r"(?m)^ ─+$", "\n".join(inner))
+    words = [line for line in first.splitlines() if not line.startswith(" " * 6)]
+    found = " ".join(" ".join(words).split()) or " ".join(box.split())
+    near = re.findall(r"(?m)^ {5}(--\S+)", "\n".join(more))
+    return f"{found}. Did you mean {' or '.join(near)}?" if "Perhaps" in box and near else found
 
 
 if __name__ == "__main__":

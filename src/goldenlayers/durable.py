@@ -134,7 +134,7 @@ def read_text_file(path: Path, limit: int = SMALL) -> str:
 
 def read_bytes_file(path: Path, limit: int = SMALL) -> bytes:
     """As :func:`read_text_file`, undecoded."""
-    with _reading(path), os.fdopen(open_file(path), "rb") as file:
+    with reading(path), os.fdopen(open_file(path), "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UserError(f"{path} is too large", expected=f"at most {limit >> 10} KiB")
@@ -142,7 +142,8 @@ def read_bytes_file(path: Path, limit: int = SMALL) -> bytes:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Within it, a file that the system does not let us read becomes a ``UserError``."""
     try:
         yield
     except OSError as error:
@@ -258,7 +259,7 @@ def lines(path: Path, key: str = "", digest: Any = None) -> list[Line]:
     """
     found: list[Line] = []
     place = number = 0
-    with _reading(path), os.fdopen(open_file(path), "rb") as file:
+    with reading(path), os.fdopen(open_file(path), "rb") as file:
         if os.fstat(file.fileno()).st_size > _LARGEST_ROWS:
             raise UserError(f"{path} is too large", expected=f"at most {_LARGEST_ROWS >> 30} GiB")
         while text := file.readline(_LONGEST_LINE):

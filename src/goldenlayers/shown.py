@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 import unicodedata
@@ -75,6 +76,11 @@ def say(*lines: object) -> None:
 def put(*lines: object, limit: int | None = LONGEST) -> None:
     """Lines of a result, on standard output. Each argument is one line, whatever it holds."""
     _print(sys.stdout, lines, limit)
+
+
+def width() -> int:
+    """Characters of a line of text in this terminal: as many as it has, at most 100."""
+    return min(shutil.get_terminal_size().columns, 100)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -1,0 +1,54 @@
+"""The commands of ``golden``, one file each: its options (a dataclass), and ``run(options)``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, get_type_hints
+
+# Heading → command, which is its file here → what it does, in a line of ``golden --help``.
+GROUPS: dict[str, dict[str, str]] = {
+    "Find a layer": {
+        "locate": "find the layer at which facts are best edited",
+        "sweep": "edit at every layer and score: the truth about the layers",
+        "compare": "judge located layers by a sweep",
+    },
+    "Edit": {
+        "edit": "change facts at one layer, and save the change",
+        "ask": "ask a model, with and without edits",
+        "export": "write an edit as a LoRA adapter or as a whole checkpoint",
+    },
+    "Judge": {
+        "evaluate": "score facts under an edit",
+        "run": "repeat a finished run",
+    },
+    "Look": {
+        "models": "list, fetch and inspect models",
+        "datasets": "list the formats of facts, check a file",
+        "editors": "list the editors, their settings and presets",
+    },
+}
+COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+
+
+def options_of(command: str) -> type[Any]:
+    """The class of a command's options: what its ``run`` takes."""
+    (options,) = (
+        kind for name, kind in get_type_hints(_run_of(command)).items() if name != "return"
+    )
+    return options
+
+
+def call(command: str, options: Any) -> int:
+    """Run a command; returns its exit status.
+
+    Raises:
+        UserError: what the user gave is wrong.
+    """
+    from goldenlayers.commands.options import refuse_bad_names
+
+    refuse_bad_names(options)
+    return _run_of(command)(options)
+
+
+def _run_of(command: str) -> Any:
+    return importlib.import_module(f"goldenlayers.commands.{command}").run

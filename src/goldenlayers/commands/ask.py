@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import saved_delta, tell_rounding
-from goldenlayers.config import AskConfig
-from goldenlayers.shown import put
+from goldenlayers.commands.options import RARE, Consent, ModelOptions, Sources
+from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
     from goldenlayers.models.model import Model
 
 
+@dataclass(frozen=True, kw_only=True)
+class AskConfig(ModelOptions):
+    """Ask a model, with and without edits.
+
+    golden ask smollm2-135m "The capital of Italy is"
+    golden ask smollm2-135m "The capital of Italy is" --delta my-edit
+    """
+
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
+    """What the model is to continue."""
+
+    delta: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
+    """Run folders of `golden edit`; several are added up."""
+
+    tokens: int = 20
+    """Most tokens of the answer."""
+
+    top: int = 5
+    """How many candidates for the next token to show."""
+
+    force: Annotated[Consent, RARE] = False
+    """Apply a delta although it was made on other weights."""
+
+
 def run(config: AskConfig) -> int:
     """Print the greedy continuation and the likeliest next tokens."""
-    deltas = [saved_delta(path) for path in config.delta]
+    from goldenlayers.delta import WeightDelta
+
+    deltas = [WeightDelta.load(path) for path in config.delta]
     model = shared.load_model(config)
     if config.prompt.endswith(" "):
-        shared.say(
+        say(
             "The prompt ends in a space, and is asked so; most models expect the space as a part "
             "of the next word, and answer better without it."
         )
     for delta in deltas:
         delta.check(model, force=config.force)
-        tell_rounding(delta, model)
+        shared.tell_rounding(delta, model)
     _tell_contradictions(deltas)
     _answer(model, config, "as it is" if deltas else "")
     if deltas:
@@ -46,7 +75,7 @@ def _tell_contradictions(deltas: Sequence[WeightDelta]) -> None:
             prompt, target = fact.get("prompt"), fact.get("target")
             before = answers.setdefault(prompt, target)
             if prompt and before != target:
-                shared.say(f"Two of the edits contradict: '{prompt}' → '{before}' and '{target}'")
+                say(f"Two of the edits contradict: '{prompt}' → '{before}' and '{target}'")
 
 
 def _answer(model: Model, config: AskConfig, title: str) -> None:
@@ -60,7 +89,7 @@ def _answer(model: Model, config: AskConfig, title: str) -> None:
     count = config.tokens if room is None else min(config.tokens, room - len(prompt))
     (tokens,) = greedy(model, [prompt.ids], count) if count > 0 else ([],)
     if count < config.tokens:
-        shared.say(f"Only {max(0, count)} tokens: the model's context ends there")
+        say(f"Only {max(0, count)} tokens: the model's context ends there")
     if title:
         put(f"{title}:")
     more = model.encoder.continuation(prompt.ids, tokens)

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from goldenlayers.config import DatasetsConfig
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from goldenlayers.commands.options import Checked, Role
 from goldenlayers.errors import shortened
 from goldenlayers.shown import put
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig(Checked):
+    """List the fact formats, describe our own, or check a file.
+
+    golden datasets
+    golden datasets facts.jsonl --limit 5
+    """
+
+    data: Annotated[Positional[str | None], Role.SOURCE] = None
+    """A file to read and summarise."""
+
+    schema: bool = False
+    """Print the format of our own JSONL files."""
+
+    skip_invalid: bool = False
+    """Leave out invalid rows, and say how many and why."""
+
+    limit: int | None = None
+    """Show this many sampled facts."""
+
+    seed: int = 0
+    """Seed of the sample."""
 
 
 def run(config: DatasetsConfig) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.commands import answers, shared
+from goldenlayers.commands import shared
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import EditConfig, whole_number
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, plain_subject
-from goldenlayers.models.sources import DTYPES
+from goldenlayers.report import answers
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -284,23 +284,3 @@ def _odd_subject(model: Model, fact: Fact) -> str:
             f"('{token}'), so the edit is tied to that spelling"
         )
     return ""
-
-
-def saved_delta(path: Path) -> WeightDelta:
-    """The delta of a run folder of ``golden edit``."""
-    from goldenlayers.delta import WeightDelta
-
-    return WeightDelta.load(path)
-
-
-def tell_rounding(delta: WeightDelta, model: Model) -> None:
-    """Say it where an edit is used in a number format too narrow for the one it was made in."""
-    import torch
-
-    made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
-    if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
-        used = str(model.dtype).removeprefix("torch.")
-        shared.say(
-            f"The edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
-            f"--dtype {delta.base_dtype} does not"
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import refuse_batch, tell_rounding
+from goldenlayers.commands.edit import refuse_batch
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
@@ -55,7 +55,7 @@ def run(config: EvaluateConfig) -> int:
     model = shared.load_model(config)
     if delta is not None:
         delta.check(model)
-        tell_rounding(delta, model)
+        shared.tell_rounding(delta, model)
     config, (settled, free) = settle(config, model, facts, others)
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     settings, layer, statistics = _how(config, model, facts)

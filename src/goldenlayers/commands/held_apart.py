@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goldenlayers.cli import say
 from goldenlayers.errors import UserError
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet

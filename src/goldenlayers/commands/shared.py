@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.config import (
+from goldenlayers.commands.options import (
     ApartOptions,
     DataOptions,
     ModelOptions,
     Role,
     default_settings,
+    never_recorded,
     roles,
     to_record,
     types_of,
@@ -25,6 +26,7 @@ from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
+    from goldenlayers.delta import WeightDelta
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
 
@@ -119,6 +121,21 @@ def tell_dropped(dropped: Sequence[DataError]) -> None:
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
 
 
+def tell_rounding(delta: WeightDelta, model: Model) -> None:
+    """Say it where an edit is used in a number format too narrow for the one it was made in."""
+    import torch
+
+    from goldenlayers.models.sources import DTYPES
+
+    made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
+    if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
+        used = str(model.dtype).removeprefix("torch.")
+        say(
+            f"The edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
+            f"--dtype {delta.base_dtype} does not"
+        )
+
+
 def settings_of(config: Any) -> dict[str, Any]:
     """The settings a run folder records; ``overwrite`` is no part of what the run is."""
     record = {name: value for name, value in to_record(config).items() if name != "overwrite"}
@@ -182,7 +199,7 @@ def run_folder(
     if config.out is None:
         yield None
         return
-    record: dict[str, Any] = {"command": command, "settings": settings_of(config)}
+    record, free = _recorded(config, command, ignore, alike=resume)
     if model is not None:
         record["model"] = {
             "name": model.name,
@@ -193,9 +210,6 @@ def run_folder(
         record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
     if inputs := inputs_of(config):
         record["inputs"] = inputs
-    free = _free(config, ignore)
-    if resume:
-        free += _alike(config, record["settings"])
     with RunFolder.create(
         config.out, record, resume=resume, overwrite=config.overwrite, ignore=free
     ) as folder:
@@ -221,17 +235,10 @@ def refuse_out(
 
     if config.out is None:
         return
-    settings = settings_of(config)
-    free = [*_free(config, ignore), *_alike(config, settings)]
-    RunFolder.refuse(
-        config.out,
-        {"command": command, "settings": settings},
-        resume=resume,
-        overwrite=config.overwrite,
-        ignore=free,
-    )
+    record, free = _recorded(config, command, ignore, alike=True)
+    RunFolder.refuse(config.out, record, resume=resume, overwrite=config.overwrite, ignore=free)
     for name, role in roles(type(config)).items():
-        value = settings.get(name)
+        value = record["settings"].get(name)
         for one in value if isinstance(value, list) else [value]:
             if role is Role.SOURCE and isinstance(one, str) and _reads(config.out, one):
                 raise UserError(
@@ -252,11 +259,23 @@ def _reads(out: Path, source: str) -> bool:
     return False
 
 
-def _free(config: Any, ignore: Collection[str]) -> list[str]:
-    """What may differ between an unfinished run and the one that goes on with it."""
+def _recorded(
+    config: Any, command: str, ignore: Collection[str], *, alike: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """A run's record, and what of it may differ from the unfinished run that it goes on with.
+
+    With ``alike`` also what is the same in both, though written otherwise.
+    """
+    settings = settings_of(config)
     # Files may be named in several ways; the weights and the facts themselves are compared.
-    roled = [name for name, role in roles(type(config)).items() if role is not Role.SOURCE]
-    return ["model.name", *(f"settings.{name}" for name in (*roled, *ignore))]
+    names, free = [*never_recorded(type(config)), *ignore], ["model.name"]
+    if alike and (part := _unfinished(config)) is not None:
+        old = recorded_settings(type(config), part.config)
+        names += [name for name in old if old[name] == settings.get(name)]
+        # A version that hashed no files cannot say that they have changed.
+        free += [] if "inputs" in part.config else ["inputs"]
+    free += [f"settings.{name}" for name in names]
+    return {"command": command, "settings": settings}, free
 
 
 def resumed(
@@ -279,6 +298,9 @@ def inputs_of(config: Any) -> dict[str, str]:
     Raises:
         UserError: a file that cannot be read.
     """
+    from goldenlayers.durable import reading
+    from goldenlayers.models.stamps import sha256_file
+
     found: dict[str, str] = {}
     for name in ("delta", "text", "statistics"):
         value = getattr(config, name, None)
@@ -292,7 +314,8 @@ def inputs_of(config: Any) -> dict[str, str]:
         # What is named is no file where it is a word (model, hub:...), or where it is missing,
         # which is told by who needs it.
         if path.is_file() and value not in ("model", "none"):
-            found[name] = _sha256(path)
+            with reading(path):
+                found[name] = sha256_file(path)
     if isinstance(config, ApartOptions) and config.apart_from:
         from goldenlayers.commands.held_apart import digest
 
@@ -300,31 +323,11 @@ def inputs_of(config: Any) -> dict[str, str]:
     return found
 
 
-def _sha256(path: Path) -> str:
-    from goldenlayers.models.stamps import sha256_file
-
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
 def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """A run's recorded settings as they read from here: files as :func:`with_absolute_paths` has
     them, and the default of what the version that made the run did not know.
     """
     return with_absolute_paths(kind, default_settings(kind) | (record.get("settings") or {}))
-
-
-def _alike(config: Any, settings: Mapping[str, Any]) -> list[str]:
-    """What of the unfinished run's record is the same as now, though written otherwise."""
-    part = _unfinished(config)
-    if part is None:
-        return []
-    old = recorded_settings(type(config), part.config)
-    alike = [f"settings.{name}" for name in old if old[name] == settings.get(name)]
-    # A version that hashed no files cannot say that they have changed.
-    return alike if "inputs" in part.config else [*alike, "inputs"]
 
 
 def _unfinished(config: Any) -> RunFolder | None:

@@ -1,4 +1,4 @@
-"""Configs of the commands that edit and judge edits: edit, ask, evaluate, export, editors."""
+"""Configs of the commands that edit and judge edits: edit, evaluate."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from goldenlayers.config.options import (
-    Consent,
+from goldenlayers.commands.options import (
+    FACTS,
+    RARE,
     DataOptions,
-    Dtype,
     JointOptions,
     ModelOptions,
     Out,
+    OutputOptions,
     Role,
-    Sources,
     Statistics,
 )
 from goldenlayers.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig(JointOptions, ModelOptions):
-    """Edit facts at one layer and save the small change; the model itself is left as it is."""
+class EditConfig(JointOptions, ModelOptions, OutputOptions):
+    """Edit facts at one layer and save the small change; the model itself is left as it is.
 
-    subject: str | None = None
+    golden edit smollm2-135m --subject Italy --prompt "The capital of {} is" --target Paris
+    golden edit smollm2-135m --facts facts.jsonl --method memit --layer 6 --out my-edit
+    """
+
+    heading = "Method"
+
+    subject: Annotated[str | None, FACTS] = None
     """One fact by flags: its subject, letter for letter as in --prompt."""
 
-    prompt: str | None = None
+    prompt: Annotated[str | None, FACTS] = None
     """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
 
-    target: str | None = None
+    target: Annotated[str | None, FACTS] = None
     """One fact by flags: the new answer."""
 
-    facts: Annotated[str | None, Role.SOURCE] = None
+    facts: Annotated[str | None, Role.SOURCE, FACTS] = None
     """Many facts: a registered name, a file, or FORMAT:FILE."""
 
-    limit: int | None = None
+    limit: Annotated[int | None, FACTS] = None
     """Use a random sample of this many of --facts."""
 
-    skip_invalid: bool = False
+    skip_invalid: Annotated[bool, FACTS] = False
     """Leave out invalid rows of --facts, and say how many and why."""
 
     method: str = "rome"
@@ -54,7 +60,7 @@ class EditConfig(JointOptions, ModelOptions):
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another; auto takes batch where the editor can."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -64,14 +70,11 @@ class EditConfig(JointOptions, ModelOptions):
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
     hub:NAME, or none (identity: another algorithm, only for comparison)."""
 
-    seed: int = 0
+    seed: Annotated[int, RARE] = 0
     """Seed of the sampled prefixes and statistics."""
 
     out: Out = None
     """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
-
-    overwrite: Consent = False
-    """Replace the run folder if it is there already."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,30 +89,16 @@ class EditConfig(JointOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(ModelOptions):
-    """Ask a model, with and without edits."""
+class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
+    """Score facts under an edit (or none), probe by probe; run again after a kill to go on.
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    """What the model is to continue."""
+    golden evaluate smollm2-135m facts.jsonl --method rome --layer 6 --limit 30
+    golden evaluate smollm2-135m facts.jsonl --delta my-edit --out scores
+    """
 
-    delta: Sources = dataclasses.field(default_factory=list)
-    """Run folders of `golden edit`; several are added up."""
+    heading = "Method"
 
-    tokens: int = 20
-    """Most tokens of the answer."""
-
-    top: int = 5
-    """How many candidates for the next token to show."""
-
-    force: Consent = False
-    """Apply a delta although it was made on other weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataOptions, ModelOptions):
-    """Score facts under an edit (or none), probe by probe; run again after a kill to go on."""
-
-    delta: Annotated[Path | None, Role.SOURCE] = None
+    delta: Annotated[Path | None, arg(metavar="RUN"), Role.SOURCE] = None
     """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
 
     method: str = "none"
@@ -127,13 +116,13 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """rewrite, rephrase, locality, portability (these four if none is named), generation,
     counterfact, fluency, kl, perplexity."""
 
-    text: Annotated[Path | None, Role.SOURCE] = None
+    text: Annotated[Path | None, Role.SOURCE, RARE] = None
     """Held-out text file for perplexity."""
 
-    text_tokens: int = 1024
+    text_tokens: Annotated[int, RARE] = 1024
     """Tokens of --text that are read."""
 
-    preset: str | None = None
+    preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -142,49 +131,14 @@ class EvaluateConfig(DataOptions, ModelOptions):
     statistics: Statistics = "model"
     """Text for the key statistics, as for `golden edit`."""
 
-    batch_size: str = "auto"
+    batch_size: Annotated[str, RARE] = "auto"
     """Texts per forward pass, or auto."""
 
     out: Out = None
     """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
     batch and sequential)."""
 
-    overwrite: Consent = False
-    """Replace the run folder if it is there already."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(ModelOptions):
-    """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint."""
-
-    run: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
-    """Run folder of `golden edit`."""
-
-    model: Annotated[str, Role.SOURCE] = ""
-    """The model, as for `golden edit` (default: the one that the run names)."""
-
-    dtype: Dtype = "auto"
-    """Number format to write. auto keeps that of the checkpoint; for peft it is float32."""
-
-    out: Annotated[Path, Role.PLACE]
-    """Folder to write."""
-
-    to: Literal["peft", "merged"] = "peft"
-    """A LoRA adapter, or the model with the edit merged in."""
-
-    rank: int | None = None
-    """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
-    cut off is told."""
-
-    force: Consent = False
-    """Export for a model with other weights than the edit was made on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditorsConfig:
-    """List the editors, their settings and the published presets."""

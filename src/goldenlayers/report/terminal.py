@@ -62,22 +62,22 @@ def ranking_table(
     has_cosine = cosine and any(row.cosine is not None for row in ranking.layers)
     has_wins = any(row.wins is not None for row in ranking.layers)
     bars = _bars(ranking, bar_width, ascii_only)
-    style = box.ASCII if ascii_only else box.SIMPLE_HEAD
     made = Table(
         title=Text(headline(ranking), style="bold"),
         title_justify="left",
-        box=style,
+        box=box.ASCII if ascii_only else box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,
     )
-    made.add_column("layer", justify="right", no_wrap=True, overflow="crop")
-    made.add_column("score", justify="right", no_wrap=True, overflow="crop")
-    made.add_column("", no_wrap=True, overflow="crop", width=bar_width + 1)
-    if has_cosine:
-        made.add_column("cosine", justify="right", no_wrap=True, overflow="crop")
-    if has_wins:
-        made.add_column("wins", justify="right", no_wrap=True, overflow="crop")
-    made.add_column("", no_wrap=True, overflow="crop")
+    for name in ("layer", "score", "bar", *["cosine"] * has_cosine, *["wins"] * has_wins, "note"):
+        bare = name in ("bar", "note")
+        made.add_column(
+            "" if bare else name,
+            justify="left" if bare else "right",
+            no_wrap=True,
+            overflow="crop",
+            width=bar_width + 1 if name == "bar" else None,
+        )
     star = "*" if ascii_only else "★"
     for row, bar in zip(ranking.layers, bars, strict=True):
         golden = row.layer == ranking.golden_layer
@@ -123,19 +123,15 @@ def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
     from rich.text import Text
 
     console = console or standard_console()
-    ascii_only = not (console.encoding or "").lower().startswith("utf")
+    how: dict[str, bool] = {"ascii_only": not (console.encoding or "").lower().startswith("utf")}
     # What is left beside the other columns goes to the bars; if that is too little, no cosine.
-    wide = Console(width=1000)
-    for cosine in (True, False):
-        bare = ranking_table(ranking, ascii_only=ascii_only, bar_width=4, cosine=cosine)
+    for how["cosine"] in (True, False):
+        bare = ranking_table(ranking, bar_width=4, **how)
         bare.title = None
-        room = console.width - wide.measure(bare).maximum + 4
+        room = console.width - Console(width=1000).measure(bare).maximum + 4
         if room >= 10:
             break
-    made = ranking_table(
-        ranking, ascii_only=ascii_only, bar_width=max(4, min(40, room)), cosine=cosine
-    )
-    console.print(made)
+    console.print(ranking_table(ranking, bar_width=max(4, min(40, room)), **how))
     for warning in ranking.warnings:
         console.print(Text.assemble(("Warning: ", "bold"), shown(warning)))
 

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from goldenlayers.commands.shared import say
-from goldenlayers.config import (
+from tyro.conf import Positional, arg
+
+from goldenlayers.commands import call, options_of
+from goldenlayers.commands.options import (
+    Consent,
+    LoadOptions,
+    Out,
+    OutputOptions,
     Role,
-    RunConfig,
+    WorkerOptions,
     default_settings,
+    flag,
     from_record,
+    never_recorded,
     roles,
     to_record,
 )
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError
+from goldenlayers.shown import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(WorkerOptions, LoadOptions, OutputOptions):
+    """Repeat a finished run from its config.yaml. What could do harm, and where the work is done,
+    is said here and never taken from the record: it may come from anyone.
+
+    golden run located
+    golden run swept/config.yaml --out swept-again --workers 2
+    """
+
+    config: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
+    """A run folder, or its config.yaml."""
+
+    out: Out = None
+    """Run folder for the repetition (default: the first run's folder name with -again)."""
+
+    allow_overlap: Consent = False
+    """Of `golden compare`: go on where a run chose with facts of the sweep."""
 
 
 def run(config: RunConfig) -> int:
@@ -24,7 +53,6 @@ def run(config: RunConfig) -> int:
 
     The record decides on settings alone: consent and places are those of ``config``.
     """
-    from goldenlayers.cli import COMMANDS, dispatch
     from goldenlayers.runfiles import CONFIG, FILES
     from goldenlayers.store import RunFolder
 
@@ -41,17 +69,15 @@ def run(config: RunConfig) -> int:
             expected="the config.yaml that a golden command wrote",
             fix=f"Those that leave a run folder are {', '.join(FILES)}",
         )
-    kind = COMMANDS[command][0]
-    given = {name: value for name, value in to_record(config).items() if name in roles(RunConfig)}
-    given |= {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
-    for name, role in roles(RunConfig).items():
-        unused = role is not Role.SOURCE and name not in roles(kind)
-        if unused and given[name] != default_settings(RunConfig)[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} means nothing to golden {command}", fix="Leave it out")
+    kind = options_of(command)
+    given = to_record(config) | {"out": config.out or _again(folder), "cache_dir": config.cache_dir}
+    usual = default_settings(RunConfig)
+    for name in never_recorded(RunConfig):
+        if name not in roles(kind) and given[name] != usual[name]:
+            raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
     settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
     _tell_not_taken(kind, record["settings"], given)
-    status = dispatch(settings)
+    status = call(command, settings)
     if status == 0:
         tell_differences(record, RunFolder.open(given["out"]).config)
     return status
@@ -60,11 +86,13 @@ def run(config: RunConfig) -> int:
 def _tell_not_taken(kind: type[Any], record: dict[str, Any], given: dict[str, Any]) -> None:
     """Say which consents and places of the first run do not hold for this one."""
     usual = default_settings(kind)
-    flags = []
-    for name, role in roles(kind).items():
-        differs = name in record and record[name] not in (None, usual.get(name), given.get(name))
-        if role is not Role.SOURCE and differs and name != "out":
-            flags.append(f"--{name.replace('_', '-')}")
+    flags = [
+        flag(name)
+        for name in never_recorded(kind)
+        if name in record
+        and name != "out"
+        and record[name] not in (None, usual.get(name), given.get(name))
+    ]
     if "--trust-remote-code" in flags:
         say(
             "Note: the first run ran code that comes with its model. This one does not: add "
@@ -91,7 +119,7 @@ def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
     old_inputs, new_inputs = (run.get("inputs") or {} for run in (before, after))
     for name, sha256 in old_inputs.items():
         if new_inputs.get(name) != sha256:
-            say(f"Warning: what --{name.replace('_', '-')} names has changed since the first run.")
+            say(f"Warning: what {flag(name)} names has changed since the first run.")
     if before.get("version") != after.get("version"):
         say(f"Note: the first run was made by version {before.get('version')}.")
 

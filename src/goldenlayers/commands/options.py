@@ -1,4 +1,8 @@
-"""The options that commands share, their checks, and how a config is saved and read back."""
+"""The options that commands share, their checks, and how they are saved and read back.
+
+The options of a command are a frozen dataclass: its fields are the flags, the string under a field
+is its help, and a saved run records them all. Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from tyro.conf import Positional, Suppress, arg
 
-from goldenlayers.errors import LARGEST_SEED, UserError, check_number
+from goldenlayers.errors import LARGEST_SEED, UserError, check_number, near_matches
 
 
 class Role(enum.Enum):
@@ -27,16 +31,22 @@ class Role(enum.Enum):
     """The name of something that is read."""
 
 
+class Under(str):
+    """The heading of the help that an option stands under, where its class does not say it.
+
+    A class says it for all its options by ``heading``.
+    """
+
+
+FACTS = Under("Facts")
+RARE = Under("More options")  # shown by --help-all alone
 Consent = Annotated[bool, Role.CONSENT]
 ModelName = Annotated[Positional[str], arg(metavar="MODEL"), Role.SOURCE]
-DataName = Annotated[Positional[str], arg(metavar="[DATA]"), Role.SOURCE]
-Statistics = Annotated[str, Role.SOURCE]
+DataName = Annotated[Positional[str], arg(metavar="DATA"), Role.SOURCE]
+Statistics = Annotated[str, arg(metavar="TEXT"), Role.SOURCE, RARE]
 Sources = Annotated[list[Path], Role.SOURCE]
-Out = Annotated[Path | None, Role.PLACE]
-CacheDir = Annotated[Path | None, Role.PLACE]
-Address = Annotated[str | None, Role.PLACE]
-Workers = Annotated[int, Role.PLACE]
-Engine = Annotated[Literal["local", "ray"], Role.PLACE]
+Out = Annotated[Path | None, arg(metavar="RUN"), Role.PLACE, Under("Output")]
+LayerPaths = Annotated[dict[str, str], RARE]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
 
@@ -70,25 +80,34 @@ class Checked:
     """A config whose numbers lie within ``LIMITS``."""
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name not in LIMITS or value is None:
-                continue
-            many: list[Any] = value if isinstance(value, list) else [value]
-            for one in many:
-                if f.type == "str":
-                    if one == "auto":
-                        continue
-                    if (one := whole_number(str(one))) is None:
-                        raise UserError(
-                            f"{flag(f.name)} is '{value}'", expected="a number above 0, or auto"
-                        )
-                check_number(flag(f.name), one, *LIMITS[f.name], whole=f.name not in _FRACTIONS)
+        hints = types_of(type(self))
+        for name in (name for name in LIMITS if name in hints):
+            value = getattr(self, name)
+            if hints[name] is str and value != "auto" and whole_number(str(value)) is None:
+                raise UserError(f"{flag(name)} is '{value}'", expected="a number above 0, or auto")
+            if hints[name] is str:
+                value = whole_number(str(value))
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    check_number(flag(name), one, *LIMITS[name], whole=name not in _FRACTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Checked):
+class LoadOptions:
+    """What is allowed where a model is loaded."""
+
+    cache_dir: Annotated[Path | None, Role.PLACE, RARE] = None
+    """Where converted models are kept (default: the user cache directory)."""
+
+    trust_remote_code: Annotated[bool, Role.CONSENT, RARE] = False
+    """Run model code that comes with a checkpoint. Only for sources you trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadOptions, Checked):
     """Which model, and how to load it."""
+
+    heading = "Model"
 
     model: ModelName
     """Packaged short name (see `golden models`), directory, .gguf file, or hub id."""
@@ -99,13 +118,7 @@ class ModelOptions(Checked):
     device: str = "auto"
     """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
 
-    cache_dir: CacheDir = None
-    """Where converted models are kept (default: the user cache directory)."""
-
-    trust_remote_code: Consent = False
-    """Run model code that comes with a checkpoint. Only for sources you trust."""
-
-    layer_paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,
     final_norm, head (mlp, attention and down relative to a block)."""
 
@@ -114,9 +127,12 @@ class ModelOptions(Checked):
 class JointOptions(Checked):
     """What stands between prompts and answers."""
 
-    joint: Literal["auto", "space", "none"] = "auto"
-    """Between prompts and answers, where the data do not say it: space, none (nothing), or auto: by
-    their characters, and where these leave it open by what the model finds likelier."""
+    heading = "Facts"
+
+    joint: Annotated[Literal["auto", "space", "none"], RARE] = "auto"
+    """What stands between prompts and answers where the data do not say it: space, none (nothing),
+    or auto (by their characters, and where these leave it open by what the model finds likelier).
+    """
 
     joints: Suppress[dict[str, str]] = dataclasses.field(default_factory=dict)
     """What the model decided, by fact: recorded, so that a run repeated has the same."""
@@ -143,16 +159,48 @@ class DataOptions(JointOptions):
 class ApartOptions(DataOptions):
     """Which facts, apart from those of other runs."""
 
-    apart_from: Annotated[Sources, arg(metavar="RUN [RUN ...]")] = dataclasses.field(
-        default_factory=list
-    )
+    apart_from: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
     """Leave out the facts of these finished runs (of golden locate, sweep or evaluate) and all
     facts about their subjects, before --limit draws: proxy and test facts from one file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Checked):
+    """Where the results go."""
+
+    heading = "Output"
+
+    out: Out = None
+    """Run folder to write."""
+
+    overwrite: Consent = False
+    """Replace the run folder if it is there already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(Checked):
+    """Who does the work."""
+
+    heading = "Workers"
+
+    workers: Annotated[int, Role.PLACE] = 1
+    """Processes, or Ray actors, that each load the model and work side by side."""
+
+    engine: Annotated[Literal["local", "ray"], Role.PLACE, RARE] = "local"
+    """local: processes of this machine. ray: actors of a cluster (extra ray)."""
+
+    address: Annotated[str | None, Role.PLACE, RARE] = None
+    """With --engine ray: address of a running cluster (default: one is started here)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.address is not None and self.engine != "ray":
+            raise UserError("--address is for Ray", fix="Add --engine ray, or leave it out")
+
+
 def flag(name: str) -> str:
     """How a setting is called on the command line."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def whole_number(text: str) -> int | None:
@@ -170,8 +218,8 @@ def refuse_bad_names(config: Any) -> None:
         value = getattr(config, name)
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str | Path) and (why := _bad_name(str(one))):
-                flag = f"{name.rstrip('_').replace('_', '-')} is {ascii(str(one))[:60]}"
-                raise UserError(f"--{flag}: {why}", expected="a name that a file can have")
+                found = f"{flag(name)} is {ascii(str(one))[:60]}: {why}"
+                raise UserError(found, expected="a name that a file can have")
 
 
 def _bad_name(text: str) -> str:
@@ -186,22 +234,20 @@ def _bad_name(text: str) -> str:
 
 def to_record(config: Any) -> dict[str, Any]:
     """A config as plain YAML-ready values."""
+    from goldenlayers.durable import plain
 
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+    return plain(config)
 
-    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """What a setting is where it is not named; ``dataclasses.MISSING`` where it must be."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def default_settings(kind: type[Any]) -> dict[str, Any]:
-    """The settings of a config that need not be named, as :func:`to_record` has them."""
-    found = {}
-    for f in dataclasses.fields(kind):
-        if f.default is not dataclasses.MISSING:
-            found[f.name] = f.default
-        elif f.default_factory is not dataclasses.MISSING:
-            found[f.name] = f.default_factory()
-    return found
+    """The settings of a config that need not be named, with their defaults."""
+    found = {f.name: default_of(f) for f in dataclasses.fields(kind)}
+    return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
 
 
 @functools.cache
@@ -211,15 +257,26 @@ def types_of(kind: type[Any]) -> dict[str, Any]:
 
 
 @functools.cache
+def marks_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """What is said of a config's settings beside their types."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+
+
+@functools.cache
 def roles(kind: type[Any]) -> dict[str, Role]:
     """The roles of those of a config's settings that have one."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = {}
-    for name, hint in hints.items():
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, Role):
-                found[name] = mark
-    return found
+    return {
+        name: mark
+        for name, marks in marks_of(kind).items()
+        for mark in marks
+        if isinstance(mark, Role)
+    }
+
+
+def never_recorded(kind: type[Any]) -> list[str]:
+    """The settings that no record decides: consent, and where the work is done or written."""
+    return [name for name, role in roles(kind).items() if role is not Role.SOURCE]
 
 
 def from_record(
@@ -230,37 +287,32 @@ def from_record(
 ) -> Any:
     """The config saved by :func:`to_record`, as it may be repeated.
 
-    A record may come from anywhere: what lets the command do harm, and where it works and writes
-    (the roles CONSENT and PLACE), is never taken from it.
+    A record may come from anywhere: what lets the command do harm, and where it works and writes,
+    is never taken from it.
 
     Args:
         kind: of the config.
         record: the saved settings.
-        given: settings of these two roles, for which the user of this call answers.
+        given: the settings that no record decides (:func:`never_recorded`).
         where: the record stands, for messages.
 
     Raises:
         UserError: a setting this version does not know, a value of another type, none for a
             setting that must be named, or what the config itself refuses.
     """
-    from goldenlayers.errors import near_matches
     from goldenlayers.records import entry
 
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    here = never_recorded(kind)
+    values = {name: value for name, value in given.items() if name in here}
     for name in record:
         if name not in fields:
             raise UserError(
                 f"{where}: unknown setting {ascii(name)[:60]}", fix=near_matches(name[:60], fields)
             )
-    here = [name for name, role in roles(kind).items() if role is not Role.SOURCE]
-    values = {
-        name: entry(record, name, types_of(kind)[name], where)
-        for name in record
-        if name not in here
-    }
-    values |= {name: value for name, value in given.items() if name in here}
+        if name not in here:
+            values[name] = entry(record, name, types_of(kind)[name], where)
     for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if name not in values and default_of(f) is dataclasses.MISSING:
             raise UserError(f"{where}: there is no '{name}'", expected="a whole record")
     return kind(**values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from goldenlayers.facts import Fact
 from goldenlayers.joints import join
+from goldenlayers.report import terminal
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def show(
     model: Model, facts: Sequence[Fact], before: Sequence[Answer], after: Sequence[Answer]
 ) -> None:
     """A table of answers before and after, for up to 20 facts."""
-    from goldenlayers.report.terminal import show as show_table
-    from goldenlayers.report.terminal import table
 
     # In quotes, so that a space before an answer, or none, is seen.
     def said(answer: Answer) -> str:
@@ -80,7 +79,7 @@ def show(
     ]
     more = f" (first {_SHOWN} of {len(facts)})" if len(facts) > _SHOWN else ""
     columns = ("prompt", "new answer", "before (p of new)", "after (p of new)", "took")
-    show_table(table(f"Answers of {model.name}{more}", columns, rows))
+    terminal.show(terminal.table(f"Answers of {model.name}{more}", columns, rows))
     if len(facts) > 1:
         took = sum(answer.is_new for answer in after)
         put(f"{took} of {len(facts)} edits took")
