@@ -317,7 +317,7 @@ def test_the_layer_is_chosen_on_other_facts_than_the_judged(
 ) -> None:
     from goldenlayers.config import EvaluateConfig
     from goldenlayers.datasets import load_facts
-    from goldenlayers.locating import LayerRanking
+    from goldenlayers.locating.ranking import LayerRanking
 
     judged = load_facts("starter", limit=10)
     seen: list[Any] = []

@@ -6,7 +6,7 @@ Shapes: B test facts, L layers, S resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -30,9 +30,9 @@ from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.comparing.sweeps import SweepRun
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.metrics import resampled_means, spearman
-from goldenlayers.locating import published_layer
+from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.truth import OVERALL, Interval, TransferMatrix, Truth, transfer_matrix
+from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix
 from goldenlayers.truth.numbers import eligible_means, ends, level
 
 Floats = NDArray[np.float64]
@@ -41,18 +41,13 @@ HITS = (1, 3, 5)
 
 
 def compare(
-    truth: Truth,
-    runs: Sequence[LocateRun] = (),
+    sweep: SweepRun,
+    others: Sequence[LocateRun | SweepRun] = (),
     *,
-    sweeps: Sequence[SweepRun] = (),
-    name: str = "this sweep",
     metric: str = OVERALL,
-    sweep_seconds: float | None = None,
-    n_layers: int | None = None,
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
     seed: int = 0,
-    warnings: Iterable[str] = (),
 ) -> Comparison:
     """Judge every run's choice, its variants, and the baselines by the truth.
 
@@ -61,34 +56,32 @@ def compare(
     its ranks under the two (those outside the fences share the last ranks).
 
     Args:
-        truth: scores of the test facts at every layer. Whether the proxy facts are others, and the
-            model the same, is for ``overlap_warnings`` to see to.
-        runs: finished locate runs.
-        sweeps: other sweeps, whose golden layers are choices too (``transfer_warnings`` sees to it
-            that they may be).
-        name: of the truth's own sweep, beside theirs.
+        sweep: its truth, scores of the test facts at every layer, judges. Whether the proxy facts
+            are others, and the model the same, is for ``overlap_warnings`` to see to.
+        others: finished locate runs, and other sweeps, whose golden layers are choices too
+            (``transfer_warnings`` sees to it that they may be).
         metric: of the truth, by which to judge.
-        sweep_seconds: what the sweep took, for the speed-up.
-        n_layers: of the model, for "middle" and "published"; default from the runs, else from the
-            deepest swept layer.
         sizes: numbers of proxy facts to try.
         repeats: random subsets per size.
         seed: of the subsets.
-        warnings: to hand on.
 
     Raises:
         UserError: the truth has no golden layer by this metric.
     """
     check_number("repeats", repeats, 1, 10_000)
     check_seed(seed)
-    judge = _Judge(truth, metric, sweep_seconds)
-    width = n_layers or max([len(run.ranking.layers) for run in runs], default=truth.layers[-1] + 1)
+    truth, judge = sweep.truth, _Judge(sweep, metric)
+    runs = [one for one in others if isinstance(one, LocateRun)]
+    sweeps = [one for one in others if isinstance(one, SweepRun)]
+    # A run ranks all layers of its model, the sweep may have been of some.
+    deepest = sweep.n_layers or truth.layers[-1] + 1
+    width = max([len(run.ranking.layers) for run in runs], default=deepest)
     choices = [judge.golden(), judge.oracle(), judge.random()]
-    fixed = {"published": published_layer(width), "middle": width // 2}
     named = {run.method for run in runs}
-    for method, layer in fixed.items():
-        if method not in named:
-            ranking = LayerRanking.fixed(method, width, layer, top_k=width)
+    for fixed in (Fixed("published"), Fixed("middle")):
+        layer = fixed.fixed_layer(width)
+        if fixed.name not in named and layer is not None:
+            ranking = LayerRanking.fixed(fixed.name, width, layer, top_k=width)
             choices.append(judge.as_run(LocateRun("", ranking)))
     folders = [one.run for one in sweeps]
     for one in sweeps:
@@ -101,8 +94,9 @@ def compare(
         choices += [judge.by_rule(rule) for rule in own[1:]]
         if run.verified is not None:
             choices.append(judge.verified(run, run.verified))
-    gradients, transfers = ([r for r in runs if r.method == m] for m in ("lga", "transfer"))
-    for one, other in product(gradients, transfers):
+    for one, other in product(runs, runs):
+        if other.method not in one.how.joined_with:
+            continue
         choices.append(judge.together(one, other))
         pair = [next(iter(rules_of(run)), None) for run in (one, other)]
         if pair[0] and pair[1] and (both := combined(pair[0], pair[1], choices[-1].name)):
@@ -120,27 +114,24 @@ def compare(
         means=tuple(truth.means(metric).tolist()),
         metric=metric,
         n_facts=len(truth.facts),
-        sweep_seconds=sweep_seconds,
-        warnings=(*warnings, *truth.warnings),
-        transfer=_transfers(truth, name, sweeps, metric),
+        sweep_seconds=sweep.seconds,
+        warnings=truth.warnings,
+        transfer=_transfers([sweep, *sweeps], metric) if sweeps else None,
     )
 
 
-def _transfers(
-    truth: Truth, name: str, sweeps: Sequence[SweepRun], metric: str
-) -> TransferMatrix | None:
-    if not sweeps:
-        return None
-    names = _unique([name, *(one.label for one in sweeps)], [""] * (1 + len(sweeps)))
-    truths = [truth, *(one.truth for one in sweeps)]
+def _transfers(sweeps: Sequence[SweepRun], metric: str) -> TransferMatrix:
+    names = _unique([one.label for one in sweeps], [""] * len(sweeps))
+    truths = [one.truth for one in sweeps]
     return transfer_matrix(dict(zip(names, truths, strict=True)), metric)
 
 
 class _Judge:
     """Turns choices into :class:`Choice` by one truth and metric."""
 
-    def __init__(self, truth: Truth, metric: str, sweep_seconds: float | None) -> None:
-        self.truth, self.metric, self.sweep_seconds = truth, metric, sweep_seconds
+    def __init__(self, sweep: SweepRun, metric: str) -> None:
+        truth = sweep.truth
+        self.truth, self.metric, self.sweep_seconds = truth, metric, sweep.seconds
         self.golden_layer = truth.golden_layer(metric)
         self.table = truth.table(metric)  # (B, L)
         self.eligible = eligible_means(self.table)  # (L,)
@@ -221,7 +212,7 @@ class _Judge:
         )
 
     def together(self, one: LocateRun, other: LocateRun) -> Choice:
-        """LGA and transfer as they were run: the mean of their ranks."""
+        """Two runs (LGA and transfer, say) as they were made: the mean of their ranks."""
         total = np.zeros((1, len(one.ranking.layers)))
         for run in (one, other):
             scores = np.array([[layer.score for layer in run.ranking.layers]])
@@ -230,8 +221,9 @@ class _Judge:
         order = np.argsort(-total[0], kind="stable").tolist()
         spent = [run.ranking.seconds for run in (one, other)]
         seconds = None if None in spent else sum(s for s in spent if s is not None)
-        label = other.label.removeprefix("transfer")
-        choice = self._choice(f"lga+transfer {one.scope} {one.loss}{label}", "lga+transfer", order)
+        method = f"{one.method}+{other.method}"
+        label = one.label.removeprefix(one.method) + other.label.removeprefix(other.method)
+        choice = self._choice(method + label, method, order)
         return replace(
             choice,
             variant="mean of ranks",

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import LocateRun
-from goldenlayers.locating.fences import Fence, choose, keep
+from goldenlayers.locating.fences import choose, keep
+from goldenlayers.locating.methods import Fence
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]
@@ -66,12 +67,12 @@ class Rule:
 def rules_of(run: LocateRun) -> list[Rule]:
     """The rules that a run's rows serve; the run's own comes first.
 
-    An LGA run serves S_L within Tukey fences (the paper's; κ of the run, 1 if it had no fence),
-    without ("raw"), and without the last block ("inner"); the mean over facts of the two
-    gradients' cosine ("cosine"); and S_L over the summed products of the gradients' norms
-    ("normalised": a mean of the cosines in which facts with large gradients count more). The last
-    two have no fence. Facts whose scores are not finite are left out, as when locating; a cosine
-    of a vanishing gradient counts as missing.
+    A run of a method with fences (LGA) serves S_L within Tukey fences (the paper's; κ of the run, 1
+    if it had no fence), without ("raw"), and without the last block ("inner"); the mean over facts
+    of the two gradients' cosine ("cosine"); and S_L over the summed products of the gradients'
+    norms ("normalised": a mean of the cosines in which facts with large gradients count more). The
+    last two have no fence. Facts whose scores are not finite are left out, as when locating; a
+    cosine of a vanishing gradient counts as missing.
 
     Other methods serve the mean of their scores. A run without rows serves none.
     """
@@ -87,7 +88,7 @@ def rules_of(run: LocateRun) -> list[Rule]:
     def rule(name: str, variant: str, score: Scores) -> Rule:
         return Rule(name, variant, run, facts, score)
 
-    if run.method != "lga":
+    if run.fence is None:
         return [rule(run.label, "", _sums(phi, None, "none", 1.0))]
     kappa = 1.0 if run.ranking.kappa is None else run.ranking.kappa
     own = VARIANTS.get(run.ranking.fence, "raw")

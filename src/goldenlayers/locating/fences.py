@@ -5,13 +5,12 @@ Shapes: L layers, R rows of scores (resamples of the facts, say).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from goldenlayers.locating.methods import Fence
+
 Array = NDArray[np.float64]
-Fence = Literal["tukey", "last", "none"]
 
 
 def tukey_fences(scores: Array, kappa: float = 1.0) -> tuple[float, float]:
@@ -29,7 +28,7 @@ def _fences(scores: Array, kappa: float) -> tuple[Array, Array]:
     return q1 - kappa * (q3 - q1), q3 + kappa * (q3 - q1)
 
 
-def keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
+def keep(scores: Array, fence: Fence | None, kappa: float) -> NDArray[np.bool_]:
     """Which scores (R, L) lie within their row's fences, the bounds included; "last" leaves out the
     last layer.
 
@@ -37,7 +36,7 @@ def keep(scores: Array, fence: Fence, kappa: float) -> NDArray[np.bool_]:
     """
     if fence != "tukey":
         kept = np.ones(scores.shape, dtype=np.bool_)
-        kept[:, -1] = fence == "none" or scores.shape[1] == 1
+        kept[:, -1] = fence != "last" or scores.shape[1] == 1
         return kept
     low, high = _fences(scores, kappa)
     kept = (scores >= low[:, None]) & (scores <= high[:, None])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
+from goldenlayers.locating.methods import recorded_method
 from goldenlayers.report.terminal import n_facts
 from goldenlayers.shown import shown
 
@@ -51,16 +52,6 @@ _POINTS: dict[str, dict[str, Any]] = {
 _FORMATS = ("svg", "png", "pdf")
 _DATELESS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# What the numbers of a method are, and their unit.
-_SCORES = {
-    "lga": ("score: inner product of\nthe two answers' gradients", "nats²"),
-    "saliency": ("score: mean size of\nthe new answer's gradient", "nats"),
-    "transfer": ("score: transfer against interference", ""),
-    "kta": ("score: transfer against interference", ""),
-    "cma": ("score: indirect effect", "probability"),
-    "middle": ("score: minus the distance\nfrom the layer named", "layers"),
-    "published": ("score: minus the distance\nfrom the layer named", "layers"),
-}
 
 
 @contextlib.contextmanager
@@ -200,7 +191,8 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     for fence, name in zip(ranking.fences or (), ("lower fence", "upper fence"), strict=False):
         if low <= fence / scale <= high and len(set(ranking.fences or ())) == 2:
             _draw_fence(axes, fence / scale, name)
-    label, unit = _SCORES.get(ranking.method.partition("-")[0], (f"score ({ranking.method})", ""))
+    label, unit = recorded_method(ranking.method, {}).axis
+    label = label or f"score ({ranking.method})"
     factor = f"10{str(power).translate(_SUPERSCRIPT)}" if power else ""
     if factor or unit:
         label += f"\n({' '.join(part for part in (factor, unit) if part)})"
