@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
+from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.fences import keep, tukey_fences
-from goldenlayers.locating.methods import Scoring
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
-from goldenlayers.locating.methods import Scoring
+from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.report.figures import ranking_figure
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import LocateRun
+from goldenlayers.locating.base import Fence
 from goldenlayers.locating.fences import choose, keep
-from goldenlayers.locating.methods import Fence
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.rows import refuse_wrong
-from goldenlayers.locating.methods import LayerMethod, recorded_method
+from goldenlayers.locating.base import LayerMethod
+from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.models.model import comparable
 from goldenlayers.records import entry, short

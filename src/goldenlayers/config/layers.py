@@ -25,7 +25,8 @@ from goldenlayers.config.options import (
     flag,
 )
 from goldenlayers.errors import UserError
-from goldenlayers.locating.methods import LayerMethod, make_method, options_of
+from goldenlayers.locating.base import LayerMethod
+from goldenlayers.locating.methods import make_method, options_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import DataError, UserError
+from goldenlayers.locating.base import LayerMethod, Scoring, Work
 from goldenlayers.locating.methods import (
     CMA,
     LGA,
     METHODS,
     Fixed,
-    LayerMethod,
     Saliency,
     Transfer,
-    Work,
     make_method,
     published_layer,
 )
@@ -38,6 +37,7 @@ __all__ = [
     "Fixed",
     "LayerMethod",
     "Saliency",
+    "Scoring",
     "Transfer",
     "Work",
     "locate",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, graph_from_embedding, observe
-from goldenlayers.locating.methods import Loss, Scope
+from goldenlayers.locating.base import Loss, Scope
 from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids
 

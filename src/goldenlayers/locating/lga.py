@@ -13,8 +13,8 @@ import torch
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
+from goldenlayers.locating.base import Loss, Row, Scope
 from goldenlayers.locating.gradients import observe_factors, pair_products
-from goldenlayers.locating.methods import Loss, Row, Scope
 from goldenlayers.memory import fitting
 from goldenlayers.tokens import Encoding, length_batches
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.errors import UserError, check_number, near_matches
+from goldenlayers.locating.base import (
+    Fence,
+    Kind,
+    LayerMethod,
+    Loss,
+    Row,
+    Scope,
+    Scoring,
+    Work,
+    refuse_unknown,
+)
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
-    from goldenlayers.models.model import Model
-
-Row = dict[str, Any]
-Scope = Literal["mlp", "down", "attention", "block"]
-Loss = Literal["sequence", "answer"]
-Fence = Literal["tukey", "last", "none"]
-Kind = Literal["mlp", "attention", "block"]
-Reduce = Literal["sum", "mean"]
 
 # Published ROME/MEMIT settings edit layer 5 of 28-32 layer models and 17 of 48 for GPT-2 XL; as a
 # fraction of depth: 5/28 .. 5/32 and 17/48.
@@ -39,129 +41,6 @@ _STAND_INS = {
     "in",
     "borrowed": "no locality probe; prompts of other facts stood in",
 }
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How the scores of facts become one per layer, and a choice.
-
-    Args:
-        fence: "tukey" leaves out layers whose score lies outside the Tukey fences, "last" the last
-            block alone, "none" nothing; None for methods that have no fences.
-        kappa: the Tukey fences' width in interquartile ranges, 0 or more.
-        reduce: a layer's score is the "sum" of the facts' scores or their "mean".
-        enough: with fewer facts than this the ranking warns.
-
-    Raises:
-        UserError: a value out of its range.
-    """
-
-    fence: Fence | None = "tukey"
-    kappa: float = 1.0
-    reduce: Reduce = "sum"
-    enough: int = 100
-
-    def __post_init__(self) -> None:
-        refuse_unknown("fence", self.fence, (None, *get_args(Fence)))
-        refuse_unknown("way to reduce", self.reduce, get_args(Reduce))
-        check_number("kappa", self.kappa, 0, 1e6, whole=False)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a method works on.
-
-    Attributes:
-        model: a loaded model; it is not to be changed.
-        facts: those that fit the model's context, known or with old answers as the method asks.
-        seed: of all that is drawn at random.
-        statistics: key statistics of every layer, if the method needs them.
-    """
-
-    model: Model
-    facts: Sequence[Fact]
-    seed: int = 0
-    statistics: Mapping[int, Covariance] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerMethod:
-    """A way to score layers; its options are its fields.
-
-    A method of your own derives from this, is a frozen dataclass, has :meth:`rows`, and is
-    registered: ``METHODS.register("mine", Mine)``, or by an entry point in the group
-    ``goldenlayers.methods``. An option ``known`` keeps only facts whose old answer the model gives.
-
-    Attributes:
-        name: what rankings and tables call it; the name it is registered by.
-        axis: what its scores are and their unit, for figures.
-        fills_old_answers: whether facts without old answer get the model's own.
-        needs_statistics: whether :meth:`rows` needs the key statistics of every layer.
-        traces_tokens: whether it has :meth:`grids`.
-        scoring: how the scores of facts become a choice.
-    """
-
-    name: ClassVar[str]
-    axis: ClassVar[tuple[str, str]] = ("", "")
-    fills_old_answers: ClassVar[bool] = False
-    needs_statistics: ClassVar[bool] = False
-    traces_tokens: ClassVar[bool] = False
-    joined_with: ClassVar[tuple[str, ...]] = ()
-    """Methods whose ranks a comparison also averages with this one's."""
-
-    batch_size: int = 16
-    """Facts per batch; halved by itself when memory runs out."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            value, hint = getattr(self, f.name), hints[f.name]
-            if get_origin(hint) is Literal:
-                refuse_unknown(f.name, value, get_args(hint))
-            if hint is bool and not isinstance(value, bool):
-                raise UserError(f"{f.name} is {value!r}", expected="True or False")
-        check_number("the batch size", self.batch_size, 1, 10**6)
-
-    @property
-    def scoring(self) -> Scoring:
-        """How the scores of facts become a choice: by their mean, without fences."""
-        return Scoring(fence=None, reduce="mean", enough=10)
-
-    @property
-    def known_only(self) -> bool:
-        """Whether it keeps only facts whose old answer the model gives."""
-        return bool(getattr(self, "known", False))
-
-    @property
-    def label(self) -> str:
-        """The name with the options that are not the default; what runs are told apart by."""
-        parts = [self.name]
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value != f.default and f.name not in ("batch_size", "known"):
-                parts.append(f.name if value is True else f"{f.name} {value}")
-        return " ".join(parts)
-
-    def fixed_layer(self, n_layers: int) -> int | None:
-        """The layer that it names without looking at any fact; None if it scores facts."""
-        del n_layers
-
-    def rows(self, work: Work) -> Iterator[list[Row]]:
-        """Score facts: yield rows {"fact": id, "phi": one number per layer}, batch by batch.
-
-        A row may hold more: "unscored" says why its fact has no score (NaN), "cosine", "norm_old"
-        and "norm_new" (one number per layer) are averaged in the ranking.
-        """
-        raise NotImplementedError(f"{type(self).__name__} scores no facts")
-
-    def warnings(self, n_layers: int, rows: Sequence[Row]) -> Iterable[str]:
-        """Whole sentences on what to know of the rows (here without their lists)."""
-        del n_layers, rows
-        return ()
-
-    def grids(self, work: Work, chosen: Sequence[Fact]) -> Iterator[TracingGrid]:
-        """The effect of every token at every layer, of some of the facts that are scored."""
-        raise NotImplementedError(f"{self.name} traces no tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +58,6 @@ class _OfGradients(LayerMethod):
 
     @property
     def label(self) -> str:
-        """The name, the weights and the loss."""
         return f"{self.name} {self.scope} {self.loss}"
 
 
@@ -193,13 +71,10 @@ class LGA(_OfGradients):
         UserError: an unknown value, or a width of fences that are not there.
     """
 
-    name: ClassVar[str] = "lga"
-    axis: ClassVar[tuple[str, str]] = (
-        "score: inner product of\nthe two answers' gradients",
-        "nats²",
-    )
-    fills_old_answers: ClassVar[bool] = True
-    joined_with: ClassVar[tuple[str, ...]] = ("transfer",)
+    name = "lga"
+    axis = ("score: inner product of\nthe two answers' gradients", "nats²")
+    fills_old_answers = True
+    joined_with = ("transfer",)
 
     fence: Fence = "tukey"
     """Leave layers with outlying scores out of the choice (Tukey fences, the paper's), or the last
@@ -222,7 +97,6 @@ class LGA(_OfGradients):
         return Scoring(self.fence, self.kappa, "sum", enough=100)
 
     def rows(self, work: Work) -> Iterator[list[Row]]:
-        """See :func:`goldenlayers.locating.lga.lga_rows`; nothing is drawn."""
         from goldenlayers.locating.lga import lga_rows
 
         return lga_rows(work.model, work.facts, self.scope, self.loss, batch_size=self.batch_size)
@@ -232,11 +106,10 @@ class LGA(_OfGradients):
 class Saliency(_OfGradients):
     """Mean absolute weight gradient of the new answer, the SaLEM-style baseline."""
 
-    name: ClassVar[str] = "saliency"
-    axis: ClassVar[tuple[str, str]] = ("score: mean size of\nthe new answer's gradient", "nats")
+    name = "saliency"
+    axis = ("score: mean size of\nthe new answer's gradient", "nats")
 
     def rows(self, work: Work) -> Iterator[list[Row]]:
-        """See :func:`goldenlayers.locating.lga.saliency_rows`; nothing is drawn."""
         from goldenlayers.locating.lga import saliency_rows
 
         return saliency_rows(
@@ -254,9 +127,9 @@ class Transfer(LayerMethod):
         UserError: an option out of its range.
     """
 
-    name: ClassVar[str] = "transfer"
-    axis: ClassVar[tuple[str, str]] = ("score: transfer against interference", "")
-    needs_statistics: ClassVar[bool] = True
+    name = "transfer"
+    axis = ("score: transfer against interference", "")
+    needs_statistics = True
 
     reach: bool = False
     """Weigh by whether an edit can still bring the answer about (one backward pass)."""
@@ -285,17 +158,15 @@ class Transfer(LayerMethod):
 
     @property
     def label(self) -> str:
-        """The name, and what the transfer is weighed by; alignment includes the reach."""
+        # Alignment includes the reach.
         return self.name + (" align" if self.align else " reach" if self.reach else "")
 
     def rows(self, work: Work) -> Iterator[list[Row]]:
-        """See :func:`goldenlayers.locating.transfer.transfer_rows`."""
         from goldenlayers.locating.transfer import transfer_rows
 
         return transfer_rows(work, self)
 
     def warnings(self, n_layers: int, rows: Sequence[Row]) -> Iterable[str]:
-        """How many facts had stand-ins for their probes."""
         for name, text in _STAND_INS.items():
             if count := sum(bool(row.get(name)) for row in rows):
                 yield f"{count} of the {len(rows)} facts have {text}."
@@ -311,10 +182,10 @@ class CMA(LayerMethod):
         UserError: an option out of its range, or a window of single blocks.
     """
 
-    name: ClassVar[str] = "cma"
-    axis: ClassVar[tuple[str, str]] = ("score: indirect effect", "probability")
-    fills_old_answers: ClassVar[bool] = True
-    traces_tokens: ClassVar[bool] = True
+    name = "cma"
+    axis = ("score: indirect effect", "probability")
+    fills_old_answers = True
+    traces_tokens = True
 
     kind: Kind = "mlp"
     """What is restored: the MLP's output, the attention's, or that of the whole block."""
@@ -349,13 +220,11 @@ class CMA(LayerMethod):
         return self.window or (10 if n_layers > 10 else max(1, n_layers // 2))
 
     def rows(self, work: Work) -> Iterator[list[Row]]:
-        """See :func:`goldenlayers.locating.tracing.tracing_rows`."""
         from goldenlayers.locating.tracing import tracing_rows
 
         return tracing_rows(work, self)
 
     def warnings(self, n_layers: int, rows: Sequence[Row]) -> Iterable[str]:
-        """Whether the model has too few layers for the usual window."""
         del rows
         if n_layers <= 10 and self.window is None and self.kind != "block":
             yield (
@@ -364,7 +233,6 @@ class CMA(LayerMethod):
             )
 
     def grids(self, work: Work, chosen: Sequence[Fact]) -> Iterator[TracingGrid]:
-        """See :func:`goldenlayers.locating.tracing.tracing_grid`; all with the scores' noise."""
         from goldenlayers.locating import tracing
 
         sigma = tracing.noise_sigma(work.model, work.facts, self.noise)
@@ -381,8 +249,8 @@ class Fixed(LayerMethod):
             "published" for the depth that published configurations use.
     """
 
-    name: ClassVar[str] = "fixed"
-    axis: ClassVar[tuple[str, str]] = ("score: minus the distance\nfrom the layer named", "layers")
+    name = "fixed"
+    axis = ("score: minus the distance\nfrom the layer named", "layers")
 
     layer: int | Literal["middle", "published"] = "middle"
 
@@ -394,7 +262,6 @@ class Fixed(LayerMethod):
 
     @property
     def label(self) -> str:
-        """The name, or the layer."""
         return self.layer if isinstance(self.layer, str) else f"layer {self.layer}"
 
     def fixed_layer(self, n_layers: int) -> int | None:
@@ -451,6 +318,10 @@ def make_method(method: str | LayerMethod, **options: Any) -> LayerMethod:
                 f"{one} is for the method {' or '.join(others)}, not {name}",
                 fix=f"Leave out {one}, or choose another method",
             )
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:  # one that has no default
+        raise UserError(f"the method {name}: {error}") from None
     return make(**options)
 
 
@@ -466,32 +337,6 @@ def recorded_method(name: str, settings: Mapping[str, Any]) -> LayerMethod:
     same.
     """
     if name not in METHODS:
-        return _Unknown(called=name)
+        return type("Unknown", (LayerMethod,), {"name": name, "label": name})()
     own = options_of(name)
     return make_method(name, **{one: value for one, value in settings.items() if one in own})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unknown(LayerMethod):
-    """A method that is known by name only."""
-
-    called: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.called)
-
-    @property
-    def label(self) -> str:
-        return self.called
-
-
-def refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
-    """Refuse a value that is not among those known.
-
-    Raises:
-        UserError: with the values that are near.
-    """
-    if value not in known:
-        raise UserError(
-            f"unknown {name} '{value}'", fix=near_matches(str(value), filter(None, known))
-        )

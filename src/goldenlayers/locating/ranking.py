@@ -15,9 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.locating.fences import choose, keep, shares, tukey_fences
-from goldenlayers.locating.firmness import counted, left_out, refuse_alike, ties
-from goldenlayers.locating.methods import Scoring
+from goldenlayers.locating.base import Scoring
+from goldenlayers.locating.fences import (
+    choose,
+    counted,
+    keep,
+    left_out,
+    refuse_alike,
+    shares,
+    ties,
+    tukey_fences,
+)
 from goldenlayers.records import made, parse_json, short
 
 Array = NDArray[np.float64]

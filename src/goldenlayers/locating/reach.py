@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from goldenlayers.hooks import observe
+from goldenlayers.locating.base import Row
 from goldenlayers.locating.gradients import observe_factors
 from goldenlayers.locating.lga import backing_off
-from goldenlayers.locating.methods import Row, Transfer
+from goldenlayers.locating.methods import Transfer
 from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:

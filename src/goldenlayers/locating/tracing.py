@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden, observe, override, resume_from
+from goldenlayers.locating.base import Kind, Row, Work
 from goldenlayers.locating.grid import TracingGrid
 from goldenlayers.locating.lga import _row, backing_off
-from goldenlayers.locating.methods import CMA, Kind, Row, Work
+from goldenlayers.locating.methods import CMA
 from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, find_subject
 from goldenlayers.hooks import final_hidden, observe
+from goldenlayers.locating.base import Row, Work
 from goldenlayers.locating.lga import _row, backing_off
-from goldenlayers.locating.methods import Row, Transfer, Work
+from goldenlayers.locating.methods import Transfer
 from goldenlayers.locating.reach import Weights
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
