@@ -56,21 +56,16 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """The choice's entry in ``compare.json``; NaN becomes None."""
-        return {
-            **{name: getattr(self, name) for name in ("name", "method", "variant")},
-            **{name: getattr(self, name) for name in ("scope", "loss", "fence", "n_proxy")},
-            "layer": self.layer,
-            "score": plain(self.score),
-            "regret": plain(self.regret.value),
-            "regret_interval": [plain(self.regret.low), plain(self.regret.high)],
-            "hit_at": {str(k): value for k, value in self.hit_at.items()},
-            "golden_rank": self.golden_rank,
-            "spearman": plain(self.spearman),
-            "seconds": self.seconds,
-            "speed_up": self.speed_up,
-            "run": self.run,
-            "note": self.note,
-        }
+        numbers = {name: plain(getattr(self, name)) for name in ("score", "spearman")}
+        return (
+            vars(self)
+            | numbers
+            | {
+                "regret": plain(self.regret.value),
+                "regret_interval": [plain(self.regret.low), plain(self.regret.high)],
+                "hit_at": {str(k): value for k, value in self.hit_at.items()},
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,8 +108,8 @@ def compare(
         golden_layer=judge.golden_layer,
         golden_score=judge.best,
         oracle=truth.oracle(metric),
-        choices=tuple(_distinct(choices)),
-        proxy_sizes=tuple(_told_apart(curves, [rule.run.run for rule in rules])),
+        choices=_told_apart(choices, [one.run for one in choices]),
+        proxy_sizes=_told_apart(curves, [rule.run.run for rule in rules]),
         layers=truth.layers,
         means=tuple(truth.means(metric).tolist()),
         metric=metric,
@@ -142,8 +142,9 @@ class _Judge:
         }
 
     def golden(self) -> Choice:
-        one = self._choice("golden layer", "golden", self.truth.ranking(self.metric))
-        return replace(one, spearman=1.0, **self._cost(self.sweep_seconds))
+        order = self.truth.ranking(self.metric)
+        one = self._choice("golden layer", "golden", order, seconds=self.sweep_seconds)
+        return replace(one, spearman=1.0)
 
     def oracle(self) -> Choice:
         score, gap = self.truth.oracle(self.metric), self.truth.gap(self.metric)
@@ -175,12 +176,14 @@ class _Judge:
             raise UserError(f"sweep '{sweep.run}' has no golden layer by {self.metric}")
         scores = np.full(1 + max(*sweep.truth.layers, *self.truth.layers), np.nan)
         scores[list(sweep.truth.layers)] = eligible_means(sweep.truth.table(self.metric))
-        return replace(
-            self._choice(f"golden layer of {name}", "sweep", order),
-            spearman=self._spearman(scores.tolist()),
+        return self._choice(
+            f"golden layer of {name}",
+            "sweep",
+            order,
+            scores.tolist(),
+            sweep.seconds,
             n_proxy=len(sweep.truth.facts),
             run=sweep.run,
-            **self._cost(sweep.seconds),
         )
 
     def as_run(self, run: LocateRun) -> Choice:
@@ -189,26 +192,32 @@ class _Judge:
         name = f"{run.label} {variant}".strip()
         order = [run.ranking.golden_layer]  # what the run says, whatever its scores
         order += [layer for layer in run.order() if layer != order[0]]
-        return self._of_run(run, name, variant, order, scores)
+        seconds = run.ranking.seconds
+        return self._choice(
+            name, run.method, order, scores, seconds, variant=variant, **_origin(run)
+        )
 
     def by_rule(self, rule: Rule) -> Choice:
-        one = self._of_run(rule.run, rule.name, rule.variant, rule.order(), rule.scores())
         fences = {variant: fence for fence, variant in VARIANTS.items()}
-        return replace(one, fence=fences.get(rule.variant, "none"))
+        seconds = rule.run.ranking.seconds
+        more = _origin(rule.run) | {"fence": fences.get(rule.variant, "none")}
+        return self._choice(
+            rule.name, rule.run.method, rule.order(), rule.scores(), seconds,
+            variant=rule.variant, **more,
+        )  # fmt: skip
 
     def verified(self, run: LocateRun, record: Mapping[str, Any]) -> Choice:
         """The choice of ``locate --verify``; its order puts the verified layer first."""
-        plain_run = self.as_run(run)
         layer = int(record["layer"])
         order = [layer, *(one for one in run.order() if one != layer)]
-        spent: list[float | None] = [run.ranking.seconds, record.get("seconds")]
-        seconds = None if None in spent else sum(s for s in spent if s is not None)
-        return replace(
-            self._choice(f"{plain_run.name} verified", run.method, order),
-            **{n: getattr(plain_run, n) for n in ("scope", "loss", "fence", "n_proxy", "run")},
+        return self._choice(
+            f"{self.as_run(run).name} verified",
+            run.method,
+            order,
+            seconds=_added(run.ranking.seconds, record.get("seconds")),
             variant="verified",
             note=f"{record.get('n_edits')} edits with {record.get('method')}",
-            **self._cost(seconds),
+            **_origin(run),
         )
 
     def together(self, one: LocateRun, other: LocateRun) -> Choice:
@@ -218,71 +227,70 @@ class _Judge:
             scores = np.array([[layer.score for layer in run.ranking.layers]])
             kept = np.array([[layer.kept for layer in run.ranking.layers]])
             total -= mean_ranks(scores, kept) / 2
-        order = np.argsort(-total[0], kind="stable").tolist()
-        spent = [run.ranking.seconds for run in (one, other)]
-        seconds = None if None in spent else sum(s for s in spent if s is not None)
         method = f"{one.method}+{other.method}"
         label = one.label.removeprefix(one.method) + other.label.removeprefix(other.method)
-        choice = self._choice(method + label, method, order)
-        return replace(
-            choice,
+        n_proxy = max(one.ranking.n_facts, other.ranking.n_facts)
+        more = _origin(one) | {"n_proxy": n_proxy, "run": f"{one.run}+{other.run}"}
+        return self._choice(
+            method + label,
+            method,
+            np.argsort(-total[0], kind="stable").tolist(),
+            total[0].tolist(),
+            _added(one.ranking.seconds, other.ranking.seconds),
             variant="mean of ranks",
-            scope=one.scope,
-            loss=one.loss,
-            fence=one.fence,
-            spearman=self._spearman(total[0].tolist()),
-            n_proxy=max(one.ranking.n_facts, other.ranking.n_facts),
-            run=f"{one.run}+{other.run}",
-            **self._cost(seconds),
+            **more,
         )
 
-    def _of_run(
-        self, run: LocateRun, name: str, variant: str, order: list[int], scores: list[float]
+    def _choice(
+        self,
+        name: str,
+        method: str,
+        order: Sequence[int],
+        scores: Sequence[float] | None = None,
+        seconds: float | None = None,
+        **more: Any,
     ) -> Choice:
-        return replace(
-            self._choice(name, run.method, order),
-            variant=variant,
-            spearman=self._spearman(scores),
-            n_proxy=run.ranking.n_facts,
-            scope=run.scope,
-            loss=run.loss,
-            fence=run.fence,
-            run=run.run,
-            **self._cost(run.ranking.seconds),
-        )
+        """The first layer of an order judged, and where a golden layer stands in it.
 
-    def _choice(self, name: str, method: str, order: Sequence[int]) -> Choice:
-        """The first layer of an order judged, and where a golden layer stands in it."""
+        ``scores`` of all layers are compared with the swept layers' means, over the layers that can
+        be golden.
+        """
         layer, swept = order[0], self.truth.layers
-        score, regret, note = math.nan, Interval(math.nan, math.nan, math.nan, 0), ""
+        score, regret = math.nan, Interval(math.nan, math.nan, math.nan, 0)
         if layer in swept:
             score = float(self.truth.means(self.metric)[swept.index(layer)])
             regret = self.truth.regret(layer, self.metric)
         else:
-            note = f"layer {layer} was not swept"
+            more = {"note": f"layer {layer} was not swept"} | more
+        if scores is not None:
+            more["spearman"] = spearman([scores[i] for i in swept], self.eligible.tolist())
         places = [i for i, one in enumerate(order, start=1) if one in self.all_golden]
         rank = places[0] if places else None
         hits = {k: float(rank is not None and rank <= k) for k in HITS}
-        return Choice(name, method, layer, score, regret, golden_rank=rank, hit_at=hits, note=note)
-
-    def _spearman(self, scores: Sequence[float]) -> float:
-        """With the swept layers' means, over the layers that can be golden."""
-        return spearman([scores[i] for i in self.truth.layers], self.eligible.tolist())
+        more |= self._cost(seconds)
+        return Choice(name, method, layer, score, regret, golden_rank=rank, hit_at=hits, **more)
 
     def _cost(self, seconds: float | None) -> dict[str, Any]:
         up = self.sweep_seconds / seconds if seconds and self.sweep_seconds else None
         return {"seconds": seconds, "speed_up": up}
 
 
-def _distinct(choices: Sequence[Choice]) -> list[Choice]:
+def _origin(run: LocateRun) -> dict[str, Any]:
+    named = {name: getattr(run, name) for name in ("scope", "loss", "fence", "run")}
+    return named | {"n_proxy": run.ranking.n_facts}
+
+
+def _added(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+T = TypeVar("T", Choice, SizeCurve)
+
+
+def _told_apart(found: Sequence[T], runs: Sequence[str]) -> tuple[T, ...]:
     """Equal names told apart by their run, and by a number where that does not do."""
-    names = _unique([one.name for one in choices], [one.run for one in choices])
-    return [replace(one, name=name) for one, name in zip(choices, names, strict=True)]
-
-
-def _told_apart(curves: Sequence[SizeCurve], runs: Sequence[str]) -> list[SizeCurve]:
-    names = _unique([one.name for one in curves], runs)
-    return [replace(one, name=name) for one, name in zip(curves, names, strict=True)]
+    names = _unique([one.name for one in found], runs)
+    return tuple(replace(one, name=name) for one, name in zip(found, names, strict=True))
 
 
 def _unique(names: Sequence[str], runs: Sequence[str]) -> list[str]:
