@@ -45,7 +45,12 @@ def run(config: LocateConfig) -> int:
     config, (settled,) = settle(config, model, facts)
     facts = dataclasses.replace(facts, facts=tuple(settled))
     _also(config, model)
-    statistics = _statistics(config, model) if how.needs_statistics else None
+    statistics = None
+    if how.needs_statistics:
+        from goldenlayers.statistics import key_statistics
+
+        text, seed, cache = config.statistics, config.seed, config.cache_dir
+        statistics = key_statistics(model, text=text, seed=seed, cache_dir=cache)
     used: list[str] = []
     dropped: list[DataError] = []
 
@@ -103,20 +108,6 @@ def run(config: LocateConfig) -> int:
         shared.say(f"Warning: the choice {what}, the work was stopped before that{kept}.")
         raise stopped
     return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
-
-
-def _statistics(config: LocateConfig, model: Model) -> Mapping[int, Covariance]:
-    """Key statistics of every layer."""
-    from goldenlayers.statistics import key_statistics
-
-    with shared.progress("key statistics", "tokens") as bar:
-        return key_statistics(
-            model,
-            text=config.statistics,
-            seed=config.seed,
-            cache_dir=config.cache_dir,
-            progress=bar,
-        )
 
 
 def _grids(config: LocateConfig, model: Model, facts: FactSet) -> dict[str, TracingGrid]:
@@ -200,12 +191,7 @@ def _verify(
     if statistics is None:
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics_for(
-            config.verify_method,
-            model,
-            needed,
-            config.statistics,
-            config.seed,
-            config.cache_dir,
+            config.verify_method, model, needed, config.statistics, config.seed, config.cache_dir
         )
     with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(

@@ -111,10 +111,7 @@ def observe_factors(
         hidden = final_hidden(model, batch.ids)
         latest.clear()
         nll = token_nll(
-            model.layers,
-            hidden[rows, columns],
-            wanted,
-            torch.tensor(twins, device=model.device),
+            model.layers, hidden[rows, columns], wanted, torch.tensor(twins, device=model.device)
         )
         per_sequence = nll.new_zeros(n).index_add(0, rows, nll) / counts
         (per_sequence.sum() * scale).backward()

@@ -39,7 +39,7 @@ def lga_rows(
     Every fact must have its old answer (see ``known.fill_old_answers``). When memory runs out the
     batch is halved and tried again.
     """
-    encoded = [_old_and_new(model, fact) for fact in facts]
+    encoded = [(old_text(model, f), model.encoder.fact(f, f.target_new)) for f in facts]
 
     def run(members: list[int]) -> list[Row]:
         old, new = zip(*(encoded[i] for i in members), strict=True)
@@ -124,11 +124,15 @@ def _row(fact: Fact) -> Row:
     }
 
 
-def _old_and_new(model: Model, fact: Fact) -> tuple[Encoding, Encoding]:
+def old_text(model: Model, fact: Fact) -> Encoding:
+    """The prompt with its old answer.
+
+    Raises:
+        UserError: the fact has none.
+    """
     if fact.target_old is None:
         raise UserError(
             f"fact '{fact.id}' has no old answer",
             fix="Fill it with the model's own answer first (locate does so by itself)",
         )
-    encoder = model.encoder
-    return encoder.fact(fact, fact.target_old), encoder.fact(fact, fact.target_new)
+    return model.encoder.fact(fact, fact.target_old)

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden, observe, override, resume_from
 from goldenlayers.locating.base import Kind, Row, Work
 from goldenlayers.locating.grid import TracingGrid
-from goldenlayers.locating.lga import _row, backing_off
+from goldenlayers.locating.lga import _row, backing_off, old_text
 from goldenlayers.locating.methods import CMA
 from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
@@ -53,7 +52,7 @@ def tracing_rows(work: Work, how: CMA) -> Iterator[list[Row]]:
         UserError: a fact without old answer.
     """
     model, todo, n_layers = work.model, work.facts, len(work.model.layers)
-    encoded = [_with_old_answer(model, fact) for fact in todo]
+    encoded = [old_text(model, fact) for fact in todo]
     noise = Noise(noise_sigma(model, todo, how.noise), how.samples, work.seed)
     sites = restored_modules(model, how.kind)
     samples, places = how.samples, windows(n_layers, how.kind, how.window_in(n_layers))
@@ -98,7 +97,7 @@ def tracing_grid(
         UserError: a fact without old answer.
     """
     n_layers, samples = len(model.layers), how.samples
-    encoding = _with_old_answer(model, fact)
+    encoding = old_text(model, fact)
     sigma = noise_sigma(model, [fact], how.noise) if sigma is None else sigma
     noise, sites = Noise(sigma, samples, seed), restored_modules(model, how.kind)
     traces = Traces(model, [fact], [encoding], sites, noise, how.batch_size)
@@ -220,11 +219,7 @@ class Traces:
             def keep(layer: int, x: Tensor, _y: Tensor) -> None:
                 parts[layer].append(x.clone())
 
-            with (
-                torch.no_grad(),
-                override(self.model.layers.embedding, add),
-                observe(blocks, keep),
-            ):
+            with torch.no_grad(), override(self.model.layers.embedding, add), observe(blocks, keep):
                 hidden = final_hidden(self.model, self.ids[owners])
             found.append(self._answer_probability(hidden, owners))
         self.entering = {i: torch.cat(xs) for i, xs in parts.items()}
@@ -277,15 +272,6 @@ class Traces:
         with torch.no_grad():
             nll = token_nll(self.model.layers, hidden[rows, tokens - 1], targets).double().cpu()
         return torch.exp(-torch.zeros(len(owners), dtype=torch.float64).index_add(0, rows, nll))
-
-
-def _with_old_answer(model: Model, fact: Fact) -> Encoding:
-    if fact.target_old is None:
-        raise UserError(
-            f"fact '{fact.id}' has no old answer",
-            fix="Fill it with the model's own answer first (locate does so by itself)",
-        )
-    return model.encoder.fact(fact, fact.target_old)
 
 
 def restored_modules(model: Model, kind: Kind) -> dict[int, nn.Module]:

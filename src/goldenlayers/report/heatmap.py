@@ -24,9 +24,7 @@ _LONGEST = 24  # characters of a token's label
 
 
 def tracing_figure(
-    grid: TracingGrid,
-    path_stem: str | os.PathLike[str],
-    formats: Sequence[str] = ("svg", "png"),
+    grid: TracingGrid, path_stem: str | os.PathLike[str], formats: Sequence[str] = ("svg", "png")
 ) -> list[Path]:
     """Draw the indirect effect by token (rows, read downwards) and layer (columns).
 
