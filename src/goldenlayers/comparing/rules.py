@@ -230,18 +230,17 @@ def size_curve(
         lost = regrets[layers]
         judged = lost[~np.isnan(lost)]
         times = np.bincount(layers, minlength=len(regrets))
-        ends = np.percentile(judged, [2.5, 97.5]).tolist() if len(judged) else [np.nan] * 2
-        points.append(
-            SizePoint(
-                n,
-                count,
-                float(judged.mean()) if len(judged) else float("nan"),
-                float(judged.std()) if len(judged) else float("nan"),
-                *ends,
-                wins=float((judged < 1e-9).mean()) if len(judged) else float("nan"),
-                layer=int(times.argmax()),
-                agreement=float(times.max() / count),
-                unjudged=float(np.isnan(lost).mean()),
-            )
+        figures = [np.nan] * 5
+        if len(judged):
+            ends = np.percentile(judged, [2.5, 97.5])
+            figures = [judged.mean(), judged.std(), *ends, (judged < 1e-9).mean()]
+        point = SizePoint(
+            n,
+            count,
+            *map(float, figures),
+            layer=int(times.argmax()),
+            agreement=float(times.max() / count),
+            unjudged=float(np.isnan(lost).mean()),
         )
+        points.append(point)
     return SizeCurve(rule.name, tuple(points))

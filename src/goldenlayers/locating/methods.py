@@ -1,4 +1,4 @@
-"""The layer methods: what each can be told, which facts it needs, how its scores become a choice.
+"""The layer methods: the options of each, the facts it needs, and how its scores become a choice.
 
 Nothing heavy is imported here; what a method runs is imported when it runs.
 """

@@ -189,22 +189,17 @@ def _all_probes(work: Work, how: Transfer) -> list[_Probes]:
     facts, finder = work.facts, _ProbeFinder(work, how)
     probes = [finder.of(fact) for fact in facts]
     if not any(p.rephrasings for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has a rephrasing that holds the subject",
-            fix="Use data with rephrasings, or give prefixes to put before the prompts",
-        )
-    if not any(p.locality for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has a locality probe, nor are there prompts of other "
-            "facts to stand in",
-            fix="Use data with locality probes, or facts about more than one subject",
-        )
-    if not any(p.rephrasings and p.locality for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has both a rephrasing and a locality probe",
-            fix="Use data with both kinds of probes, or give prefixes to put before the prompts",
-        )
-    return probes
+        lacks = "a rephrasing that holds the subject"
+        fix = "Use data with rephrasings, or give prefixes to put before the prompts"
+    elif not any(p.locality for p in probes):
+        lacks = "a locality probe, nor are there prompts of other facts to stand in"
+        fix = "Use data with locality probes, or facts about more than one subject"
+    elif not any(p.rephrasings and p.locality for p in probes):
+        lacks = "both a rephrasing and a locality probe"
+        fix = "Use data with both kinds of probes, or give prefixes to put before the prompts"
+    else:
+        return probes
+    raise UserError(f"none of the {len(facts)} facts has {lacks}", fix=fix)
 
 
 class _ProbeFinder:
