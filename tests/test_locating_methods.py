@@ -113,13 +113,14 @@ def test_a_value_that_it_cannot_take_is_refused(kind: Any, options: Any, said: s
 
 
 def test_an_option_that_a_method_does_not_have_is_refused(depth: type[Depth]) -> None:
-    for method, options, said in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         ("saliency", {"fence": "nonsense"}, "fence is for the method lga, not saliency"),
         ("cma", {"scope": "mlp"}, "scope is for the method lga or saliency or depth, not cma"),
         (gl.Transfer(), {"loss": "answer"}, "loss is for the method lga or saliency, not transfer"),
         ("published", {"layer": 3}, "the method published has no option 'layer'"),
         ("lga", {"scop": "mlp"}, "the method lga has no option 'scop'. Did you mean 'scope'"),
-    ):
+    ]
+    for method, options, said in cases:
         with pytest.raises(UserError) as caught:
             gl.locate(tiny("llama"), FACTS, method, **options)
         assert said in str(caught.value)
@@ -145,7 +146,8 @@ def test_names_and_objects_are_one() -> None:
 
 def test_a_layer_can_be_named() -> None:
     model = tiny("llama")
-    for layer, found in ((3, 3), (-1, 3), (0, 0), ("middle", 2)):
+    named: list[tuple[Any, int]] = [(3, 3), (-1, 3), (0, 0), ("middle", 2)]
+    for layer, found in named:
         ranking = gl.locate(model, [], gl.Fixed(layer))
         assert ranking.golden_layer == found and ranking.candidates[0] == found
     assert gl.locate(model, [], gl.Fixed(-1)).method == "fixed"
