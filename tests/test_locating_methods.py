@@ -324,3 +324,6 @@ def test_a_recorded_method_has_the_runs_options() -> None:
     fact = Fact("a", "Rome", "Rome is", "big")
     with pytest.raises(NotImplementedError, match="kta traces no tokens"):
         gone.grids(Work(tiny("llama"), [fact]), [fact])
+    damaged = LocateRun("mine", LayerRanking.fixed("lga", 4, 2), settings={"scope": "mpl"})
+    with pytest.raises(UserError, match=r"run 'mine': unknown scope 'mpl'"):
+        _ = damaged.label

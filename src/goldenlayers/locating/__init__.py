@@ -25,6 +25,8 @@ from goldenlayers.progress import Progress
 from goldenlayers.shown import progress as progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
@@ -111,10 +113,13 @@ def locate(
     builder = RankingBuilder(
         how.name, n_layers, how.scoring, bootstrap=bootstrap, top_k=top_k, seed=seed
     )
+    if model.device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(model.device)
     plain: list[dict[str, Any]] = []  # the rows without their lists
     interrupted = False
     with ExitStack() as stack:
-        memory = stack.enter_context(_PeakMemory(model))
         if progress is None:
             bar = progress_bar(f"locating with {how.name}", "facts")
             tell = Progress(on_progress=stack.enter_context(bar))
@@ -130,7 +135,7 @@ def locate(
             interrupted = True
     ranking = builder.result(
         seconds=time.perf_counter() - start,
-        peak_memory_bytes=memory.peak_bytes,
+        peak_memory_bytes=_peak_memory(model.device),
         model=model.name,
         data=data,
         dropped=Counter(error.reason for error in dropped),
@@ -198,30 +203,16 @@ def _within_context(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], li
     return kept, dropped
 
 
-class _PeakMemory:
-    """Peak memory of a block of work: of the GPU if the model is on one, else of the process."""
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes in use at most: of the GPU since its count was reset, else of the process so far."""
+    if device.type == "cuda":
+        import torch
 
-    def __init__(self, model: Model) -> None:
-        self.device = model.device
-        self.peak_bytes: int | None = None
-
-    def __enter__(self) -> _PeakMemory:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self.device)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
-            return
-        try:
-            import resource
-            import sys
-        except ImportError:  # Windows has no resource module
-            return
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.peak_bytes = peak if sys.platform == "darwin" else peak * 1024
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows has no resource module
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
