@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from goldenlayers.locating import RankingBuilder
+from goldenlayers.locating.ranking import RankingBuilder
 
 
 def stop_locating_at_the_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:

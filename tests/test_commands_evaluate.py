@@ -280,7 +280,7 @@ def test_a_batch_by_an_editor_of_single_facts_is_refused_before_the_layer_is_sou
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for costly in ("locate.locate", "statistics.key_statistics"):
+    for costly in ("locating.locate", "statistics.key_statistics"):
         monkeypatch.setattr(f"goldenlayers.{costly}", None)
     facts = ["starter"] if command == "evaluate" else ["--facts", "starter"]
     arguments = [command, str(checkpoint), *facts, "--out", str(tmp_path / "run")]
@@ -317,7 +317,7 @@ def test_the_layer_is_chosen_on_other_facts_than_the_judged(
 ) -> None:
     from goldenlayers.config import EvaluateConfig
     from goldenlayers.datasets import load_facts
-    from goldenlayers.locating import LayerRanking
+    from goldenlayers.locating.ranking import LayerRanking
 
     judged = load_facts("starter", limit=10)
     seen: list[Any] = []

@@ -19,6 +19,7 @@ from goldenlayers.commands.compare import CompareConfig
 from goldenlayers.commands.options import from_record, to_record
 from goldenlayers.comparing import (
     LocateRun,
+    SweepRun,
     compare,
     overlap_warnings,
     rules_of,
@@ -27,9 +28,9 @@ from goldenlayers.comparing import (
 from goldenlayers.comparing.rules import combined, mean_ranks
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import hit_at, regret, spearman
-from goldenlayers.locating import RankingBuilder
+from goldenlayers.locating import make_method
 from goldenlayers.locating.fences import tukey_fences
-from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 
@@ -50,9 +51,14 @@ def lga_rows(seed: int = 0, n: int = 40, prefix: str = "p") -> list[dict[str, An
 
 
 def built(method: str, rows: list[dict[str, Any]], fence: Any = "tukey") -> LayerRanking:
-    fence, reduce = (fence, "sum") if method == "lga" else ("none", "mean")
-    builder = RankingBuilder(method, L, fence=fence, reduce=reduce, bootstrap=0, top_k=2)
+    options = {"fence": fence} if method == "lga" else {}
+    scoring = make_method(method, **options).scoring
+    builder = RankingBuilder(method, L, scoring, bootstrap=0, top_k=2)
     return builder.update(rows).result(seconds=2.0)
+
+
+def judged(truth: Truth, *others: LocateRun, seconds: float | None = None, **more: Any) -> Any:
+    return compare(SweepRun("this sweep", truth, seconds=seconds), others, **more)
 
 
 def lga_run(seed: int = 0, n: int = 40, name: str = "a", **more: Any) -> LocateRun:
@@ -71,7 +77,7 @@ def other_run(method: str, seed: int = 0, n: int = 40, name: str = "b", **more: 
 def test_each_choice_is_judged_as_a_slow_loop_would(seed: int):
     truth = Truth.from_rows(sweep_rows(seed))
     run, cma = lga_run(seed), other_run("cma", seed)
-    found = compare(truth, [run, cma], sweep_seconds=100.0, repeats=5)
+    found = judged(truth, run, cma, seconds=100.0, repeats=5)
     choices = named(found)
     means = truth.means().tolist()
     golden = max(range(L), key=lambda i: means[i])
@@ -136,7 +142,7 @@ def test_variants_are_what_their_names_say():
     np.testing.assert_allclose(rules["normalised"].scores(), total / norms)
     # A run without a fence has the raw choice for its own, and it is not there twice.
     bare = lga_run(1, fence="none")
-    names = [one.name for one in compare(Truth.from_rows(sweep_rows()), [bare]).choices]
+    names = [one.name for one in judged(Truth.from_rows(sweep_rows()), bare).choices]
     assert names.index("lga mlp sequence raw") < names.index("lga mlp sequence tukey")
     assert len(set(names)) == len(names)
 
@@ -215,7 +221,7 @@ def test_ranks():
 def test_lga_and_transfer_together():
     truth = Truth.from_rows(sweep_rows(5))
     lga, transfer = lga_run(5), other_run("transfer", 6, n=30)
-    found = compare(truth, [transfer, lga], repeats=8, sizes=[10])
+    found = judged(truth, transfer, lga, repeats=8, sizes=[10])
     one = named(found)["lga+transfer mlp sequence"]
 
     def ranks(run: LocateRun) -> list[float]:
@@ -232,7 +238,7 @@ def test_lga_and_transfer_together():
     apart = [dict(row) | {"fact": f"x{i:02}"} for i, row in enumerate(lga.rows)]
     strange = LocateRun("c", lga.ranking, apart)
     assert combined(rules_of(strange)[0], rules_of(transfer)[0], "both") is None
-    again = compare(truth, [strange, transfer], repeats=2)
+    again = judged(truth, strange, transfer, repeats=2)
     assert named(again)["lga+transfer mlp sequence"].layer == one.layer
     assert all(not c.name.startswith("lga+") for c in again.proxy_sizes)
 
@@ -248,7 +254,7 @@ def test_names_tell_runs_apart():
         other_run("cma", 4, name="same"),
         LocateRun("mid", LayerRanking.fixed("middle", L, 3)),
     ]
-    names = set(named(compare(truth, runs, repeats=2, sizes=[5])))
+    names = set(named(judged(truth, *runs, repeats=2, sizes=[5])))
     assert {
         "lga mlp sequence tukey (one)", "lga mlp sequence tukey (two)", "lga down answer tukey",
         "transfer reach", "cma (same) #1", "cma (same) #2", "middle", "published",
@@ -263,7 +269,7 @@ def test_layers_that_tie_for_the_best_are_all_golden():
         for layer, score in enumerate([10.0, 50, 50, 20])
     ]
     runs = [LocateRun("x", LayerRanking.fixed("middle", 4, 2))]
-    found = named(compare(Truth.from_rows(rows), runs))
+    found = named(judged(Truth.from_rows(rows), *runs))
     assert found["golden layer"].layer == 1
     assert found["middle"].layer == 2 and found["middle"].regret.value == 0
     assert found["middle"].hit_at[1] == 1.0 and found["middle"].golden_rank == 1
@@ -272,7 +278,7 @@ def test_layers_that_tie_for_the_best_are_all_golden():
 
 def test_a_choice_outside_the_sweep_is_not_judged():
     rows = [row for row in sweep_rows() if row["layer"] not in (3, 5)]
-    found = compare(Truth.from_rows(rows), [other_run("cma")], repeats=20)
+    found = judged(Truth.from_rows(rows), other_run("cma"), repeats=20)
     middle = named(found)["middle"]
     assert middle.layer == 3 and math.isnan(middle.score) and math.isnan(middle.regret.value)
     assert middle.note == "layer 3 was not swept"
@@ -284,7 +290,7 @@ def test_a_choice_outside_the_sweep_is_not_judged():
 def test_a_verified_choice():
     run = lga_run(0, verified={"layer": 2, "seconds": 8.0, "n_edits": 28, "method": "rome"})
     truth = Truth.from_rows(sweep_rows())
-    one = named(compare(truth, [run], sweep_seconds=100.0))["lga mlp sequence tukey verified"]
+    one = named(judged(truth, run, seconds=100.0))["lga mlp sequence tukey verified"]
     assert (one.layer, one.seconds, one.speed_up) == (2, 10.0, 10.0)
     assert one.score == pytest.approx(truth.means()[2]) and one.note == "28 edits with rome"
 
@@ -293,20 +299,22 @@ def test_proxy_facts_that_are_test_facts():
     truth = Truth.from_rows(sweep_rows())
     rows = lga_rows(prefix="t")
     run = LocateRun("a", built("lga", rows), rows, data_sha256="d1", fingerprint="w1")
-    with pytest.raises(UserError, match="30 of its 40 proxy facts are facts of the sweep"):
-        overlap_warnings([run], truth, data_sha256="d1", fingerprint="w1")
-    assert (
-        "too good"
-        in overlap_warnings([run], truth, data_sha256="d1", fingerprint="w1", allow_overlap=True)[0]
+    same, other = (
+        SweepRun("s", truth, data_sha256=data, fingerprint=weights)
+        for data, weights in (("d1", "w1"), ("d2", "w2"))
     )
-    assert "in other data" in overlap_warnings([run], truth, data_sha256="d2")[0]
+    with pytest.raises(UserError, match="30 of its 40 proxy facts are facts of the sweep"):
+        overlap_warnings([run], same)
+    assert "too good" in overlap_warnings([run], same, allow_overlap=True)[0]
+    unknown = SweepRun("s", truth, data_sha256="d2")
+    assert "in other data" in overlap_warnings([run], unknown)[0]
     clean = LocateRun("b", run.ranking, lga_rows(), data_sha256="d1")
-    assert overlap_warnings([clean], truth, data_sha256="d1", fingerprint="w1") == []
+    assert overlap_warnings([clean], same) == []
     with pytest.raises(UserError, match="other weights"):
-        overlap_warnings([run], truth, data_sha256="d2", fingerprint="w2")
+        overlap_warnings([run], other)
     deep = Truth.from_rows(sweep_rows(n_layers=9))
     with pytest.raises(UserError, match="ranks 7 layers"):
-        overlap_warnings([clean], deep)
+        overlap_warnings([clean], SweepRun("s", deep))
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -332,10 +340,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for words in ("rome on tiny", "golden layer", "oracle", "lga answer", "Mean regret with N"):
         assert words in shown.out
     written = json.loads((out / "compare.json").read_text())
-    expected = compare(
-        truth, [LocateRun.read(RunFolder.open(p)) for p in (lga, fixed)],
-        sweep_seconds=120.0, repeats=20,
-    ).to_json()  # fmt: skip
+    read = [LocateRun.read(RunFolder.open(p)) for p in (lga, fixed)]
+    expected = judged(truth, *read, seconds=120.0, repeats=20).to_json()
     assert {k: v for k, v in written.items() if k != "sweep"} == json.loads(json.dumps(expected))
     assert written["sweep"]["data_sha256"] == "d1" and written["sweep"]["run"] == "sweep"
     one = next(c for c in written["choices"] if c["name"] == "lga mlp answer tukey")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -24,13 +25,20 @@ def shifted(seed: int, by: int, prefix: str = "t", layers: int = L) -> list[dict
     return [{**row, "fact": prefix + row["fact"][1:]} for row in rows if 0 <= row["layer"] < layers]
 
 
+def limited_to(truth: Truth, layers: list[int]) -> Truth:
+    """The truth among some of the layers only."""
+    kept = [truth.layers.index(layer) for layer in layers]
+    tables = {name: table[:, kept] for name, table in truth.scores.items()}
+    return dataclasses.replace(truth, layers=tuple(layers), scores=tables)
+
+
 def test_golden_layers_of_other_sweeps_are_choices():
     truth = Truth.from_rows(sweep_rows(0))
     # One sweeps some of the layers only, and one layer that the judging sweep does not have.
     deeper = SweepRun("deep", Truth.from_rows(shifted(1, 2)), "rome", "zsre", seconds=50.0)
-    other = Truth.from_rows(shifted(2, 0, "x", 9)).limited_to([1, 2, 3, 8])
+    other = limited_to(Truth.from_rows(shifted(2, 0, "x", 9)), [1, 2, 3, 8])
     partly = SweepRun("part", other)
-    found = compare(truth, sweeps=[deeper, partly], name="mine", sweep_seconds=100.0, repeats=2)
+    found = compare(SweepRun("mine", truth, seconds=100.0), [deeper, partly], repeats=2)
     choices = named(found)
     means = truth.means().tolist()
     for run in (deeper, partly):
@@ -63,13 +71,13 @@ def test_golden_layers_of_other_sweeps_are_choices():
     assert json.loads(json.dumps(found.to_json()))["transfer"]["golden_layers"] == [
         *transfer.golden
     ]
-    assert compare(truth, repeats=2).transfer is None
+    assert compare(SweepRun("mine", truth), repeats=2).transfer is None
 
 
 def test_sweeps_of_one_name_are_told_apart():
     truth = Truth.from_rows(sweep_rows(0))
     pair = [SweepRun("sweep", Truth.from_rows(shifted(i, i)), "rome", f"d{i}") for i in (1, 2)]
-    choices = named(compare(truth, sweeps=pair, repeats=2))
+    choices = named(compare(SweepRun("mine", truth), pair, repeats=2))
     assert {"golden layer of sweep (rome on d1)", "golden layer of sweep (rome on d2)"} <= {
         *choices
     }
@@ -100,13 +108,13 @@ def test_what_the_reader_has_to_know_of_other_sweeps():
     assert "older version" in older
     with pytest.raises(UserError, match="has no 'rephrase'"):
         transfer_warnings(mine, [mine], "rephrase")
-    apart = SweepRun("apart", truth.limited_to([0, 1]))
-    upper = SweepRun("upper", truth.limited_to([2, 3]))
+    apart = SweepRun("apart", limited_to(truth, [0, 1]))
+    upper = SweepRun("upper", limited_to(truth, [2, 3]))
     with pytest.raises(UserError, match="no layer in common"):
         transfer_warnings(apart, [upper], "overall")
     # One that is judged need not have a layer in common with another that is.
     assert transfer_warnings(mine, [apart, upper], "overall")
-    assert compare(truth, sweeps=[apart, upper], repeats=2).transfer is not None
+    assert compare(mine, [apart, upper], repeats=2).transfer is not None
 
 
 def test_sweeps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

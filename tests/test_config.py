@@ -13,7 +13,8 @@ from goldenlayers.commands.options import LIMITS, types_of
 from goldenlayers.commands.sweep import layers_named
 from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError, check_number
-from goldenlayers.locating import RankingBuilder
+from goldenlayers.locating import LGA
+from goldenlayers.locating.ranking import RankingBuilder
 
 # What a command cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -70,7 +71,8 @@ def test_numbers_out_of_bounds_are_refused(command: str, name: str) -> None:
             value = str(value)
         elif annotated.startswith("list"):
             value = [5, value]
-        return kind(**NEEDED.get(command, {}) | {name: value})
+        needed = NEEDED.get(command, {}) | ({"method": "lga"} if name == "kappa" else {})
+        return kind(**needed | {name: value})
 
     made(high)
     if (command, name) != ("locate", "verify"):  # one layer alone needs --also
@@ -136,4 +138,7 @@ def test_layers_are_read_without_counting_them_out() -> None:
 )  # fmt: skip
 def test_the_library_checks_its_numbers_too(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=name):
-        RankingBuilder("lga", 4, **{name: value})
+        if name == "kappa":
+            LGA(kappa=value)
+        else:
+            RankingBuilder("lga", 4, **{name: value})

@@ -37,17 +37,6 @@ def test_solve_and_matrix_against_the_dense_inverse(ridge: float):
     torch.testing.assert_close(cov.solve(K[:, 2]), cov.solve(K)[:, 2], rtol=1e-9, atol=1e-9)
 
 
-def test_whitened_dot_products_are_the_inner_product_of_the_inverse():
-    cov = Covariance.from_matrix(moment())
-    K = keys(4)
-    expected = K.T @ torch.linalg.inv(cov.matrix()) @ K
-    whitened = cov.whiten(K)
-    torch.testing.assert_close(whitened.T @ whitened, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(cov.mahalanobis(K), expected.diagonal(), rtol=1e-9, atol=1e-9)
-    assert cov.mahalanobis(K[:, 0]).shape == ()
-    torch.testing.assert_close(cov.mahalanobis(K[:, 0]), expected[0, 0], rtol=1e-9, atol=1e-9)
-
-
 def test_eigh_is_of_the_moment_without_ridge_ascending():
     C = moment()
     values, vectors = Covariance.from_matrix(C, 0.5).eigh()

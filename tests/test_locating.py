@@ -14,13 +14,17 @@ from families import shared
 from reference import full_logits, inner, slow_greedy, weight_gradients
 from tokenizers_built import TOKENIZERS
 
+from goldenlayers.datasets import FactSet
 from goldenlayers.decoding import end_ids
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating import LayerRanking, lga, locate, published_layer
+from goldenlayers.locating import lga, locate, published_layer
 from goldenlayers.locating.known import blank_ids, fill_old_answers, known_facts
-from goldenlayers.locating.lga import backing_off, lga_rows, out_of_memory, saliency_rows
+from goldenlayers.locating.lga import backing_off, lga_rows, saliency_rows
+from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.memory import out_of_memory
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 
 FACTS = [
     Fact("italy", "Italy", "The capital of Italy is", "Paris", target_old="Rome"),
@@ -79,7 +83,7 @@ def test_saliency_is_the_mean_absolute_gradient(name: str, loss: Any) -> None:
 
 def test_the_ranking_is_the_sum_over_facts() -> None:
     model = wrapped(dtype=torch.float64)
-    ranking = locate(model, FACTS, fence="none", bootstrap=10, data="mine")
+    ranking = locate(model, FactSet(tuple(FACTS), name="mine"), fence="none", bootstrap=10)
     expected = [0.0] * 4
     for fact in FACTS:
         old = weight_gradients(model, model.encoder.fact(fact, fact.target_old or "").ids, "mlp")
@@ -117,10 +121,10 @@ def test_progress_and_rows_are_told() -> None:
     locate(
         model,
         FACTS,
-        batch_size=2,
         bootstrap=0,
-        on_rows=rows.extend,
-        on_progress=lambda a, b: done.append((a, b)),
+        progress=Progress(
+            on_rows=rows.extend, on_progress=lambda a, b: done.append((a, b)), chunk=2
+        ),
     )
     assert done == [(2, 5), (4, 5), (5, 5)]
     assert sorted(row["fact"] for row in rows) == sorted(f.id for f in FACTS)
@@ -205,9 +209,8 @@ def test_an_interruption_leaves_what_is_done() -> None:
         if done >= 4:
             raise KeyboardInterrupt
 
-    ranking = locate(
-        model, FACTS, batch_size=2, bootstrap=0, on_progress=interrupt, on_rows=kept.extend
-    )
+    progress = Progress(on_progress=interrupt, on_rows=kept.extend)
+    ranking = locate(model, FACTS, batch_size=2, bootstrap=0, progress=progress)
     assert ranking.n_facts == 4 == len(kept)
     assert any("Interrupted after 4 of 5 facts" in text for text in ranking.warnings)
     some = [f for f in FACTS if f.id in {row["fact"] for row in kept}]
@@ -343,7 +346,8 @@ def test_a_fact_the_model_already_answers_so_is_no_edit() -> None:
     assert [f.id for f in facts] == [f.id for f in FACTS]
     assert len(dropped) == 1 and "same" in str(dropped[0]) and "no edit" in str(dropped[0])
     told: list[DataError] = []
-    ranking = locate(model, [same, *FACTS], bootstrap=0, on_dropped=told.extend)
+    progress = Progress(on_dropped=told.append)
+    ranking = locate(model, [same, *FACTS], bootstrap=0, progress=progress)
     assert ranking.n_facts == 5 and len(told) == 1
     with pytest.raises(DataError, match="same"):
         locate(model, [same])
@@ -384,7 +388,7 @@ def test_a_fact_longer_than_the_context_is_left_out_with_its_name() -> None:
     model = wrapped()
     long = dataclasses.replace(FACTS[0], id="too-long", prompt="Italy " + "x y z " * 400)
     told: list[DataError] = []
-    ranking = locate(model, [*FACTS, long], on_dropped=told.extend)
+    ranking = locate(model, [*FACTS, long], progress=Progress(on_dropped=told.append))
     assert ranking == dataclasses.replace(
         locate(model, FACTS),
         seconds=ranking.seconds,

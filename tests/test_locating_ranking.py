@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
+from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.fences import keep, tukey_fences
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 
@@ -32,8 +33,12 @@ def rows_of(phi, **extra):
 
 def rank(phi, method="lga", **options):
     phi = np.asarray(phi, dtype=np.float64)
-    builder = RankingBuilder(method, phi.shape[1], **options)
-    return builder.update(rows_of(phi)).result()
+    return builder_of(method, phi.shape[1], **options).update(rows_of(phi)).result()
+
+
+def builder_of(method, n_layers, *, bootstrap=1000, seed=0, top_k=5, **scoring):
+    more = {"bootstrap": bootstrap, "seed": seed, "top_k": top_k}
+    return RankingBuilder(method, n_layers, Scoring(**scoring), **more)
 
 
 def slow_choice(scores, fence, kappa):
@@ -178,12 +183,12 @@ def test_facts_that_say_nothing_are_told():
 
 def test_facts_left_out_before_are_counted():
     rows = rows_of(np.random.default_rng(0).normal(size=(2, 4)))
-    ranking = RankingBuilder("cma", 4, fence="none").update(rows).result(dropped={"unknown": 4})
+    ranking = builder_of("cma", 4, fence="none").update(rows).result(dropped={"unknown": 4})
     assert (ranking.n_facts, ranking.n_given, ranking.dropped) == (2, 6, {"unknown": 4})
     assert ranking.warnings[0] == "Only 2 of the 6 facts could be used. Left out: unknown: 4."
     assert LayerRanking.from_json(ranking.to_json()) == ranking
     rows[1] |= {"phi": [None] * 4, "unscored": "no locality probe"}
-    found = RankingBuilder("transfer", 4, fence="none").update(rows).result()
+    found = builder_of("transfer", 4, fence="none").update(rows).result()
     assert any("1 fact of 2 took no part: no locality probe" in text for text in found.warnings)
     assert not any("finite" in text for text in found.warnings)
 
@@ -217,7 +222,7 @@ def test_facts_without_finite_scores_are_left_out_and_counted():
 
 def test_diagnostics_that_are_missing_stay_missing():
     rows = [{"fact": i, "phi": [1.0, 2.0]} for i in range(12)]
-    ranking = RankingBuilder("saliency", 2, reduce="mean").update(rows).result()
+    ranking = builder_of("saliency", 2, reduce="mean").update(rows).result()
     assert ranking.layers[0].cosine is None and ranking.layers[0].norm_new is None
     rows[0] = {"fact": 0, "phi": [1.0, 2.0], "cosine": [0.25, float("nan")]}
     ranking = RankingBuilder("saliency", 2).update(rows).result()
@@ -257,7 +262,7 @@ def test_bad_settings_and_rows_are_the_users_errors():
     )
     for options in bad:
         with pytest.raises(UserError):
-            RankingBuilder("lga", 3, **options)
+            builder_of("lga", 3, **options)
     builder = RankingBuilder("lga", 3)
     with pytest.raises(UserError, match=r"fact x: 'phi' is not a list of 3"):
         builder.update([{"fact": "x", "phi": [1.0, 2.0]}])
@@ -308,7 +313,7 @@ def test_the_last_block_alone_can_be_left_out() -> None:
     assert keep(np.ones((1, 1)), "last", 1.0).all()  # the only block there is
     rows = [{"fact": "a", "phi": scores[0].tolist()}, {"fact": "b", "phi": scores[1].tolist()}]
     chosen = {
-        fence: RankingBuilder("lga", 4, fence=fence).update(rows).result().golden_layer
+        fence: builder_of("lga", 4, fence=fence).update(rows).result().golden_layer
         for fence in ("last", "none")
     }
     assert chosen == {"last": 1, "none": 3}

@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden
-from goldenlayers.locating.ranking import RankingBuilder
+from goldenlayers.locating import CMA, Work, locate
 from goldenlayers.locating.tracing import (
+    Noise,
     Traces,
-    _noise,
     noise_sigma,
     restored_modules,
     tracing_grid,
@@ -29,6 +29,7 @@ from goldenlayers.locating.tracing import (
     windows,
 )
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 from goldenlayers.tokens import subject_tokens
 
 FACTS = [
@@ -100,9 +101,16 @@ def slow_run(
     return math.exp(total), seen
 
 
-def rows_of(model: Model, facts: list[Fact], **options: Any) -> dict[str, dict]:
-    options = {"known": False, "samples": 3, "window": 2, "noise": 1.0} | options
-    rows = [row for part in tracing_rows(model, facts, **options) for row in part]
+def method(**options: Any) -> CMA:
+    wide = {} if options.get("kind") == "block" else {"window": 2}
+    return CMA(**{"samples": 3, "noise": 1.0, **wide} | options)
+
+
+def rows_of(
+    model: Model, facts: list[Fact], seed: int = 0, batch_size: int = 32, **options: Any
+) -> dict[str, dict]:
+    how = method(batch_size=batch_size, **options)
+    rows = [row for part in tracing_rows(Work(model, facts, seed), how) for row in part]
     assert sorted(row["fact"] for row in rows) == sorted(fact.id for fact in facts)
     return {row["fact"]: row for row in rows}
 
@@ -114,7 +122,7 @@ def test_one_at_a_time_on_every_family(family: str, kind: Any) -> None:
     fact = FACTS[1]
     sigma = noise_sigma(model, FACTS, 1.0)
     encoding = model.encoder.fact(fact, fact.target_old or "")
-    _, noises = _noise(model, fact, encoding, 2, sigma, 0)
+    _, noises = Noise(sigma, 2, 0).of(model, fact, encoding)
     clean, states = slow_run(model, fact, kind, None, {})
     assert near(row["clean"], clean)
     corrupted = [slow_run(model, fact, kind, n.double(), {})[0] for n in noises]
@@ -155,16 +163,7 @@ def test_windows() -> None:
 
 def traces_of(model: Model, kind: Any, sigma: float) -> Traces:
     encodings = [model.encoder.fact(f, f.target_old or "") for f in FACTS]
-    return Traces(
-        model,
-        FACTS,
-        encodings,
-        sites=restored_modules(model, kind),
-        samples=2,
-        sigma=sigma,
-        seed=0,
-        batch_size=4,
-    )
+    return Traces(model, FACTS, encodings, restored_modules(model, kind), Noise(sigma, 2, 0), 4)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "falcon", "opt", "gptj"])
@@ -227,7 +226,7 @@ def test_the_noise_is_measured_in_subject_embeddings() -> None:
     sigma = noise_sigma(model, FACTS)
     assert sigma == pytest.approx(3 * spread)
     encoding = model.encoder.fact(FACTS[0])
-    start, noise = _noise(model, FACTS[0], encoding, 400, sigma, 0)
+    start, noise = Noise(sigma, 400, 0).of(model, FACTS[0], encoding)
     assert start == subject_tokens(FACTS[0], encoding)[0]
     assert float(noise.std()) == pytest.approx(sigma, rel=0.02)
 
@@ -235,9 +234,8 @@ def test_the_noise_is_measured_in_subject_embeddings() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_grid_holds_the_rows_and_nothing_before_the_subject(kind: Any) -> None:
     model = tiny("falcon", dtype=torch.float64)
-    options: Any = {"kind": kind, "window": 2, "samples": 3}
     sigma = noise_sigma(model, FACTS, 1.0)
-    grid = tracing_grid(model, FACTS[0], sigma=sigma, batch_size=5, **options)
+    grid = tracing_grid(model, FACTS[0], method(kind=kind, batch_size=5), sigma=sigma)
     row = rows_of(model, FACTS, kind=kind)["a"]
     assert near(grid.effect[grid.lookup] + grid.corrupted, row["restored"])
     assert near([grid.clean, grid.corrupted], [row["clean"], row["corrupted"]])
@@ -248,16 +246,7 @@ def test_the_grid_holds_the_rows_and_nothing_before_the_subject(kind: Any) -> No
     assert grid.effect[grid.subject[0] :].any(axis=1).all()
     # The zeros before the subject are no omission: restoring there changes nothing.
     encodings = [model.encoder.fact(f, f.target_old or "") for f in FACTS]
-    traces = Traces(
-        model,
-        FACTS,
-        encodings,
-        sites=restored_modules(model, kind),
-        samples=3,
-        sigma=sigma,
-        seed=0,
-        batch_size=9,
-    )
+    traces = Traces(model, FACTS, encodings, restored_modules(model, kind), Noise(sigma, 3, 0), 9)
     before = (torch.arange(3), torch.full((3,), grid.subject[0] - 1))
     same = traces.probability(torch.arange(3), range(4), before)
     assert near(same, traces.corrupted[0])
@@ -277,21 +266,23 @@ def test_only_known_facts_are_traced_and_rank_the_layers() -> None:
     model = tiny("llama")
     known = next(fact for i in range(400) if (fact := answered(model, f"Room {i}")) is not None)
     facts = [FACTS[1], known]
-    rows = [r for part in tracing_rows(model, facts, samples=2) for r in part]
+    rows: list[dict[str, Any]] = []
+    ranking = locate(model, facts, "cma", samples=2, progress=Progress(on_rows=rows.extend))
     assert [row["fact"] for row in rows] == ["known"]
-    builder = RankingBuilder("cma", len(model.layers), fence="none", reduce="mean")
-    ranking = builder.update(rows).result()
-    assert ranking.golden_layer == int(np.argmax(rows[0]["phi"]))
+    assert ranking.golden_layer == int(np.argmax(rows[0]["phi"])) and ranking.fence == "none"
+    assert ranking.dropped == {"the model does not give the old answer": 1}
+    # Asked for, the others are traced too.
+    assert locate(model, facts, CMA(samples=2, known=False)).n_facts == 2
 
 
 def test_what_the_user_can_get_wrong() -> None:
     model = tiny("llama")
 
     def run(facts: list[Fact] = FACTS, **options: Any) -> None:
-        list(tracing_rows(model, facts, **{"known": False, **options}))
+        list(tracing_rows(Work(model, facts), CMA(**options)))
 
     with pytest.raises(UserError, match="none of the 1 facts"):
-        run([dataclasses.replace(FACTS[0], target_old="zebra zebra zebra")], known=True)
+        locate(model, [dataclasses.replace(FACTS[0], target_old="zebra zebra zebra")], "cma")
     with pytest.raises(UserError, match="no old answer"):
         run([dataclasses.replace(FACTS[0], target_old=None)])
     with pytest.raises(UserError, match="unknown kind 'residual'"):
@@ -301,3 +292,18 @@ def test_what_the_user_can_get_wrong() -> None:
             run(FACTS, **{name: 0})
     with pytest.raises(UserError, match="noise is -1"):
         run(noise=-1.0)
+    with pytest.raises(UserError, match="window is for the kinds mlp and attention"):
+        run(kind="block", window=5)
+
+
+def test_the_window_is_half_of_a_small_model_and_can_be_said() -> None:
+    assert [CMA().window_in(n) for n in (1, 3, 10, 11, 48)] == [1, 1, 5, 10, 10]
+    assert CMA(window=5).window_in(48) == 5 and CMA(kind="block").window_in(48) == 1
+    model = tiny("llama")
+    how = CMA(samples=2, known=False)
+    usual = locate(model, FACTS, how)
+    one, wide = (locate(model, FACTS, how, window=n) for n in (1, 2))
+    assert [x.score for x in usual.layers] == [x.score for x in wide.layers]
+    assert [x.score for x in usual.layers] != [x.score for x in one.layers]
+    assert any("here it restored 2" in text for text in usual.warnings)
+    assert not any("restore" in text for text in wide.warnings)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from goldenlayers.covariance import Covariance
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.locating.ranking import RankingBuilder
+from goldenlayers.locating import Transfer, Work, locate
 from goldenlayers.locating.reach import Reach, Weights, _unit
 from goldenlayers.locating.transfer import transfer_rows
 from goldenlayers.models.model import Model
@@ -107,8 +107,11 @@ def slow_scores(
     return transfer, interference
 
 
-def rows_of(model: Model, facts: list[Fact], *args: Any, **options: Any) -> dict[str, dict]:
-    rows = [row for part in transfer_rows(model, facts, *args, **options) for row in part]
+def rows_of(
+    model: Model, facts: list[Fact], C: dict[int, Covariance], seed: int = 0, **options: Any
+) -> dict[str, dict]:
+    work = Work(model, facts, seed, C)
+    rows = [row for part in transfer_rows(work, Transfer(**options)) for row in part]
     assert sorted(row["fact"] for row in rows) == sorted(fact.id for fact in facts)
     return {row["fact"]: row for row in rows}
 
@@ -331,11 +334,8 @@ def test_reach_is_the_first_order_change_within_the_clamp(name: str) -> None:
 
 def test_the_rows_rank_layers_and_one_layer_is_enough() -> None:
     model = tiny("llama")
-    builder = RankingBuilder("transfer", len(model.layers), fence="none", reduce="mean")
-    for rows in transfer_rows(model, FACTS, covariances(model)):
-        builder.update(rows)
-    ranking = builder.result()
-    assert ranking.n_facts == 3
+    ranking = locate(model, FACTS, "transfer", statistics=covariances(model))
+    assert ranking.n_facts == 3 and (ranking.fence, ranking.reduce) == ("none", "mean")
     # Cutting the model after its first block leaves that block's keys, and so its score.
     blocks = model.layers.blocks
     cut = dataclasses.replace(model.layers, blocks=blocks[:1])
@@ -363,6 +363,7 @@ def test_a_fact_without_anything_to_measure_by_is_not_scored() -> None:
         model,
         [dataclasses.replace(long, subject="Madrid", prompt="Madrid"), short],
         covariances(model),
+        prefixes=(),
     )
     assert rows["c"]["too_long"] == 1 and all(math.isnan(v) for v in rows["c"]["transfer"])
     assert all(math.isnan(v) for v in rows["c"]["phi"])
@@ -374,7 +375,7 @@ def test_what_the_user_can_get_wrong() -> None:
     C = covariances(model)
 
     def run(facts: list[Fact] = FACTS, C: dict[int, Covariance] = C, **options: Any) -> None:
-        list(transfer_rows(model, facts, C, **options))
+        list(transfer_rows(Work(model, facts, 0, C), Transfer(**options)))
 
     with pytest.raises(UserError, match=r"do not hold layers 1, 3\."):
         run(C={i: C[i] for i in (0, 2)})
@@ -383,7 +384,7 @@ def test_what_the_user_can_get_wrong() -> None:
     with pytest.raises(UserError, match="no facts"):
         run([])
     with pytest.raises(UserError, match="prefixes"):
-        run(BARE)
+        run(BARE, prefixes=())
     with pytest.raises(UserError, match="more than one subject"):
         run(BARE[:1], prefixes=PREFIXES)
     with pytest.raises(UserError, match="batch size is 0"):

@@ -38,7 +38,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.joints import JOINTS, join
-from goldenlayers.locating import LayerRanking, RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.models.gguf_checks import check_model
 from goldenlayers.models.gguf_header import read_header
 from goldenlayers.records import parse_json, parse_yaml

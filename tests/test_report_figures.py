@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from goldenlayers.errors import UserError
+from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.report.figures import ranking_figure
 
 
-def ranking_of(scores, n=4, method="lga", **options) -> LayerRanking:
+def ranking_of(scores, n=4, method="lga", **scoring) -> LayerRanking:
     noise = np.random.default_rng(0).normal(size=(n, len(scores))) * 1e-3
     phi = np.asarray(scores, dtype=np.float64) / n + noise - noise.mean(axis=0)
-    builder = RankingBuilder(method, len(scores), bootstrap=50, **options)
+    builder = RankingBuilder(method, len(scores), Scoring(**scoring), bootstrap=50)
     builder.update({"fact": str(i), "phi": list(row)} for i, row in enumerate(phi))
     return builder.result(model="tiny <&> $x$", data="starter")
 

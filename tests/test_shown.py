@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import json
 import logging
@@ -310,7 +311,8 @@ def test_pictures_are_xml_whatever_the_names(name: str, tmp_path: Path) -> None:
     from goldenlayers.report.figures import ranking_figure
     from goldenlayers.report.heatmap import tracing_figure
 
-    ranking = LayerRanking.fixed("middle", 6, 3, model=name, data=name, n_facts=3)
+    ranking = LayerRanking.fixed("middle", 6, 3, model=name, data=name)
+    ranking = dataclasses.replace(ranking, n_facts=3)
     grid = TracingGrid(
         tokens=(name, "is", name[:3]), effect=np.eye(3, 4), subject=(0, 1), lookup=1, clean=0.5,
         corrupted=0.1, kind="mlp", window=3, samples=2, sigma=0.1, answer=name, model=name,

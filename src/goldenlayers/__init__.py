@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
-    from goldenlayers.locating import LayerRanking, locate
+    from goldenlayers.locating import CMA, LGA, Fixed, Saliency, Transfer, locate
+    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import LayerMap, Model, load
     from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
@@ -32,16 +33,21 @@ if TYPE_CHECKING:
 
 # Public name → the module it lives in.
 _HOMES = {
+    "CMA": "locating",
     "DataError": "errors",
     "EditSettings": "editors",
     "Evaluation": "evaluation",
     "Fact": "facts",
     "FactSet": "datasets",
+    "Fixed": "locating",
     "KeyStatistics": "statistics",
+    "LGA": "locating",
     "LayerMap": "models",
-    "LayerRanking": "locating",
+    "LayerRanking": "locating.ranking",
     "Model": "models",
     "Probe": "facts",
+    "Saliency": "locating",
+    "Transfer": "locating",
     "UserError": "errors",
     "VerifiedChoice": "racing",
     "WeightDelta": "delta",
@@ -58,16 +64,21 @@ _HOMES = {
 }
 
 __all__ = [
+    "CMA",
+    "LGA",
     "DataError",
     "EditSettings",
     "Evaluation",
     "Fact",
     "FactSet",
+    "Fixed",
     "KeyStatistics",
     "LayerMap",
     "LayerRanking",
     "Model",
     "Probe",
+    "Saliency",
+    "Transfer",
     "UserError",
     "VerifiedChoice",
     "WeightDelta",

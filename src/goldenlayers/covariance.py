@@ -118,21 +118,6 @@ class Covariance:
         columns = self._columns(K)
         return torch.cholesky_solve(columns, self.cholesky).reshape(K.shape)
 
-    def whiten(self, K: Tensor) -> Tensor:
-        """L⁻¹K with C = LLᵀ, of the shape of ``K``.
-
-        Plain dot products of whitened keys are the inner product kᵀC⁻¹k'.
-        """
-        columns = self._columns(K)
-        return torch.linalg.solve_triangular(self.cholesky, columns, upper=False).reshape(K.shape)
-
-    def mahalanobis(self, K: Tensor) -> Tensor:
-        """kᵀC⁻¹k for each column: (n,) for (F, n), a scalar tensor for (F,). Squared, not a root.
-
-        For a key drawn from C itself the expected value is about F.
-        """
-        return self.whiten(K).square().sum(0)
-
     def _columns(self, K: Tensor) -> Tensor:
         if K.ndim not in (1, 2) or K.shape[0] != self.size:
             raise ValueError(f"keys must be ({self.size}, n) columns, got {tuple(K.shape)}")

@@ -23,7 +23,8 @@ from study_choices import draw, write
 import goldenlayers.models as models
 from goldenlayers.evaluation.metrics import spearman
 from goldenlayers.facts import Fact
-from goldenlayers.locating import locate
+from goldenlayers.locating import LGA, locate
+from goldenlayers.progress import Progress
 
 PATH = STUDY / "controls.json"
 
@@ -42,7 +43,8 @@ def swapped(facts: list[Fact]) -> list[Fact]:
 def scores(model: Any, facts: list[Fact], loss: Any) -> tuple[list[float], list[float], int]:
     """S_L, the summed products of the gradients' norms, and the golden layer."""
     rows: list[dict[str, Any]] = []
-    found = locate(model, facts, "lga", loss=loss, on_rows=rows.extend, bootstrap=0)
+    progress = Progress(on_rows=rows.extend)
+    found = locate(model, facts, LGA(loss=loss), progress=progress, bootstrap=0)
     norms = np.sum([np.multiply(r["norm_old"], r["norm_new"]) for r in rows], axis=0)
     return [one.score for one in found.layers], norms.tolist(), found.golden_layer
 

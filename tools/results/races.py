@@ -21,8 +21,8 @@ from study import STUDY, VERIFY, truth_of
 from study_choices import write
 from study_record import RANK_ONE, Cell, load
 
-from goldenlayers.locating import LayerRanking, published_layer
-from goldenlayers.locating.ranking import LayerScore
+from goldenlayers.locating import published_layer
+from goldenlayers.locating.ranking import LayerRanking, LayerScore
 from goldenlayers.racing import best_layers, race
 
 PATH = STUDY / "races.json"

@@ -27,7 +27,7 @@ from render import done
 from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
-from goldenlayers.comparing import LocateRun, compare
+from goldenlayers.comparing import LocateRun, SweepRun, compare
 from goldenlayers.editors import EditSettings, editor
 from goldenlayers.locating import published_layer
 from goldenlayers.models.model import Model
@@ -176,15 +176,16 @@ def judged(
 
     Races that are among the ``kept`` choices are not run again.
     """
-    how = {"sweep_seconds": seconds, "sizes": SIZES, "n_layers": len(block.model.layers)}
-    record = compare(truth, block.runs, **how).to_json()
+    n_layers = len(block.model.layers)
+    sweep = SweepRun("this sweep", truth, seconds=seconds, n_layers=n_layers)
+    record = compare(sweep, block.runs, sizes=SIZES).to_json()
     raced_already = {one["name"]: one for one in kept if " verified" in one["name"]}
     # The long race is dear: ROME speaks for the editors that share its values.
     for kind in ("", SPREAD, LONG) if method == "rome" else ("", SPREAD):
         asked = ("transfer",) if kind else ("lga mlp sequence tukey", "transfer")
         names = [f"{name} verified{kind}" for name in asked]
         if not all(name in raced_already for name in names):
-            fresh = compare(truth, raced(block, method, kind), **how).to_json()["choices"]
+            fresh = compare(sweep, raced(block, method, kind), sizes=SIZES).to_json()["choices"]
             raced_already |= {
                 one["name"] + kind: one | {"name": one["name"] + kind}
                 for one in fresh
@@ -195,7 +196,7 @@ def judged(
         for name in ("run", "note", "scope", "loss", "fence"):
             choice.pop(name, None)
     curves = {one["name"]: one for one in record["proxy_sizes"]}
-    wide = compare(truth, block.wide, **how).to_json()
+    wide = compare(sweep, block.wide, sizes=SIZES).to_json()
     curves |= {one["name"]: one for one in wide["proxy_sizes"]}
     record["proxy_sizes"] = [
         {

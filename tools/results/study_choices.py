@@ -11,11 +11,12 @@ from cells import DATA, ROOT
 
 from goldenlayers.comparing import LocateRun
 from goldenlayers.datasets import load_facts
-from goldenlayers.editors.prefixes import sample_prefixes
 from goldenlayers.facts import Fact
-from goldenlayers.locating import LayerRanking, locate
+from goldenlayers.locating import locate
 from goldenlayers.locating.known import known_facts
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 
 ROWS = ROOT / "runs" / "study"
 TEST, PROXY, WIDE, TRACED = 10, 100, 300, 8
@@ -118,8 +119,9 @@ def _run(
         rows: list[dict[str, Any]] = []
         extra: dict[str, Any] = {}
         if method == "transfer":
-            extra = {"statistics": statistics, "prefixes": sample_prefixes(model, 5, 8, 0)}
-        ranking = locate(model, facts, method, on_rows=rows.extend, **extra, **settings)
+            extra = {"statistics": statistics}
+        progress = Progress(on_rows=rows.extend)
+        ranking = locate(model, facts, method, progress=progress, **extra, **settings)
         record = {"ranking": ranking.to_json(), "rows": rows}
         write(path, record)
         print(f"  {name}{suffix}: {ranking.candidates} {ranking.seconds:.0f} s", flush=True)

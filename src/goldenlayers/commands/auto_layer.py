@@ -12,7 +12,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.records import entry, parse_json
 
 if TYPE_CHECKING:
-    from goldenlayers.locating import LayerRanking
+    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models.model import Model
 
 _PROXY_FACTS = 200
@@ -41,8 +41,7 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
     path = models_root(cache_dir).parent / "golden" / f"{_sha256(found_by)[:32]}.json"
     ranking = _kept(path)
     if ranking is None:
-        with shared.progress("locating with lga", "facts") as bar:
-            ranking = whole(locate(model, facts, "lga", data=facts.name, on_progress=bar))
+        ranking = whole(locate(model, facts))
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         record = json_text(ranking.to_json())
@@ -55,7 +54,7 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
 
 def _kept(path: Path) -> LayerRanking | None:
     """The ranking that is kept there; None where there is none, or it is not what was kept."""
-    from goldenlayers.locating import LayerRanking
+    from goldenlayers.locating.ranking import LayerRanking
 
     if not path.exists():
         return None

@@ -58,7 +58,13 @@ class CompareConfig(OutputOptions):
 
 def run(config: CompareConfig) -> int:
     """Compare, print the tables, and write the run folder if one is asked for."""
-    from goldenlayers.comparing import SweepRun, compare, overlap_warnings, transfer_warnings
+    from goldenlayers.comparing import (
+        LocateRun,
+        SweepRun,
+        compare,
+        overlap_warnings,
+        transfer_warnings,
+    )
     from goldenlayers.report.comparing import show_comparison
     from goldenlayers.store import RunFolder
 
@@ -71,29 +77,23 @@ def run(config: CompareConfig) -> int:
             expected=f"a metric of this sweep: {', '.join(m for m in truth.metrics[:-1])}",
             fix=f"Add --metric {truth.leading}",
         )
-    runs, others = _choices(config)
+    others = _choices(config)
     warnings = overlap_warnings(
-        runs,
-        truth,
-        data_sha256=sweep.data_sha256,
-        fingerprint=sweep.fingerprint,
+        [one for one in others if isinstance(one, LocateRun)],
+        sweep,
         allow_overlap=config.allow_overlap,
     )
-    warnings += transfer_warnings(sweep, others, config.metric)
+    sweeps = [one for one in others if isinstance(one, SweepRun)]
+    warnings += transfer_warnings(sweep, sweeps, config.metric)
     found = compare(
-        truth,
-        runs,
-        sweeps=others,
-        name=sweep.label,
+        sweep,
+        others,
         metric=config.metric,
-        sweep_seconds=sweep.seconds,
-        # A run ranks all layers of its model, the sweep may have been of some.
-        n_layers=None if runs else sweep.n_layers,
         sizes=config.sizes,
         repeats=config.repeats,
         seed=config.seed,
-        warnings=warnings,
     )
+    found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
     with shared.run_folder(config, "compare") as folder:
         if folder is not None:
             folder.write_json(COMPARE, found.to_json() | {"sweep": _origin(sweep)})
@@ -104,29 +104,26 @@ def run(config: CompareConfig) -> int:
     return 0
 
 
-def _choices(config: CompareConfig) -> tuple[list[LocateRun], list[SweepRun]]:
+def _choices(config: CompareConfig) -> list[LocateRun | SweepRun]:
     """The locate runs and the other sweeps of ``--with``."""
     from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.store import RunFolder
 
-    runs: list[LocateRun] = []
-    sweeps: list[SweepRun] = []
+    found: list[LocateRun | SweepRun] = []
     for path in config.with_:
         folder = RunFolder.open(path)
-        if folder.kind == "sweep":
-            if path.resolve() == config.sweep.resolve():
-                raise UserError(
-                    f"{path} is the sweep that judges", expected="other sweeps behind --with"
-                )
-            sweeps.append(SweepRun.read(folder))
-        elif folder.kind == "locate":
-            runs.append(LocateRun.read(folder))
-        else:
+        if folder.kind not in ("locate", "sweep"):
             raise UserError(
                 f"{folder.path} is a run of '{folder.kind}'",
                 expected="a run of golden locate or golden sweep",
             )
-    return runs, sweeps
+        if path.resolve() == config.sweep.resolve():
+            raise UserError(
+                f"{path} is the sweep that judges", expected="other sweeps behind --with"
+            )
+        kind = SweepRun if folder.kind == "sweep" else LocateRun
+        found.append(kind.read(folder))
+    return found
 
 
 def _origin(sweep: SweepRun) -> dict[str, Any]:

@@ -200,9 +200,7 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
             "the others are about subjects that are to be judged",
             fix="Judge fewer facts (--limit), or give --layer N (golden locate finds one)",
         )
-    with shared.progress("locating with lga", "facts") as bar:
-        found = locate(model, pool[:_PROXY_FACTS], "lga", data="starter", on_progress=bar)
-    ranking = whole(found)
+    ranking = whole(locate(model, pool[:_PROXY_FACTS]))
     shared.say(
         f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts, none about a "
         "judged subject"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.joints import settle
-from goldenlayers.config import LocateConfig, to_record, whole_number
-from goldenlayers.errors import UserError
+from goldenlayers.config import LocateConfig, whole_number
+from goldenlayers.errors import DataError, UserError
+from goldenlayers.progress import Progress
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.editors import EditSettings
     from goldenlayers.facts import Fact
-    from goldenlayers.locating import LayerRanking
     from goldenlayers.locating.grid import TracingGrid
+    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models.model import Model
     from goldenlayers.racing import VerifiedChoice
     from goldenlayers.store import RunFolder
@@ -29,11 +30,11 @@ _FREE = ("batch_size", "device")
 
 def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
-    from goldenlayers.locating import check_options, locate
+    from goldenlayers.locating import locate
     from goldenlayers.report.terminal import show_ranking
 
+    how = config.layer_method()
     shared.refuse_out(config, "locate", ignore=_FREE)
-    check_options(config.method, to_record(config))
     if config.verify is not None:
         from goldenlayers.editors import editor
 
@@ -44,10 +45,14 @@ def run(config: LocateConfig) -> int:
     config, (settled,) = settle(config, model, facts)
     facts = dataclasses.replace(facts, facts=tuple(settled))
     _also(config, model)
-    statistics, prefixes = (
-        _for_transfer(config, model) if config.method == "transfer" else (None, ())
-    )
+    statistics = None
+    if how.needs_statistics:
+        from goldenlayers.statistics import key_statistics
+
+        text, seed, cache = config.statistics, config.seed, config.cache_dir
+        statistics = key_statistics(model, text=text, seed=seed, cache_dir=cache)
     used: list[str] = []
+    dropped: list[DataError] = []
 
     def take(rows: list[dict[str, Any]]) -> None:
         used.extend(row["fact"] for row in rows)
@@ -55,29 +60,19 @@ def run(config: LocateConfig) -> int:
             append(folder, rows)
 
     with shared.run_folder(config, "locate", model=model, facts=facts, ignore=_FREE) as folder:
-        with shared.progress(f"locating with {config.method}", "facts") as bar:
+        with shared.progress(f"locating with {how.name}", "facts") as bar:
             ranking = locate(
                 model,
                 facts,
-                config.method,
-                scope=config.scope,
-                loss=config.loss,
-                known=config.known,
-                fence=config.fence,
-                kappa=config.kappa,
-                top_k=config.top_k,
-                bootstrap=config.bootstrap,
+                how,
                 seed=config.seed,
-                batch_size=config.batch_size,
+                bootstrap=config.bootstrap,
+                top_k=config.top_k,
                 statistics=statistics,
-                prefixes=prefixes,
-                reach=config.reach,
-                align=config.align,
-                data=facts.name,
-                on_rows=take,
-                on_progress=bar,
-                on_dropped=shared.tell_dropped,
+                progress=Progress(on_rows=take, on_progress=bar, on_dropped=dropped.append),
             )
+        if dropped:
+            shared.tell_dropped(dropped)
         verified: VerifiedChoice | None = None
         stopped: UserError | KeyboardInterrupt | None = None
         more = config.verify is not None or config.grid is not None
@@ -115,33 +110,17 @@ def run(config: LocateConfig) -> int:
     return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
 
 
-def _for_transfer(
-    config: LocateConfig, model: Model
-) -> tuple[Mapping[int, Covariance], Sequence[str]]:
-    """Key statistics of every layer, and prefixes for facts without rephrasings."""
-    from goldenlayers.editors import EditSettings
-    from goldenlayers.editors.prefixes import sample_prefixes
-    from goldenlayers.statistics import key_statistics
-
-    with shared.progress("key statistics", "tokens") as bar:
-        statistics = key_statistics(model, text=config.statistics, seed=config.seed, progress=bar)
-    s = EditSettings()
-    return statistics, sample_prefixes(model, s.prefixes, s.prefix_tokens, config.seed)
-
-
 def _grids(config: LocateConfig, model: Model, facts: FactSet) -> dict[str, TracingGrid]:
     """Every token traced, for some of the facts that the ranking is of; by fact id."""
-    from goldenlayers.locating.tracing import noise_sigma, tracing_grid
+    from goldenlayers.locating import Work
 
     assert config.grid is not None  # held by run
     chosen = facts.sample(config.grid, config.seed)
-    sigma = noise_sigma(model, facts)  # that of the ranking
+    found = config.layer_method().grids(Work(model, facts, config.seed), chosen)
     grids: dict[str, TracingGrid] = {}
     with shared.progress("tracing every token", "facts") as bar:
-        for fact in chosen:
-            grids[fact.id] = tracing_grid(
-                model, fact, seed=config.seed, batch_size=config.batch_size, sigma=sigma
-            )
+        for fact, grid in zip(chosen, found, strict=True):
+            grids[fact.id] = grid
             bar(len(grids), len(chosen))
     return grids
 
@@ -212,12 +191,7 @@ def _verify(
     if statistics is None:
         needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
         statistics = key_statistics_for(
-            config.verify_method,
-            model,
-            needed,
-            config.statistics,
-            config.seed,
-            config.cache_dir,
+            config.verify_method, model, needed, config.statistics, config.seed, config.cache_dir
         )
     with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(

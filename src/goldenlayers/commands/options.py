@@ -70,6 +70,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "top_k": (1, 10_000),
     "verify": (1, 10_000),
     "verify_facts": (1, 1_000_000),
+    "window": (1, 10_000),
     "workers": (1, 256),
 }
 _FRACTIONS = ("kappa",)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from goldenlayers.comparing.choices import Choice, Comparison
-from goldenlayers.comparing.judging import compare
+from goldenlayers.comparing.judging import Choice, Comparison, compare
 from goldenlayers.comparing.rules import SIZES, Rule, SizeCurve, rules_of, size_curve
 from goldenlayers.comparing.runs import LocateRun, overlap_warnings
 from goldenlayers.comparing.sweeps import SweepRun, transfer_warnings

@@ -1,4 +1,4 @@
-"""Each choice of a layer judged by a sweep's truth.
+"""Each choice of a layer judged by a sweep's truth, and all of them together.
 
 Shapes: B test facts, L layers, S resamples.
 """
@@ -6,15 +6,14 @@ Shapes: B test facts, L layers, S resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.comparing.choices import Choice, Comparison
 from goldenlayers.comparing.rules import (
     REPEATS,
     SIZES,
@@ -30,29 +29,114 @@ from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.comparing.sweeps import SweepRun
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.metrics import resampled_means, spearman
-from goldenlayers.locating import published_layer
+from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.truth import OVERALL, Interval, TransferMatrix, Truth, transfer_matrix
-from goldenlayers.truth.numbers import eligible_means, ends, level
+from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix
+from goldenlayers.truth.numbers import eligible_means, ends, level, plain
 
 Floats = NDArray[np.float64]
 
 HITS = (1, 3, 5)
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice and how it does on the test facts; NaN and None where something is unknown.
+
+    Attributes:
+        name: tells the choice apart from all others.
+        method: "lga", "transfer", "golden", "oracle", "random", ...
+        variant: "tukey", "raw", "cosine", ... ; "" for methods without variants.
+        layer: the chosen one; None for the oracle and the expected random layer.
+        score: mean score there, in the unit of the sweep's rows.
+        regret: golden layer's score minus this one's, over ``regret.n`` facts, with its 95 %
+            bootstrap interval over test facts.
+        golden_rank: place of the golden layer (of the best of them, if layers tie) in the choice's
+            own order, from 1; None if it is not in it.
+        hit_at: k → 1.0 if a golden layer is among the first k, else 0.0; a probability for random.
+        spearman: rank correlation of the choice's layer scores with the truth's layer means.
+        seconds: what the choice cost (key statistics not counted, neither here nor in the sweep).
+        speed_up: the sweep's seconds over these.
+        n_proxy: facts it looked at.
+        run: folder of the run it came from.
+    """
+
+    name: str
+    method: str
+    layer: int | None
+    score: float
+    regret: Interval
+    variant: str = ""
+    golden_rank: int | None = None
+    hit_at: Mapping[int, float] = field(default_factory=dict)
+    spearman: float = math.nan
+    seconds: float | None = None
+    speed_up: float | None = None
+    n_proxy: int = 0
+    scope: str | None = None
+    loss: str | None = None
+    fence: str | None = None
+    run: str = ""
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice's entry in ``compare.json``; NaN becomes None."""
+        numbers = {name: plain(getattr(self, name)) for name in ("score", "spearman")}
+        return (
+            vars(self)
+            | numbers
+            | {
+                "regret": plain(self.regret.value),
+                "regret_interval": [plain(self.regret.low), plain(self.regret.high)],
+                "hit_at": {str(k): value for k, value in self.hit_at.items()},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All choices, the yardsticks first, and how the rules do with fewer proxy facts.
+
+    ``transfer`` has the golden layer of every sweep judged on every other, this one first; None
+    where no other sweep was given.
+    """
+
+    golden_layer: int
+    golden_score: float
+    oracle: Interval
+    choices: tuple[Choice, ...]
+    proxy_sizes: tuple[SizeCurve, ...]
+    layers: tuple[int, ...]
+    means: tuple[float, ...]
+    metric: str
+    n_facts: int
+    sweep_seconds: float | None
+    warnings: tuple[str, ...] = ()
+    transfer: TransferMatrix | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of ``compare.json``."""
+        return {"schema": SCHEMA, **vars(self)} | {
+            "golden_score": plain(self.golden_score),
+            "oracle": self.oracle.to_json(),
+            "layers": list(self.layers),
+            "means": [plain(value) for value in self.means],
+            "choices": [choice.to_json() for choice in self.choices],
+            "proxy_sizes": [curve.to_json() for curve in self.proxy_sizes],
+            "transfer": self.transfer.to_json() if self.transfer else None,
+            "warnings": list(self.warnings),
+        }
 
 
 def compare(
-    truth: Truth,
-    runs: Sequence[LocateRun] = (),
+    sweep: SweepRun,
+    others: Sequence[LocateRun | SweepRun] = (),
     *,
-    sweeps: Sequence[SweepRun] = (),
-    name: str = "this sweep",
     metric: str = OVERALL,
-    sweep_seconds: float | None = None,
-    n_layers: int | None = None,
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
     seed: int = 0,
-    warnings: Iterable[str] = (),
 ) -> Comparison:
     """Judge every run's choice, its variants, and the baselines by the truth.
 
@@ -61,34 +145,32 @@ def compare(
     its ranks under the two (those outside the fences share the last ranks).
 
     Args:
-        truth: scores of the test facts at every layer. Whether the proxy facts are others, and the
-            model the same, is for ``overlap_warnings`` to see to.
-        runs: finished locate runs.
-        sweeps: other sweeps, whose golden layers are choices too (``transfer_warnings`` sees to it
-            that they may be).
-        name: of the truth's own sweep, beside theirs.
+        sweep: its truth, scores of the test facts at every layer, judges. Whether the proxy facts
+            are others, and the model the same, is for ``overlap_warnings`` to see to.
+        others: finished locate runs, and other sweeps, whose golden layers are choices too
+            (``transfer_warnings`` sees to it that they may be).
         metric: of the truth, by which to judge.
-        sweep_seconds: what the sweep took, for the speed-up.
-        n_layers: of the model, for "middle" and "published"; default from the runs, else from the
-            deepest swept layer.
         sizes: numbers of proxy facts to try.
         repeats: random subsets per size.
         seed: of the subsets.
-        warnings: to hand on.
 
     Raises:
         UserError: the truth has no golden layer by this metric.
     """
     check_number("repeats", repeats, 1, 10_000)
     check_seed(seed)
-    judge = _Judge(truth, metric, sweep_seconds)
-    width = n_layers or max([len(run.ranking.layers) for run in runs], default=truth.layers[-1] + 1)
+    truth, judge = sweep.truth, _Judge(sweep, metric)
+    runs = [one for one in others if isinstance(one, LocateRun)]
+    sweeps = [one for one in others if isinstance(one, SweepRun)]
+    # A run ranks all layers of its model, the sweep may have been of some.
+    deepest = sweep.n_layers or truth.layers[-1] + 1
+    width = max([len(run.ranking.layers) for run in runs], default=deepest)
     choices = [judge.golden(), judge.oracle(), judge.random()]
-    fixed = {"published": published_layer(width), "middle": width // 2}
     named = {run.method for run in runs}
-    for method, layer in fixed.items():
-        if method not in named:
-            ranking = LayerRanking.fixed(method, width, layer, top_k=width)
+    for fixed in (Fixed("published"), Fixed("middle")):
+        layer = fixed.fixed_layer(width)
+        if fixed.name not in named and layer is not None:
+            ranking = LayerRanking.fixed(fixed.name, width, layer, top_k=width)
             choices.append(judge.as_run(LocateRun("", ranking)))
     folders = [one.run for one in sweeps]
     for one in sweeps:
@@ -101,8 +183,9 @@ def compare(
         choices += [judge.by_rule(rule) for rule in own[1:]]
         if run.verified is not None:
             choices.append(judge.verified(run, run.verified))
-    gradients, transfers = ([r for r in runs if r.method == m] for m in ("lga", "transfer"))
-    for one, other in product(gradients, transfers):
+    for one, other in product(runs, runs):
+        if other.method not in one.how.joined_with:
+            continue
         choices.append(judge.together(one, other))
         pair = [next(iter(rules_of(run)), None) for run in (one, other)]
         if pair[0] and pair[1] and (both := combined(pair[0], pair[1], choices[-1].name)):
@@ -114,33 +197,30 @@ def compare(
         golden_layer=judge.golden_layer,
         golden_score=judge.best,
         oracle=truth.oracle(metric),
-        choices=tuple(_distinct(choices)),
-        proxy_sizes=tuple(_told_apart(curves, [rule.run.run for rule in rules])),
+        choices=_told_apart(choices, [one.run for one in choices]),
+        proxy_sizes=_told_apart(curves, [rule.run.run for rule in rules]),
         layers=truth.layers,
         means=tuple(truth.means(metric).tolist()),
         metric=metric,
         n_facts=len(truth.facts),
-        sweep_seconds=sweep_seconds,
-        warnings=(*warnings, *truth.warnings),
-        transfer=_transfers(truth, name, sweeps, metric),
+        sweep_seconds=sweep.seconds,
+        warnings=truth.warnings,
+        transfer=_transfers([sweep, *sweeps], metric) if sweeps else None,
     )
 
 
-def _transfers(
-    truth: Truth, name: str, sweeps: Sequence[SweepRun], metric: str
-) -> TransferMatrix | None:
-    if not sweeps:
-        return None
-    names = _unique([name, *(one.label for one in sweeps)], [""] * (1 + len(sweeps)))
-    truths = [truth, *(one.truth for one in sweeps)]
+def _transfers(sweeps: Sequence[SweepRun], metric: str) -> TransferMatrix:
+    names = _unique([one.label for one in sweeps], [""] * len(sweeps))
+    truths = [one.truth for one in sweeps]
     return transfer_matrix(dict(zip(names, truths, strict=True)), metric)
 
 
 class _Judge:
     """Turns choices into :class:`Choice` by one truth and metric."""
 
-    def __init__(self, truth: Truth, metric: str, sweep_seconds: float | None) -> None:
-        self.truth, self.metric, self.sweep_seconds = truth, metric, sweep_seconds
+    def __init__(self, sweep: SweepRun, metric: str) -> None:
+        truth = sweep.truth
+        self.truth, self.metric, self.sweep_seconds = truth, metric, sweep.seconds
         self.golden_layer = truth.golden_layer(metric)
         self.table = truth.table(metric)  # (B, L)
         self.eligible = eligible_means(self.table)  # (L,)
@@ -151,8 +231,9 @@ class _Judge:
         }
 
     def golden(self) -> Choice:
-        one = self._choice("golden layer", "golden", self.truth.ranking(self.metric))
-        return replace(one, spearman=1.0, **self._cost(self.sweep_seconds))
+        order = self.truth.ranking(self.metric)
+        one = self._choice("golden layer", "golden", order, seconds=self.sweep_seconds)
+        return replace(one, spearman=1.0)
 
     def oracle(self) -> Choice:
         score, gap = self.truth.oracle(self.metric), self.truth.gap(self.metric)
@@ -184,12 +265,14 @@ class _Judge:
             raise UserError(f"sweep '{sweep.run}' has no golden layer by {self.metric}")
         scores = np.full(1 + max(*sweep.truth.layers, *self.truth.layers), np.nan)
         scores[list(sweep.truth.layers)] = eligible_means(sweep.truth.table(self.metric))
-        return replace(
-            self._choice(f"golden layer of {name}", "sweep", order),
-            spearman=self._spearman(scores.tolist()),
+        return self._choice(
+            f"golden layer of {name}",
+            "sweep",
+            order,
+            scores.tolist(),
+            sweep.seconds,
             n_proxy=len(sweep.truth.facts),
             run=sweep.run,
-            **self._cost(sweep.seconds),
         )
 
     def as_run(self, run: LocateRun) -> Choice:
@@ -198,99 +281,105 @@ class _Judge:
         name = f"{run.label} {variant}".strip()
         order = [run.ranking.golden_layer]  # what the run says, whatever its scores
         order += [layer for layer in run.order() if layer != order[0]]
-        return self._of_run(run, name, variant, order, scores)
+        seconds = run.ranking.seconds
+        return self._choice(
+            name, run.method, order, scores, seconds, variant=variant, **_origin(run)
+        )
 
     def by_rule(self, rule: Rule) -> Choice:
-        one = self._of_run(rule.run, rule.name, rule.variant, rule.order(), rule.scores())
         fences = {variant: fence for fence, variant in VARIANTS.items()}
-        return replace(one, fence=fences.get(rule.variant, "none"))
+        seconds = rule.run.ranking.seconds
+        more = _origin(rule.run) | {"fence": fences.get(rule.variant, "none")}
+        return self._choice(
+            rule.name, rule.run.method, rule.order(), rule.scores(), seconds,
+            variant=rule.variant, **more,
+        )  # fmt: skip
 
     def verified(self, run: LocateRun, record: Mapping[str, Any]) -> Choice:
         """The choice of ``locate --verify``; its order puts the verified layer first."""
-        plain_run = self.as_run(run)
         layer = int(record["layer"])
         order = [layer, *(one for one in run.order() if one != layer)]
-        spent: list[float | None] = [run.ranking.seconds, record.get("seconds")]
-        seconds = None if None in spent else sum(s for s in spent if s is not None)
-        return replace(
-            self._choice(f"{plain_run.name} verified", run.method, order),
-            **{n: getattr(plain_run, n) for n in ("scope", "loss", "fence", "n_proxy", "run")},
+        return self._choice(
+            f"{self.as_run(run).name} verified",
+            run.method,
+            order,
+            seconds=_added(run.ranking.seconds, record.get("seconds")),
             variant="verified",
             note=f"{record.get('n_edits')} edits with {record.get('method')}",
-            **self._cost(seconds),
+            **_origin(run),
         )
 
     def together(self, one: LocateRun, other: LocateRun) -> Choice:
-        """LGA and transfer as they were run: the mean of their ranks."""
+        """Two runs (LGA and transfer, say) as they were made: the mean of their ranks."""
         total = np.zeros((1, len(one.ranking.layers)))
         for run in (one, other):
             scores = np.array([[layer.score for layer in run.ranking.layers]])
             kept = np.array([[layer.kept for layer in run.ranking.layers]])
             total -= mean_ranks(scores, kept) / 2
-        order = np.argsort(-total[0], kind="stable").tolist()
-        spent = [run.ranking.seconds for run in (one, other)]
-        seconds = None if None in spent else sum(s for s in spent if s is not None)
-        label = other.label.removeprefix("transfer")
-        choice = self._choice(f"lga+transfer {one.scope} {one.loss}{label}", "lga+transfer", order)
-        return replace(
-            choice,
+        method = f"{one.method}+{other.method}"
+        label = one.label.removeprefix(one.method) + other.label.removeprefix(other.method)
+        n_proxy = max(one.ranking.n_facts, other.ranking.n_facts)
+        more = _origin(one) | {"n_proxy": n_proxy, "run": f"{one.run}+{other.run}"}
+        return self._choice(
+            method + label,
+            method,
+            np.argsort(-total[0], kind="stable").tolist(),
+            total[0].tolist(),
+            _added(one.ranking.seconds, other.ranking.seconds),
             variant="mean of ranks",
-            scope=one.scope,
-            loss=one.loss,
-            fence=one.fence,
-            spearman=self._spearman(total[0].tolist()),
-            n_proxy=max(one.ranking.n_facts, other.ranking.n_facts),
-            run=f"{one.run}+{other.run}",
-            **self._cost(seconds),
+            **more,
         )
 
-    def _of_run(
-        self, run: LocateRun, name: str, variant: str, order: list[int], scores: list[float]
+    def _choice(
+        self,
+        name: str,
+        method: str,
+        order: Sequence[int],
+        scores: Sequence[float] | None = None,
+        seconds: float | None = None,
+        **more: Any,
     ) -> Choice:
-        return replace(
-            self._choice(name, run.method, order),
-            variant=variant,
-            spearman=self._spearman(scores),
-            n_proxy=run.ranking.n_facts,
-            scope=run.scope,
-            loss=run.loss,
-            fence=run.fence,
-            run=run.run,
-            **self._cost(run.ranking.seconds),
-        )
+        """The first layer of an order judged, and where a golden layer stands in it.
 
-    def _choice(self, name: str, method: str, order: Sequence[int]) -> Choice:
-        """The first layer of an order judged, and where a golden layer stands in it."""
+        ``scores`` of all layers are compared with the swept layers' means, over the layers that can
+        be golden.
+        """
         layer, swept = order[0], self.truth.layers
-        score, regret, note = math.nan, Interval(math.nan, math.nan, math.nan, 0), ""
+        score, regret = math.nan, Interval(math.nan, math.nan, math.nan, 0)
         if layer in swept:
             score = float(self.truth.means(self.metric)[swept.index(layer)])
             regret = self.truth.regret(layer, self.metric)
         else:
-            note = f"layer {layer} was not swept"
+            more = {"note": f"layer {layer} was not swept"} | more
+        if scores is not None:
+            more["spearman"] = spearman([scores[i] for i in swept], self.eligible.tolist())
         places = [i for i, one in enumerate(order, start=1) if one in self.all_golden]
         rank = places[0] if places else None
         hits = {k: float(rank is not None and rank <= k) for k in HITS}
-        return Choice(name, method, layer, score, regret, golden_rank=rank, hit_at=hits, note=note)
-
-    def _spearman(self, scores: Sequence[float]) -> float:
-        """With the swept layers' means, over the layers that can be golden."""
-        return spearman([scores[i] for i in self.truth.layers], self.eligible.tolist())
+        more |= self._cost(seconds)
+        return Choice(name, method, layer, score, regret, golden_rank=rank, hit_at=hits, **more)
 
     def _cost(self, seconds: float | None) -> dict[str, Any]:
         up = self.sweep_seconds / seconds if seconds and self.sweep_seconds else None
         return {"seconds": seconds, "speed_up": up}
 
 
-def _distinct(choices: Sequence[Choice]) -> list[Choice]:
+def _origin(run: LocateRun) -> dict[str, Any]:
+    named = {name: getattr(run, name) for name in ("scope", "loss", "fence", "run")}
+    return named | {"n_proxy": run.ranking.n_facts}
+
+
+def _added(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+T = TypeVar("T", Choice, SizeCurve)
+
+
+def _told_apart(found: Sequence[T], runs: Sequence[str]) -> tuple[T, ...]:
     """Equal names told apart by their run, and by a number where that does not do."""
-    names = _unique([one.name for one in choices], [one.run for one in choices])
-    return [replace(one, name=name) for one, name in zip(choices, names, strict=True)]
-
-
-def _told_apart(curves: Sequence[SizeCurve], runs: Sequence[str]) -> list[SizeCurve]:
-    names = _unique([one.name for one in curves], runs)
-    return [replace(one, name=name) for one, name in zip(curves, names, strict=True)]
+    names = _unique([one.name for one in found], runs)
+    return tuple(replace(one, name=name) for one, name in zip(found, names, strict=True))
 
 
 def _unique(names: Sequence[str], runs: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import LocateRun
-from goldenlayers.locating.fences import Fence, choose, keep
+from goldenlayers.locating.base import Fence
+from goldenlayers.locating.fences import choose, keep
 from goldenlayers.truth.numbers import plain
 
 Floats = NDArray[np.float64]
@@ -66,12 +67,12 @@ class Rule:
 def rules_of(run: LocateRun) -> list[Rule]:
     """The rules that a run's rows serve; the run's own comes first.
 
-    An LGA run serves S_L within Tukey fences (the paper's; κ of the run, 1 if it had no fence),
-    without ("raw"), and without the last block ("inner"); the mean over facts of the two
-    gradients' cosine ("cosine"); and S_L over the summed products of the gradients' norms
-    ("normalised": a mean of the cosines in which facts with large gradients count more). The last
-    two have no fence. Facts whose scores are not finite are left out, as when locating; a cosine
-    of a vanishing gradient counts as missing.
+    A run of a method with fences (LGA) serves S_L within Tukey fences (the paper's; κ of the run, 1
+    if it had no fence), without ("raw"), and without the last block ("inner"); the mean over facts
+    of the two gradients' cosine ("cosine"); and S_L over the summed products of the gradients'
+    norms ("normalised": a mean of the cosines in which facts with large gradients count more). The
+    last two have no fence. Facts whose scores are not finite are left out, as when locating; a
+    cosine of a vanishing gradient counts as missing.
 
     Other methods serve the mean of their scores. A run without rows serves none.
     """
@@ -87,7 +88,7 @@ def rules_of(run: LocateRun) -> list[Rule]:
     def rule(name: str, variant: str, score: Scores) -> Rule:
         return Rule(name, variant, run, facts, score)
 
-    if run.method != "lga":
+    if run.fence is None:
         return [rule(run.label, "", _sums(phi, None, "none", 1.0))]
     kappa = 1.0 if run.ranking.kappa is None else run.ranking.kappa
     own = VARIANTS.get(run.ranking.fence, "raw")
@@ -229,18 +230,17 @@ def size_curve(
         lost = regrets[layers]
         judged = lost[~np.isnan(lost)]
         times = np.bincount(layers, minlength=len(regrets))
-        ends = np.percentile(judged, [2.5, 97.5]).tolist() if len(judged) else [np.nan] * 2
-        points.append(
-            SizePoint(
-                n,
-                count,
-                float(judged.mean()) if len(judged) else float("nan"),
-                float(judged.std()) if len(judged) else float("nan"),
-                *ends,
-                wins=float((judged < 1e-9).mean()) if len(judged) else float("nan"),
-                layer=int(times.argmax()),
-                agreement=float(times.max() / count),
-                unjudged=float(np.isnan(lost).mean()),
-            )
+        figures = [np.nan] * 5
+        if len(judged):
+            ends = np.percentile(judged, [2.5, 97.5])
+            figures = [judged.mean(), judged.std(), *ends, (judged < 1e-9).mean()]
+        point = SizePoint(
+            n,
+            count,
+            *map(float, figures),
+            layer=int(times.argmax()),
+            agreement=float(times.max() / count),
+            unjudged=float(np.isnan(lost).mean()),
         )
+        points.append(point)
     return SizeCurve(rule.name, tuple(points))

@@ -8,25 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.rows import refuse_wrong
+from goldenlayers.locating.base import LayerMethod
+from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.models.model import comparable
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
-from goldenlayers.truth import Truth
+
+if TYPE_CHECKING:
+    from goldenlayers.comparing.sweeps import SweepRun
 
 Floats = NDArray[np.float64]
 
 RANKING, ROWS, VERIFIED = "ranking.json", "per_fact.jsonl", "verified.json"
 _PER_LAYER = ("phi", "cosine", "norm_old", "norm_new")
-_GRADIENTS = ("lga", "saliency")  # methods that scope and loss mean something to
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,7 @@ class LocateRun:
             run=folder.path.name,
             ranking=ranking,
             rows=sorted(rows, key=lambda row: row["fact"]),
-            settings=config.get("settings", {}),
+            settings=entry(config, "settings", dict[str, Any], where, {}),
             data_sha256=entry(config.get("data", {}), "sha256", str, where, ""),
             fingerprint=entry(config.get("model", {}), "fingerprint", str, where, ""),
             verified=verified,
@@ -100,30 +104,37 @@ class LocateRun:
         """The method's name."""
         return self.ranking.method
 
+    @cached_property
+    def how(self) -> LayerMethod:
+        """The method with the run's options.
+
+        Raises:
+            UserError: the settings hold an option that the method cannot take.
+        """
+        try:
+            return recorded_method(self.method, self.settings)
+        except UserError as error:
+            raise UserError(f"run '{self.run}': {error}") from error
+
     @property
     def scope(self) -> str | None:
         """Which weights the gradients were of; None for methods without."""
-        return self._setting("scope", "mlp")
+        return getattr(self.how, "scope", None)
 
     @property
     def loss(self) -> str | None:
         """Which loss the gradients were of; None for methods without."""
-        return self._setting("loss", "sequence")
+        return getattr(self.how, "loss", None)
 
     @property
     def fence(self) -> str | None:
-        """Either "tukey" or "none"; None for methods without fences."""
-        return self.ranking.fence if self.method == "lga" else None
+        """The fence of the ranking; None for methods without fences."""
+        return None if self.how.scoring.fence is None else self.ranking.fence
 
     @property
     def label(self) -> str:
         """The method with what tells its settings apart, the fence left out."""
-        parts = [self.method, self.scope, self.loss]
-        if self.method == "transfer":
-            # Alignment includes the reach.
-            named = [name for name in ("align", "reach") if self.settings.get(name)]
-            parts += named[:1]
-        return " ".join(part for part in parts if part)
+        return self.how.label
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -156,25 +167,15 @@ class LocateRun:
         kept = [one for one in self.ranking.layers if one.kept]
         return [one.layer for one in sorted(kept, key=lambda one: (-one.score, one.layer))]
 
-    def _setting(self, name: str, default: str) -> str | None:
-        return str(self.settings.get(name, default)) if self.method in _GRADIENTS else None
-
 
 def overlap_warnings(
-    runs: Sequence[LocateRun],
-    truth: Truth,
-    *,
-    data_sha256: str = "",
-    fingerprint: str = "",
-    allow_overlap: bool = False,
+    runs: Sequence[LocateRun], sweep: SweepRun, *, allow_overlap: bool = False
 ) -> list[str]:
-    """Whether the choices may be judged by this truth: same weights, other facts.
+    """Whether the choices may be judged by a sweep's truth: same weights, other facts.
 
     Args:
         runs: the choices.
-        truth: of the sweep.
-        data_sha256: of the sweep's facts; "" if unknown.
-        fingerprint: of the sweep's model; "" if unknown.
+        sweep: what they are judged by.
         allow_overlap: warn, in place of refusing, where proxy facts are test facts.
 
     Returns:
@@ -184,9 +185,10 @@ def overlap_warnings(
         UserError: other weights or another number of layers; proxy facts that are test facts.
     """
     found: list[str] = []
+    truth, data_sha256 = sweep.truth, sweep.data_sha256
     for one in runs:
         found += other_weights(
-            f"run '{one.run}'", one.fingerprint, "the sweep", fingerprint,
+            f"run '{one.run}'", one.fingerprint, "the sweep", sweep.fingerprint,
             fix="Locate with the sweep's model",
         )  # fmt: skip
         if truth.layers[-1] >= len(one.ranking.layers):

@@ -21,9 +21,12 @@ from goldenlayers.commands.options import (
     Statistics,
     Under,
     WorkerOptions,
+    default_settings,
     flag,
 )
 from goldenlayers.errors import UserError
+from goldenlayers.locating.base import LayerMethod
+from goldenlayers.locating.methods import make_method, options_of
 
 VERIFY = Under("Verify (race the best layers with real edits)")
 
@@ -38,7 +41,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
     heading = "Method"
 
-    method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
+    method: Annotated[str, arg(metavar="METHOD")] = "lga"
     """lga: Layer Gradient Analysis (arXiv 2602.20207). transfer: key transfer analysis, forward
     passes only. cma: causal mediation analysis (arXiv 2202.05262). saliency: mean absolute
     gradient. middle, published: choices that look at no facts (half depth; the depth published
@@ -70,6 +73,9 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
     kappa: Annotated[float, RARE] = 1.0
     """Width of the Tukey fences in interquartile ranges."""
+
+    window: int | None = None
+    """cma: layers restored together (default: 10, or half of them in models of 10 or fewer)."""
 
     top_k: int = 5
     """How many candidate layers to list."""
@@ -122,14 +128,28 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
                 raise UserError(
                     f"{flag(name)} is for --verify", fix="Add --verify 5, or leave it out"
                 )
+        how = self.layer_method()
         if self.grid is not None:
-            if self.method != "cma":
+            if not how.traces_tokens:
                 raise UserError(
                     f"--grid is for causal tracing, and the method is {self.method}",
                     fix="Add --method cma, or leave it out",
                 )
             if self.out is None:
                 raise UserError("--grid needs a run folder to write to", fix="Add --out RUN")
+
+    def layer_method(self) -> LayerMethod:
+        """The method with its options: those flags that are not at their default.
+
+        Raises:
+            UserError: an unknown method, or an option that it does not have.
+        """
+        names = ("scope", "loss", "known", "fence", "kappa", "reach", "align", "window")
+        default = default_settings(LocateConfig)
+        options = {n: getattr(self, n) for n in names if getattr(self, n) != default[n]}
+        if self.fence == "none" and "fence" not in options_of(self.method):
+            del options["fence"]  # which is what methods without fences do
+        return make_method(self.method, batch_size=self.batch_size, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, graph_from_embedding, observe
+from goldenlayers.locating.base import Loss, Scope
 from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.models.layers import Matrix
     from goldenlayers.models.model import Model
-
-Scope = Literal["mlp", "down", "attention", "block"]
-Loss = Literal["sequence", "answer"]
 
 # float16 gradients of a mean loss underflow below 6e-8; a power of two shifts them exactly.
 _HALF_LOSS_SCALE = 2.0**12
@@ -113,10 +111,7 @@ def observe_factors(
         hidden = final_hidden(model, batch.ids)
         latest.clear()
         nll = token_nll(
-            model.layers,
-            hidden[rows, columns],
-            wanted,
-            torch.tensor(twins, device=model.device),
+            model.layers, hidden[rows, columns], wanted, torch.tensor(twins, device=model.device)
         )
         per_sequence = nll.new_zeros(n).index_add(0, rows, nll) / counts
         (per_sequence.sum() * scale).backward()

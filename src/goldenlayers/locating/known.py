@@ -25,7 +25,7 @@ def known_facts(
 ) -> list[Fact]:
     """The facts whose old answer is the model's greedy continuation of the prompt.
 
-    ``on_dropped`` is told the others, with the reason.
+    ``on_dropped`` is called with the errors of the others.
     """
     asked = [fact for fact in facts if fact.target_old is not None]
     encodings = [model.encoder.fact(fact, fact.target_old or "") for fact in asked]

@@ -7,14 +7,15 @@ SaLEM-style baseline (mean |∇_{θ_L} ℓ(Q ∪ K')|). Shapes: B facts, L layer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating.gradients import Loss, Scope, observe_factors, pair_products
-from goldenlayers.memory import out_of_memory
+from goldenlayers.locating.base import Loss, Row, Scope
+from goldenlayers.locating.gradients import observe_factors, pair_products
+from goldenlayers.memory import fitting
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
     from goldenlayers.models.layers import Matrix
     from goldenlayers.models.model import Model
 
-Row = dict[str, Any]
-
 
 def lga_rows(
     model: Model,
     facts: Sequence[Fact],
-    *,
     scope: Scope = "mlp",
     loss: Loss = "sequence",
+    *,
     batch_size: int = 16,
 ) -> Iterator[list[Row]]:
     """Yield, batch by batch, one row per fact with φ_L for every layer and its diagnostics.
@@ -40,7 +39,7 @@ def lga_rows(
     Every fact must have its old answer (see ``known.fill_old_answers``). When memory runs out the
     batch is halved and tried again.
     """
-    encoded = [_old_and_new(model, fact) for fact in facts]
+    encoded = [(old_text(model, f), model.encoder.fact(f, f.target_new)) for f in facts]
 
     def run(members: list[int]) -> list[Row]:
         old, new = zip(*(encoded[i] for i in members), strict=True)
@@ -68,9 +67,9 @@ def lga_rows(
 def saliency_rows(
     model: Model,
     facts: Sequence[Fact],
-    *,
     scope: Scope = "mlp",
     loss: Loss = "sequence",
+    *,
     batch_size: int = 16,
 ) -> Iterator[list[Row]]:
     """Yield rows whose ``phi`` is the mean absolute weight gradient of the new text per layer.
@@ -110,26 +109,9 @@ def backing_off(
     """
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}", expected="1 or more")
-    todo = [i for members in length_batches(lengths, batch_size) for i in members]
-    while todo:
-        members = todo[:batch_size]
-        rows: list[Row] | None = None
-        try:
-            rows = run(members)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(members) == 1:
-                raise UserError(
-                    f"memory ran out on a single fact of {lengths[members[0]]} tokens",
-                    fix="Use a smaller --dtype such as bfloat16, or drop the longest facts",
-                ) from error
-        if rows is None:  # only here, with the exception gone, are its tensors free
-            batch_size = max(1, len(members) // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        todo = todo[len(members) :]
+    batches = length_batches(lengths, batch_size)
+    what = "a single fact of {} tokens".format
+    for _, rows in fitting(batches, run, lambda i: what(lengths[i]), for_good=True):
         yield rows
 
 
@@ -142,11 +124,15 @@ def _row(fact: Fact) -> Row:
     }
 
 
-def _old_and_new(model: Model, fact: Fact) -> tuple[Encoding, Encoding]:
+def old_text(model: Model, fact: Fact) -> Encoding:
+    """The prompt with its old answer.
+
+    Raises:
+        UserError: the fact has none.
+    """
     if fact.target_old is None:
         raise UserError(
             f"fact '{fact.id}' has no old answer",
             fix="Fill it with the model's own answer first (locate does so by itself)",
         )
-    encoder = model.encoder
-    return encoder.fact(fact, fact.target_old), encoder.fact(fact, fact.target_new)
+    return model.encoder.fact(fact, fact.target_old)

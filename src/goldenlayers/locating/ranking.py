@@ -9,23 +9,28 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.locating.fences import Fence, choose, keep, shares, tukey_fences
-from goldenlayers.locating.firmness import counted, left_out, refuse_alike, ties
+from goldenlayers.locating.base import Scoring
+from goldenlayers.locating.fences import (
+    choose,
+    counted,
+    keep,
+    left_out,
+    refuse_alike,
+    shares,
+    ties,
+    tukey_fences,
+)
 from goldenlayers.records import made, parse_json, short
 
 Array = NDArray[np.float64]
-Reduce = Literal["sum", "mean"]
 
 SCHEMA = 1
-# With 13 proxy facts LGA chose a layer 32 points worse than with 160; others settle on far fewer.
-_ENOUGH_FACTS = {"lga": 100}
-_ENOUGH_FACTS_OTHERWISE = 10
 MOST_RESAMPLES = 100_000
 _CHUNK = 8 * 1024 * 1024  # resampled scores are built in pieces of so many numbers (64 MiB)
 
@@ -90,8 +95,6 @@ class LayerRanking:
         layer: int,
         *,
         top_k: int = 5,
-        n_facts: int = 0,
-        seconds: float | None = None,
         model: str = "",
         data: str = "",
     ) -> LayerRanking:
@@ -108,8 +111,7 @@ class LayerRanking:
             golden_layer=layer,
             candidates=tuple(int(i) for i in np.argsort(-scores, kind="stable")[:top_k]),
             layers=tuple(LayerScore(i, float(s)) for i, s in enumerate(scores)),
-            n_facts=n_facts,
-            seconds=seconds,
+            n_facts=0,
             model=model,
             data=data,
             warnings=(f"The method '{method}' looks at no fact: it names the same layer for any.",),
@@ -158,10 +160,7 @@ class RankingBuilder:
     Args:
         method: the method's name as it stands in the ranking ("lga", "saliency", ...).
         n_layers: L.
-        fence: "tukey" leaves out layers whose score lies outside the Tukey fences, "last" the last
-            block alone, "none" nothing.
-        kappa: the fences' width in interquartile ranges, >= 0.
-        reduce: S_L is the "sum" of phi over facts (LGA) or their "mean".
+        scoring: how phi becomes S_L and a choice; default LGA's.
         bootstrap: resamples of the facts, 0 for none; the whole choice, fences included, is redone
             on each.
         top_k: how many candidates to name.
@@ -175,26 +174,17 @@ class RankingBuilder:
         self,
         method: str,
         n_layers: int,
+        scoring: Scoring | None = None,
         *,
-        fence: Fence = "tukey",
-        kappa: float = 1.0,
-        reduce: Reduce = "sum",
         bootstrap: int = 1000,
         top_k: int = 5,
         seed: int = 0,
     ) -> None:
-        if fence not in get_args(Fence):
-            raise UserError(f"unknown fence '{fence}'", expected=" or ".join(get_args(Fence)))
-        if reduce not in ("sum", "mean"):
-            raise UserError(f"unknown way to reduce '{reduce}'", expected="'sum' or 'mean'")
-        check_number("kappa", kappa, 0, 1e6, whole=False)
         check_number("bootstrap", bootstrap, 0, MOST_RESAMPLES)
         check_number("top_k", top_k, 1, 10**6)
         check_number("n_layers", n_layers, 1, 10**6)
         check_seed(seed)
-        self.fence: Fence = fence
-        self.reduce: Reduce = reduce
-        self.method, self.n_layers, self.kappa = method, n_layers, float(kappa)
+        self.method, self.n_layers, self.scoring = method, n_layers, scoring or Scoring()
         self.bootstrap, self.top_k, self.seed = bootstrap, top_k, seed
         self._facts: list[str] = []
         self._values: dict[str, list[Array]] = {
@@ -283,11 +273,12 @@ class RankingBuilder:
             scores = self._reduce(phi[None])  # (1, L)
         if not np.isfinite(scores).all():
             raise UserError("the scores are too large to add up in float64")
-        kept = keep(scores, self.fence, self.kappa)
+        kept = self._kept(scores)
         refuse_alike(scores[0], kept[0])
         golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
         wins = self._wins(phi)
+        fenced = self.scoring.fence == "tukey"
         means = {name: self._mean(name, order) for name in ("cosine", "norm_old", "norm_new")}
         layers = tuple(
             LayerScore(
@@ -310,10 +301,10 @@ class RankingBuilder:
             n_generated=sum(self._generated[i] for i in order),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes,
-            fence=self.fence,
-            kappa=self.kappa if self.fence == "tukey" else None,
-            fences=tukey_fences(scores[0], self.kappa) if self.fence == "tukey" else None,
-            reduce=self.reduce,
+            fence=self.scoring.fence or "none",
+            kappa=float(self.scoring.kappa) if fenced else None,
+            fences=tukey_fences(scores[0], self.scoring.kappa) if fenced else None,
+            reduce=self.scoring.reduce,
             bootstrap=self.bootstrap,
             seed=self.seed,
             model=model,
@@ -329,7 +320,10 @@ class RankingBuilder:
 
     def _reduce(self, phi: Array) -> Array:
         """Scores (R, L) of phi (R, N, L); the facts are added one after the other in every row."""
-        return phi.sum(axis=1) if self.reduce == "sum" else phi.mean(axis=1)
+        return phi.sum(axis=1) if self.scoring.reduce == "sum" else phi.mean(axis=1)
+
+    def _kept(self, scores: Array) -> NDArray[np.bool_]:
+        return keep(scores, self.scoring.fence, self.scoring.kappa)
 
     def _mean(self, name: str, order: list[Any]) -> list[float | None]:
         """Mean over facts (L,) of a diagnostic; where no fact has it, None."""
@@ -350,7 +344,7 @@ class RankingBuilder:
         for start in range(0, self.bootstrap, step):
             count = min(step, self.bootstrap - start)
             scores = self._reduce(phi[generator.integers(0, n, size=(count, n))])  # (count, L)
-            wins += shares(scores, keep(scores, self.fence, self.kappa))
+            wins += shares(scores, self._kept(scores))
         return wins / self.bootstrap
 
     def _warnings(
@@ -367,7 +361,7 @@ class RankingBuilder:
         repeated = n + n_unscored - len(set(self._facts))
         if repeated:
             yield f"{counted(repeated, 'row')} repeat the id of another fact; all were counted."
-        enough = _ENOUGH_FACTS.get(self.method.partition("-")[0], _ENOUGH_FACTS_OTHERWISE)
+        enough = self.scoring.enough
         more = f"Use more proxy facts (about {enough} or more), or check with another method."
         order = [] if wins is None else [int(i) for i in np.argsort(-wins, kind="stable")]
         shaky = f"The choice is not stable with {counted(n, 'fact')}: "

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from goldenlayers.hooks import observe
+from goldenlayers.locating.base import Row
 from goldenlayers.locating.gradients import observe_factors
-from goldenlayers.locating.lga import Row, backing_off
+from goldenlayers.locating.lga import backing_off
+from goldenlayers.locating.methods import Transfer
 from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:
@@ -61,23 +63,19 @@ class Weights:
         model: Model,
         facts: Sequence[Fact],
         rephrasings: Sequence[Sequence[Encoding]],
-        clamp: float,
-        batch_size: int,
-        *,
-        reach: bool,
-        align: bool,
+        how: Transfer,
     ) -> Weights:
         """``rephrasings``, fact by fact, have the new answers behind them if ``align`` is asked."""
         counts = [len(mine) for mine in rephrasings]
-        if not reach and not align:
+        if not how.reach and not how.align:
             return cls(None, None, counts)
         asking = [model.encoder.fact(fact, fact.target_new) for fact in facts]
-        found = measure_reach(model, asking, clamp, batch_size, keep_slopes=align)
+        found = measure_reach(model, asking, how.clamp, how.batch_size, keep_slopes=how.align)
         if found.slopes is None:
             return cls(found, None, counts)
         texts = [text for mine in rephrasings for text in mine]
         owners = [i for i, count in enumerate(counts) for _ in range(count)]
-        cosines = alignment(model, texts, owners, found.slopes, batch_size)
+        cosines = alignment(model, texts, owners, found.slopes, how.batch_size)
         return cls(found, list(cosines.split(counts)), counts)
 
     def of(self, fact: int) -> Sequence[Tensor | None]:

@@ -13,18 +13,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Literal, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden, observe, override, resume_from
+from goldenlayers.locating.base import Kind, Row, Work
 from goldenlayers.locating.grid import TracingGrid
-from goldenlayers.locating.known import known_facts
-from goldenlayers.locating.lga import Row, _row, backing_off
+from goldenlayers.locating.lga import _row, backing_off, old_text
+from goldenlayers.locating.methods import CMA
 from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
 
@@ -32,79 +33,39 @@ if TYPE_CHECKING:
     from goldenlayers.models.layers import Matrix
     from goldenlayers.models.model import Model
 
-Kind = Literal["mlp", "attention", "block"]
-KINDS: tuple[str, ...] = ("mlp", "attention", "block")
 
-
-def tracing_rows(
-    model: Model,
-    facts: Sequence[Fact],
-    *,
-    kind: Kind = "mlp",
-    window: int | None = None,
-    samples: int = 10,
-    noise: float = 3.0,
-    seed: int = 0,
-    batch_size: int = 32,
-    known: bool = True,
-) -> Iterator[list[Row]]:
+def tracing_rows(work: Work, how: CMA) -> Iterator[list[Row]]:
     """Yield, batch by batch, one row per fact with the indirect effect of every layer.
 
     phi_L = p(answer | layer L restored at the lookup token) − p(answer | corrupted), each a mean
     over the noise samples. p(answer) is the joint probability of all the old answer's tokens under
-    teacher forcing, exp(Σ_t log p(K_t | Q, K_<t)): of one token for a one-token answer.
-
-    Args:
-        model: a loaded model.
-        facts: the proxy facts.
-        kind: what is restored: the block's output; or the output of the MLP's down projection, or
-            of the attention's output projection, in all blocks of the window.
-        window: layers restored together, [L − window/2, L + window/2) as far as there are any;
-            the kind "block" restores one. Default :func:`usual_window`.
-        samples: noise samples per fact.
-        noise: standard deviation of the noise, in standard deviations of the subject tokens'
-            embeddings over all the facts traced.
-        seed: of the noise; keyed by the fact's id, so that batches and order do not matter.
-        batch_size: texts per forward pass, halved when memory runs out.
-        known: keep only the facts whose greedy continuation is the old answer, as the method asks;
-            False when that is done already.
+    teacher forcing, exp(Σ_t log p(K_t | Q, K_<t)): of one token for a one-token answer. What is
+    restored is the block's output; or the output of the MLP's down projection, or of the
+    attention's output projection, in all blocks of the window. The noise is keyed by the seed and
+    the fact's id, so that batches and order do not matter; it is measured in the embeddings of all
+    the facts' subjects.
 
     Yields:
         Rows {"fact", "phi", "restored" (L numbers), "clean", "corrupted" (probabilities), …}.
 
     Raises:
-        UserError: no (known) fact, a fact without old answer, a setting out of its range.
+        UserError: a fact without old answer.
     """
-    window = usual_window(len(model.layers)) if window is None else window
-    _check(kind, window, samples, noise, batch_size)
-    todo = known_facts(model, facts, batch_size=batch_size) if known else list(facts)
-    if not todo:
-        raise UserError(
-            f"the model gives the old answer of none of the {len(facts)} facts",
-            fix="Use other facts or a larger model: causal tracing needs answers that are known",
-        )
-    encoded = [_with_old_answer(model, fact) for fact in todo]
-    sigma = noise_sigma(model, todo, noise)
-    sites = restored_modules(model, kind)
+    model, todo, n_layers = work.model, work.facts, len(work.model.layers)
+    encoded = [old_text(model, fact) for fact in todo]
+    noise = Noise(noise_sigma(model, todo, how.noise), how.samples, work.seed)
+    sites = restored_modules(model, how.kind)
+    samples, places = how.samples, windows(n_layers, how.kind, how.window_in(n_layers))
 
     def run(members: list[int]) -> list[Row]:
         part = [encoded[i] for i in members]
-        traces = Traces(
-            model,
-            [todo[i] for i in members],
-            part,
-            sites=sites,
-            samples=samples,
-            sigma=sigma,
-            seed=seed,
-            batch_size=batch_size,
-        )
+        traces = Traces(model, [todo[i] for i in members], part, sites, noise, how.batch_size)
         rows = torch.arange(len(members) * samples)
         lookup = torch.tensor([cast(int, e.lookup) for e in part]).repeat_interleave(samples)
         restored = torch.stack(
             [
                 traces.probability(rows, layers, (rows, lookup)).view(-1, samples).mean(1)
-                for layers in windows(len(model.layers), kind, window)
+                for layers in places
             ],
             dim=1,
         )  # (B, L)
@@ -121,20 +82,11 @@ def tracing_rows(
             for b, i in enumerate(members)
         ]
 
-    yield from backing_off([len(e) for e in encoded], max(1, batch_size // samples), run)
+    yield from backing_off([len(e) for e in encoded], max(1, how.batch_size // samples), run)
 
 
 def tracing_grid(
-    model: Model,
-    fact: Fact,
-    *,
-    kind: Kind = "mlp",
-    window: int | None = None,
-    samples: int = 10,
-    noise: float = 3.0,
-    seed: int = 0,
-    batch_size: int = 32,
-    sigma: float | None = None,
+    model: Model, fact: Fact, how: CMA, *, seed: int = 0, sigma: float | None = None
 ) -> TracingGrid:
     """The indirect effect of every token of the prompt at every layer.
 
@@ -142,30 +94,22 @@ def tracing_grid(
     :func:`noise_sigma`) to have one noise for several facts; None takes it from this fact alone.
 
     Raises:
-        UserError: a fact without old answer, a setting out of its range.
+        UserError: a fact without old answer.
     """
-    window = usual_window(len(model.layers)) if window is None else window
-    _check(kind, window, samples, noise, batch_size)
-    encoding = _with_old_answer(model, fact)
-    sigma = noise_sigma(model, [fact], noise) if sigma is None else sigma
-    traces = Traces(
-        model,
-        [fact],
-        [encoding],
-        sites=restored_modules(model, kind),
-        samples=samples,
-        sigma=sigma,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    n_layers, samples = len(model.layers), how.samples
+    encoding = old_text(model, fact)
+    sigma = noise_sigma(model, [fact], how.noise) if sigma is None else sigma
+    noise, sites = Noise(sigma, samples, seed), restored_modules(model, how.kind)
+    traces = Traces(model, [fact], [encoding], sites, noise, how.batch_size)
     start, end = subject_tokens(fact, encoding)
     # Before the subject every state is clean already: restoring it changes nothing.
     tokens = torch.arange(start, encoding.n_prompt)
     rows = torch.arange(samples).repeat(len(tokens))
     places = (torch.arange(len(rows)), tokens.repeat_interleave(samples))
-    effect = np.zeros((encoding.n_prompt, len(model.layers)))
+    effect = np.zeros((encoding.n_prompt, n_layers))
     corrupted = float(traces.corrupted.mean())
-    for layer, layers in enumerate(windows(len(model.layers), kind, window)):
+    window = how.window_in(n_layers)
+    for layer, layers in enumerate(windows(n_layers, how.kind, window)):
         restored = traces.probability(rows, layers, places).view(-1, samples).mean(1)
         effect[start:, layer] = restored.numpy() - corrupted
     return TracingGrid(
@@ -175,8 +119,8 @@ def tracing_grid(
         lookup=cast(int, encoding.lookup),
         clean=float(traces.clean[0]),
         corrupted=corrupted,
-        kind=kind,
-        window=1 if kind == "block" else window,
+        kind=how.kind,
+        window=window,
         samples=samples,
         sigma=sigma,
         answer=fact.target_old or "",
@@ -184,18 +128,10 @@ def tracing_grid(
     )
 
 
-def usual_window(n_layers: int) -> int:
-    """The paper's 10 layers; half of them where the model has no more than 10.
-
-    A window as wide as the model would restore the same layers wherever it stands.
-    """
-    return 10 if n_layers > 10 else max(1, n_layers // 2)
-
-
 def windows(n_layers: int, kind: Kind, window: int) -> list[range]:
     """The layers restored together for each layer L: [L − ⌊w/2⌋, L + ⌈w/2⌉) within the model."""
     if kind == "block":
-        return [range(layer, layer + 1) for layer in range(n_layers)]
+        window = 1
     below, above = window // 2, window - window // 2
     return [range(max(0, layer - below), min(n_layers, layer + above)) for layer in range(n_layers)]
 
@@ -210,6 +146,25 @@ def noise_sigma(model: Model, facts: Sequence[Fact], noise: float = 3.0) -> floa
     with torch.no_grad():
         embedded = model.layers.embedding(torch.tensor([ids], device=model.device))
     return noise * float(embedded.double().std(correction=0)) if noise else 0.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of a standard deviation: ``samples`` per fact, the same on any device."""
+
+    sigma: float
+    samples: int
+    seed: int
+
+    def of(self, model: Model, fact: Fact, encoding: Encoding) -> tuple[int, Tensor]:
+        """The subject's first token, and its noise (S, subject tokens, D)."""
+        start, end = subject_tokens(fact, encoding)
+        with torch.no_grad():
+            one = model.layers.embedding(torch.tensor([encoding.ids[:1]], device=model.device))
+        key = hashlib.sha256(f"{self.seed}\n{fact.id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8]) >> 1)
+        shape = (self.samples, end - start, one.shape[-1])
+        return start, self.sigma * torch.randn(shape, generator=generator)
 
 
 class Traces:
@@ -227,14 +182,11 @@ class Traces:
         model: Model,
         facts: Sequence[Fact],
         encodings: Sequence[Encoding],
-        *,
         sites: Mapping[int, nn.Module],
-        samples: int,
-        sigma: float,
-        seed: int,
+        noise: Noise,
         batch_size: int,
     ) -> None:
-        self.model, self.encodings, self.samples = model, encodings, samples
+        self.model, self.encodings, self.samples = model, encodings, noise.samples
         self.batch_size = batch_size
         self.sites = sites
         self.ids = pad_ids([e.ids for e in encodings], model.device).ids  # (B, T)
@@ -243,12 +195,8 @@ class Traces:
         self.states = {i: y.reshape(*self.ids.shape, -1) for i, y in states.items()}  # (B, T, D)
         self.clean = self._answer_probability(hidden, list(range(len(facts))))
         self.entering: dict[int, Tensor] = {}  # of every block, corrupted: (B S, T, D)
-        self._corrupt(
-            [
-                _noise(model, *pair, samples, sigma, seed)
-                for pair in zip(facts, encodings, strict=True)
-            ]
-        )
+        pairs = zip(facts, encodings, strict=True)
+        self._corrupt([noise.of(model, fact, encoding) for fact, encoding in pairs])
 
     def _corrupt(self, noises: Sequence[tuple[int, Tensor]]) -> None:
         """Run every fact with every noise sample; keep what each block is given."""
@@ -271,11 +219,7 @@ class Traces:
             def keep(layer: int, x: Tensor, _y: Tensor) -> None:
                 parts[layer].append(x.clone())
 
-            with (
-                torch.no_grad(),
-                override(self.model.layers.embedding, add),
-                observe(blocks, keep),
-            ):
+            with torch.no_grad(), override(self.model.layers.embedding, add), observe(blocks, keep):
                 hidden = final_hidden(self.model, self.ids[owners])
             found.append(self._answer_probability(hidden, owners))
         self.entering = {i: torch.cat(xs) for i, xs in parts.items()}
@@ -330,25 +274,6 @@ class Traces:
         return torch.exp(-torch.zeros(len(owners), dtype=torch.float64).index_add(0, rows, nll))
 
 
-def _check(kind: str, window: int, samples: int, noise: float, batch_size: int) -> None:
-    if kind not in KINDS:
-        raise UserError(f"unknown kind '{kind}'", expected="one of " + ", ".join(KINDS))
-    for name, value in (("window", window), ("samples", samples), ("batch size", batch_size)):
-        if value < 1:
-            raise UserError(f"the {name} of causal tracing is {value}", expected="1 or more")
-    if not 0 <= noise < float("inf"):
-        raise UserError(f"the noise is {noise}", expected="a number of 0 or more")
-
-
-def _with_old_answer(model: Model, fact: Fact) -> Encoding:
-    if fact.target_old is None:
-        raise UserError(
-            f"fact '{fact.id}' has no old answer",
-            fix="Fill it with the model's own answer first (locate does so by itself)",
-        )
-    return model.encoder.fact(fact, fact.target_old)
-
-
 def restored_modules(model: Model, kind: Kind) -> dict[int, nn.Module]:
     """Per layer, the module whose output is the state that is restored.
 
@@ -371,19 +296,6 @@ def restored_modules(model: Model, kind: Kind) -> dict[int, nn.Module]:
         final_hidden(model, torch.tensor([[1, 1]], device=model.device))
     width = model.layers.d_model
     return found | {i: m.module for i, m in last.items() if m.out_features == width}
-
-
-def _noise(
-    model: Model, fact: Fact, encoding: Encoding, samples: int, sigma: float, seed: int
-) -> tuple[int, Tensor]:
-    """The subject's first token, and its noise (S, subject tokens, D), the same on any device."""
-    start, end = subject_tokens(fact, encoding)
-    with torch.no_grad():
-        one = model.layers.embedding(torch.tensor([encoding.ids[:1]], device=model.device))
-    key = hashlib.sha256(f"{seed}\n{fact.id}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8]) >> 1)
-    shape = (samples, end - start, one.shape[-1])
-    return start, sigma * torch.randn(shape, generator=generator)
 
 
 def _labels(model: Model, encoding: Encoding) -> tuple[str, ...]:

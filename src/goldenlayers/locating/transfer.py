@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, find_subject
 from goldenlayers.hooks import final_hidden, observe
-from goldenlayers.locating.lga import Row, _row, backing_off
+from goldenlayers.locating.base import Row, Work
+from goldenlayers.locating.lga import _row, backing_off
+from goldenlayers.locating.methods import Transfer
 from goldenlayers.locating.reach import Weights
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
@@ -31,9 +34,8 @@ if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.models.model import Model
 
-DEFAULT_MAX_PROBES = 10
-# The radius within which ROME's value optimisation keeps its change, in norms of the clean output.
-DEFAULT_CLAMP = 4.0
+# Sampled texts that stand before a prompt, and their tokens: as many as the editors put there.
+_PREFIXES, _PREFIX_TOKENS = 5, 8
 # So many batches are sorted by length together: little padding, and rows still come as they are
 # done instead of all at the end.
 _STRETCH = 8
@@ -60,52 +62,31 @@ class _Tally:
     interference: list[Tensor] = field(default_factory=list)
 
 
-def transfer_rows(
-    model: Model,
-    facts: Sequence[Fact],
-    covariances: Mapping[int, Covariance],
-    *,
-    batch_size: int = 32,
-    seed: int = 0,
-    prefixes: Sequence[str] = (),
-    max_probes: int = DEFAULT_MAX_PROBES,
-    reach: bool = False,
-    align: bool = False,
-    clamp: float = DEFAULT_CLAMP,
-) -> Iterator[list[Row]]:
+def transfer_rows(work: Work, how: Transfer) -> Iterator[list[Row]]:
     """Yield rows with each fact's transfer and interference at every layer, as they are done.
 
     transfer_L = mean over rephrasings of ρ_L at the rephrasing's lookup token; 1 carries fully.
     Rephrasings that do not hold the subject are left out; if none holds it (or the data has none)
-    the prompt behind each of the ``prefixes`` stands in for them.
+    the prompt behind each of the prefixes stands in for them.
     interference_L = mean over locality probes of the maximum of |ρ_L| over the prompt's tokens, the
     first one left out; 0 means no spill. Without probes in the data other facts' prompts that do
     not mention the subject stand in.
     phi_L = transfer_L − interference_L.
 
-    With ``reach``, one backward pass adds what the two do not see, whether an edit at L can bring
-    the answer about: reach_L = ‖∂ℓ/∂v_L‖ · ``clamp`` · ‖v_L‖, in nats, is the first-order change of
-    the new answer's loss ℓ (mean NLL per token) by a change of the MLP's output v_L at the lookup
-    token within the radius that ROME allows. Then phi_L = transfer_L · min(1, reach_L / ℓ) −
+    With ``how.reach``, one backward pass adds what the two do not see, whether an edit at L can
+    bring the answer about: reach_L = ‖∂ℓ/∂v_L‖ · clamp · ‖v_L‖, in nats, is the first-order change
+    of the new answer's loss ℓ (mean NLL per token) by a change of the MLP's output v_L at the
+    lookup token within the radius that ROME allows. Then phi_L = transfer_L · min(1, reach_L / ℓ) −
     interference_L: an edit that cannot move the loss by ℓ carries as much less.
 
-    With ``align``, one more backward pass over the rephrasings tells whether they want the change
-    that the prompt wants: transfer_L = mean over rephrasings of ρ_L · cos(∂ℓ/∂v_L, ∂ℓ'/∂v'_L), and
-    phi_L = share_L · (1 + transfer_L) − min(1, share_L · interference_L) with share_L =
-    min(1, reach_L / ℓ). But for constants that is the Overall to be expected: rewrite as far as the
-    answer can be reached, rephrase as far as that carries, locality as far as it does not spill.
+    With ``how.align``, one more backward pass over the rephrasings tells whether they want the
+    change that the prompt wants: transfer_L = mean over rephrasings of ρ_L · cos(∂ℓ/∂v_L,
+    ∂ℓ'/∂v'_L), and phi_L = share_L · (1 + transfer_L) − min(1, share_L · interference_L) with
+    share_L = min(1, reach_L / ℓ). But for constants that is the Overall to be expected: rewrite as
+    far as the answer can be reached, rephrase as far as that carries, locality as far as it does
+    not spill.
 
-    Args:
-        model: a loaded model.
-        facts: the proxy facts; no old answer is needed.
-        covariances: second moment of the keys of every layer.
-        batch_size: texts per forward pass, halved when memory runs out.
-        seed: of the choice among too many locality probes; keyed by fact, whatever the batches.
-        prefixes: short texts to put before a prompt; the empty one is passed over.
-        max_probes: at most so many locality probes per fact.
-        reach: include the reach term.
-        align: include the reach term and the alignment.
-        clamp: radius of the edit in norms of the clean MLP output.
+    The draw among too many locality probes is keyed by the seed and the fact, whatever the batches.
 
     Yields:
         Rows {"fact", "phi", "transfer", "interference", "reach" and "alignment" (None without
@@ -118,13 +99,12 @@ def transfer_rows(
         UserError: a layer without covariance or with one of another width; no fact that has both
             a rephrasing (or prefix) and a locality probe (or another fact); a setting out of range.
     """
-    _check(model, facts, covariances, batch_size, max_probes, clamp)
+    model, facts, batch_size = work.model, work.facts, how.batch_size
+    _check(model, facts, work.statistics)
     encoded = [model.encoder.fact(fact) for fact in facts]
-    probes = _all_probes(model, facts, prefixes, max_probes, seed, align)
-    queries = _queries(model, encoded, covariances, batch_size)
-    weights = Weights.measure(
-        model, facts, [p.rephrasings for p in probes], clamp, batch_size, reach=reach, align=align
-    )
+    probes = _all_probes(work, how)
+    queries = _queries(model, encoded, work.statistics, batch_size)
+    weights = Weights.measure(model, facts, [p.rephrasings for p in probes], how)
 
     needs: dict[tuple[int, ...], list[tuple[int, int | None, Tensor | None]]] = {}
     for i, mine in enumerate(probes):
@@ -189,21 +169,9 @@ def _lacking(probes: _Probes) -> str | None:
     return None if probes.locality else "no locality probe"
 
 
-def _check(
-    model: Model,
-    facts: Sequence[Fact],
-    covariances: Mapping[int, Covariance],
-    batch_size: int,
-    max_probes: int,
-    clamp: float,
-) -> None:
+def _check(model: Model, facts: Sequence[Fact], covariances: Mapping[int, Covariance]) -> None:
     if not facts:
         raise UserError("there are no facts to measure key transfer with", expected="at least one")
-    for name, value in (("batch size", batch_size), ("number of locality probes", max_probes)):
-        if value < 1:
-            raise UserError(f"the {name} is {value}", expected="1 or more")
-    if not 0 < clamp < float("inf"):
-        raise UserError(f"the clamp is {clamp}", expected="a number above 0")
     held = set(covariances)  # iterating reads no matrix; asking `in` a mapping may
     missing = [block.index for block in model.layers.blocks if block.index not in held]
     if missing:
@@ -217,81 +185,79 @@ def _check(
         )
 
 
-def _all_probes(
-    model: Model,
-    facts: Sequence[Fact],
-    prefixes: Sequence[str],
-    max_probes: int,
-    seed: int,
-    answered: bool,
-) -> list[_Probes]:
-    # Sorted, so that what is drawn does not hang on the order of the facts.
-    prompts = sorted({fact.prompt for fact in facts})
-    probes = [_probes(model, f, prompts, prefixes, max_probes, seed, answered) for f in facts]
+def _all_probes(work: Work, how: Transfer) -> list[_Probes]:
+    facts, finder = work.facts, _ProbeFinder(work, how)
+    probes = [finder.of(fact) for fact in facts]
     if not any(p.rephrasings for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has a rephrasing that holds the subject",
-            fix="Use data with rephrasings, or give prefixes to put before the prompts",
+        lacks = "a rephrasing that holds the subject"
+        fix = "Use data with rephrasings, or give prefixes to put before the prompts"
+    elif not any(p.locality for p in probes):
+        lacks = "a locality probe, nor are there prompts of other facts to stand in"
+        fix = "Use data with locality probes, or facts about more than one subject"
+    elif not any(p.rephrasings and p.locality for p in probes):
+        lacks = "both a rephrasing and a locality probe"
+        fix = "Use data with both kinds of probes, or give prefixes to put before the prompts"
+    else:
+        return probes
+    raise UserError(f"none of the {len(facts)} facts has {lacks}", fix=fix)
+
+
+class _ProbeFinder:
+    """Finds the probes of each fact."""
+
+    def __init__(self, work: Work, how: Transfer) -> None:
+        self.work, self.how = work, how
+        # Sorted, so that what is drawn does not hang on the order of the facts.
+        self.prompts = sorted({fact.prompt for fact in work.facts})
+
+    @cached_property
+    def prefixes(self) -> list[str]:
+        """Those given, else sampled when a fact first needs them."""
+        from goldenlayers.editors.prefixes import sample_prefixes
+
+        if self.how.prefixes is not None:
+            found: Sequence[str] = self.how.prefixes
+        else:
+            found = sample_prefixes(self.work.model, _PREFIXES, _PREFIX_TOKENS, self.work.seed)
+        return [prefix for prefix in found if prefix.strip()]
+
+    def of(self, fact: Fact) -> _Probes:
+        """The fact's probes; rephrasings have the new answer behind them for the alignment."""
+        too_long = 0
+
+        def encode(text: str, subject: str | None = None, prefix: str = "") -> Encoding | None:
+            nonlocal too_long
+            answer = fact.target_new if self.how.align and subject is not None else ""
+            joint = fact.joint_of(text, answer)
+            try:
+                return self.work.model.encoder.encode(prefix + text, answer, subject, joint)
+            except TooLongError:
+                too_long += 1
+                return None
+
+        asked = [encode(text, fact.subject) for text in fact.rephrasings]
+        whole = [e for e in asked if e is not None]
+        rephrasings = [e for e in whole if e.lookup is not None]
+        without_subject = len(whole) - len(rephrasings)
+        prefixed = not rephrasings
+        if prefixed:
+            behind = (encode(fact.prompt, fact.subject, prefix) for prefix in self.prefixes)
+            rephrasings = [e for e in behind if e is not None and e.lookup is not None]
+
+        borrowed = not fact.locality
+        pool = (
+            [p for p in self.prompts if find_subject(fact.subject, p) is None]
+            if borrowed
+            else [probe.prompt for probe in fact.locality]
         )
-    if not any(p.locality for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has a locality probe, nor are there prompts of other "
-            "facts to stand in",
-            fix="Use data with locality probes, or facts about more than one subject",
+        if len(pool) > self.how.max_probes:
+            draw = random.Random(f"{self.work.seed}:{fact.id}")
+            pool = draw.sample(pool, self.how.max_probes)
+        # A text of one token has nothing behind its first.
+        locality = [e for e in map(encode, pool) if e is not None and len(e) > 1]
+        return _Probes(
+            tuple(rephrasings), tuple(locality), without_subject, too_long, prefixed, borrowed
         )
-    if not any(p.rephrasings and p.locality for p in probes):
-        raise UserError(
-            f"none of the {len(facts)} facts has both a rephrasing and a locality probe",
-            fix="Use data with both kinds of probes, or give prefixes to put before the prompts",
-        )
-    return probes
-
-
-def _probes(
-    model: Model,
-    fact: Fact,
-    prompts: Sequence[str],
-    prefixes: Sequence[str],
-    max_probes: int,
-    seed: int,
-    answered: bool,
-) -> _Probes:
-    """The probes of one fact; ``answered``: rephrasings with the new answer behind them."""
-    too_long = 0
-
-    def encode(text: str, subject: str | None = None, prefix: str = "") -> Encoding | None:
-        nonlocal too_long
-        answer = fact.target_new if answered and subject is not None else ""
-        joint = fact.joint_of(text, answer)
-        try:
-            return model.encoder.encode(prefix + text, answer, subject, joint)
-        except TooLongError:
-            too_long += 1
-            return None
-
-    asked = [encode(text, fact.subject) for text in fact.rephrasings]
-    whole = [e for e in asked if e is not None]
-    rephrasings = [e for e in whole if e.lookup is not None]
-    without_subject = len(whole) - len(rephrasings)
-    prefixed = not rephrasings
-    if prefixed:
-        some = (prefix for prefix in prefixes if prefix.strip())
-        behind = (encode(fact.prompt, fact.subject, prefix) for prefix in some)
-        rephrasings = [e for e in behind if e is not None and e.lookup is not None]
-
-    borrowed = not fact.locality
-    pool = (
-        [p for p in prompts if find_subject(fact.subject, p) is None]
-        if borrowed
-        else [probe.prompt for probe in fact.locality]
-    )
-    if len(pool) > max_probes:
-        pool = random.Random(f"{seed}:{fact.id}").sample(pool, max_probes)
-    # A text of one token has nothing behind its first.
-    locality = [e for e in map(encode, pool) if e is not None and len(e) > 1]
-    return _Probes(
-        tuple(rephrasings), tuple(locality), without_subject, too_long, prefixed, borrowed
-    )
 
 
 def _queries(

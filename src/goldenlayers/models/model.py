@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from goldenlayers.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +23,21 @@ KIND = "w2-"  # every fingerprint begins so; older versions hashed values rounde
 def comparable(one: str, other: str) -> bool:
     """Whether two fingerprints are of one kind, so that they differ only where weights differ."""
     return one.startswith(KIND) == other.startswith(KIND)
+
+
+def as_model(model: object) -> Model:
+    """``model``, if it is one of ours.
+
+    Raises:
+        UserError: it is not, such as a transformers model as it stands.
+    """
+    if isinstance(model, Model):
+        return model
+    raise UserError(
+        f"the model is a {type(model).__name__}",
+        expected="a model that gl.load gave, or gl.Model.wrap",
+        fix="Wrap a transformers model with its tokenizer: gl.Model.wrap(model, tokenizer)",
+    )
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
+from goldenlayers.locating.methods import recorded_method
 from goldenlayers.report.terminal import n_facts
 from goldenlayers.shown import shown
 
@@ -51,16 +52,6 @@ _POINTS: dict[str, dict[str, Any]] = {
 _FORMATS = ("svg", "png", "pdf")
 _DATELESS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# What the numbers of a method are, and their unit.
-_SCORES = {
-    "lga": ("score: inner product of\nthe two answers' gradients", "nats²"),
-    "saliency": ("score: mean size of\nthe new answer's gradient", "nats"),
-    "transfer": ("score: transfer against interference", ""),
-    "kta": ("score: transfer against interference", ""),
-    "cma": ("score: indirect effect", "probability"),
-    "middle": ("score: minus the distance\nfrom the layer named", "layers"),
-    "published": ("score: minus the distance\nfrom the layer named", "layers"),
-}
 
 
 @contextlib.contextmanager
@@ -155,8 +146,7 @@ def ranking_figure(
         if has_wins:
             _draw_wins(bottom, ranking)
         bottom.set_xlabel("layer (0 = nearest the input)")
-        step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if n_layers / s <= 26)
-        bottom.set_xticks(range(0, n_layers, step))
+        bottom.set_xticks(range(0, n_layers, tick_step(n_layers)))
         bottom.set_xticks(range(n_layers), minor=True)
         side = 0.8 + max(0, 6 - n_layers) / 2  # a few layers do not become slabs
         bottom.set_xlim(-side, n_layers - 1 + side)
@@ -198,9 +188,12 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     if at_zero:
         axes.axhline(0, color="black", linewidth=0.8)
     for fence, name in zip(ranking.fences or (), ("lower fence", "upper fence"), strict=False):
-        if low <= fence / scale <= high and len(set(ranking.fences or ())) == 2:
-            _draw_fence(axes, fence / scale, name)
-    label, unit = _SCORES.get(ranking.method.partition("-")[0], (f"score ({ranking.method})", ""))
+        at = fence / scale
+        if low <= at <= high and len(set(ranking.fences or ())) == 2:
+            axes.axhline(at, color=_GREY, linestyle=(0, (5, 3)), linewidth=0.9, zorder=0.5)
+            note_beside(axes, at, name)
+    label, unit = recorded_method(ranking.method, {}).axis
+    label = label or f"score ({ranking.method})"
     factor = f"10{str(power).translate(_SUPERSCRIPT)}" if power else ""
     if factor or unit:
         label += f"\n({' '.join(part for part in (factor, unit) if part)})"
@@ -217,19 +210,24 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     )
 
 
-def _draw_fence(axes: Axes, value: float, name: str) -> None:
-    axes.axhline(value, color=_GREY, linestyle=(0, (5, 3)), linewidth=0.9, zorder=0.5)
+def note_beside(axes: Axes, value: float, text: str, color: str = _GREY) -> None:
+    """A word at the right edge, at the height of a line that is drawn there."""
     axes.annotate(
-        name,
+        text,
         (1.0, value),
         xycoords=axes.get_yaxis_transform(),
         xytext=(3, 0),
         textcoords="offset points",
         va="center",
         fontsize=7.5,
-        color=_GREY,
+        color=color,
         annotation_clip=False,
     )
+
+
+def tick_step(n: int) -> int:
+    """Every how many of ``n`` layers bear their number."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100) if n / step <= 26)
 
 
 def _draw_cut(axes: Axes, row: LayerScore, *, up: bool) -> None:

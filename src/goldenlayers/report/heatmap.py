@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from goldenlayers.report.figures import OKABE_ITO, save, style, title
+from goldenlayers.report.figures import OKABE_ITO, save, style, tick_step, title
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ _LONGEST = 24  # characters of a token's label
 
 
 def tracing_figure(
-    grid: TracingGrid,
-    path_stem: str | os.PathLike[str],
-    formats: Sequence[str] = ("svg", "png"),
+    grid: TracingGrid, path_stem: str | os.PathLike[str], formats: Sequence[str] = ("svg", "png")
 ) -> list[Path]:
     """Draw the indirect effect by token (rows, read downwards) and layer (columns).
 
@@ -67,8 +65,7 @@ def tracing_figure(
             if grid.subject[0] <= row < grid.subject[1]:
                 label.set_fontweight("bold")
         starred = _mark_best(axes, grid)
-        step = next(s for s in (1, 2, 4, 5, 10, 20, 50, 100) if n_layers / s <= 26)
-        axes.set_xticks(range(0, n_layers, step))
+        axes.set_xticks(range(0, n_layers, tick_step(n_layers)))
         key = "bold: the subject's tokens" + ("; star: its last token's best layer" * starred)
         axes.set_xlabel(f"{_restored(grid)}\n({key})")
         axes.set_title(_title(figure, grid), loc="left", fontsize=10)

@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.hooks import observe
 from goldenlayers.models.broken import not_a_number
+from goldenlayers.shown import progress as progress_bar
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
 from goldenlayers.statistics.corpus import open_documents
@@ -179,7 +180,8 @@ def key_statistics(
         cache: False keeps everything in memory, without checkpoints.
         memory_limit: bytes; running sums larger than this are kept on disk.
         checkpoint_seconds: how often the sums so far are saved; 0 for after every batch.
-        progress: called with (tokens done, tokens at most) after each batch.
+        progress: called with (tokens done, tokens at most) after each batch; a bar on a terminal
+            when left out.
 
     Raises:
         UserError: a layer out of range, a text that is missing, empty or shorter than min(tokens,
@@ -232,9 +234,11 @@ def key_statistics(
             memory_limit=memory_limit,
             folder=store.folder if store is not None else None,
         )
-        with closing(sums):
+        with closing(sums), ExitStack() as bars:
             if store is not None:
                 store.load_checkpoint(sums, stop_rows)
+            if progress is None:
+                progress = bars.enter_context(progress_bar("key statistics", "tokens"))
             settled = collect(
                 model,
                 source,

@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 
 from goldenlayers.errors import UserError
-from goldenlayers.truth.numbers import (
-    Interval,
-    best_place,
-    eligible_means,
-    ends,
-    level,
-    plain,
-)
+from goldenlayers.truth.numbers import Interval, best_place, eligible_means, ends, level, plain
 from goldenlayers.truth.table import OVERALL, Truth
 
 

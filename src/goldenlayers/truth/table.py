@@ -180,13 +180,6 @@ class Truth:
 
     # --- single facts -----------------------------------------------------------------------------
 
-    def optimal_layers(self, metric: str = OVERALL) -> list[tuple[int, ...]]:
-        """Of each fact, all layers that share its best score; () where nothing was scored."""
-        return [
-            tuple(self.layers[i] for i in np.flatnonzero(row))
-            for row in optimal(self.table(metric))
-        ]
-
     def histogram(self, metric: str = OVERALL, *, split: bool = True) -> Floats:
         """How many facts have their optimum at each layer, (L,).
 
@@ -236,18 +229,6 @@ class Truth:
             drawn = resampled_means(pair, self.resamples, self.seed)
             low, high = ends(drawn[:, 0] - drawn[:, 1])
         return Interval(float(golden - chosen), low, high, both)
-
-    def limited_to(self, layers: Sequence[int]) -> Truth:
-        """The truth among some of the layers only."""
-        kept = [i for i, layer in enumerate(self.layers) if layer in set(layers)]
-        return Truth(
-            self.facts,
-            tuple(self.layers[i] for i in kept),
-            {name: table[:, kept] for name, table in self.scores.items()},
-            self.overall_of,
-            self.seed,
-            self.resamples,
-        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
