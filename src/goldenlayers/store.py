@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from goldenlayers import durable, runfiles, runlock
+from goldenlayers import durable, runfiles
 from goldenlayers.durable import disk_errors, plain
 from goldenlayers.errors import UserError
 from goldenlayers.records import parse_json, short, text_of
@@ -101,7 +101,7 @@ class RunFolder:
         run = cls(_part(target), target, settings, overwrite=overwrite)
         with disk_errors(run.path):
             try:
-                run._lock = runlock.acquire(run.path, target)
+                run._lock = runfiles.acquire(run.path, target)
                 runfiles.undo_replacement(run.path, target)
                 runfiles.refuse_taken(target, overwrite=overwrite)
                 run._start(resume=resume, ignore=free)
@@ -375,7 +375,7 @@ class RunFolder:
         elif old is not None:
             runfiles.remove(self.path, old, keep=(LOCK,))
         self._write_config()
-        self._log = runlock.LogFile(self.path / LOG)
+        self._log = runfiles.LogFile(self.path / LOG)
         self._log.setFormatter(LogFormatter("%(asctime)s %(message)s"))
         logging.getLogger("goldenlayers").addHandler(self._log)
         self.log("resumed" if self.resumed else "started")

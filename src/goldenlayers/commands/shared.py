@@ -301,7 +301,7 @@ def inputs_of(config: Any) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    from goldenlayers.models.stamps import sha256_file
+    from goldenlayers.models.cache import sha256_file
 
     try:
         return sha256_file(path)

@@ -13,7 +13,7 @@ from goldenlayers.datasets import registry, source
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
 from goldenlayers.datasets.hub import from_hub
-from goldenlayers.datasets.records import Doubled, Table, flaw
+from goldenlayers.datasets.reading import Doubled, Table, flaw
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches, shortened
 from goldenlayers.facts import Fact, repeats

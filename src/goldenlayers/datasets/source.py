@@ -8,8 +8,8 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from goldenlayers.datasets import arrow, reading, tables
-from goldenlayers.datasets.records import Table, lines, whole
+from goldenlayers.datasets import hub, reading, tables
+from goldenlayers.datasets.reading import Table, lines, whole
 from goldenlayers.errors import UserError, shortened
 
 STARTER = "starter.jsonl"
@@ -49,8 +49,8 @@ def from_file(path: str | os.PathLike[str]) -> Table:
     try:
         place = place.expanduser()
         if place.is_dir():
-            if arrow.is_saved(place):
-                return arrow.from_folder(place, str(path))
+            if hub.is_saved(place):
+                return hub.from_folder(place, str(path))
             raise _directory(place)
         raw = reading.file_bytes(place)
     except FileNotFoundError:
@@ -71,8 +71,8 @@ def parse(raw: bytes, name: str, source: str) -> Table:
     """The records in the bytes of a file."""
     digest = hashlib.sha256(raw).hexdigest()
     raw = reading.unpacked(raw, source)
-    if raw.startswith(arrow.PARQUET):
-        return Table(name, source, digest, arrow.parquet_rows(raw, source))
+    if raw.startswith(hub.PARQUET):
+        return Table(name, source, digest, hub.parquet_rows(raw, source))
     text = reading.decoded(raw, source)
     begin = text.lstrip()[:1]
     if not begin:

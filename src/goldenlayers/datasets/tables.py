@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from goldenlayers.datasets.jsonl import FACT_FIELDS, OTHER_NAMES
-from goldenlayers.datasets.records import loads
+from goldenlayers.datasets.reading import loads
 from goldenlayers.errors import DataError, UserError, shortened
 
 _DELIMITERS = "\t;,|"

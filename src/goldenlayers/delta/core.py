@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from goldenlayers.delta import apply as _apply
 from goldenlayers.delta import files
+from goldenlayers.delta.apply import find_targets, hf_of
 from goldenlayers.delta.factors import Dense, LowRank
-from goldenlayers.delta.targets import find_targets, hf_of
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:

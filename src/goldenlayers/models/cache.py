@@ -3,14 +3,21 @@
 A folder is written under a temporary name ending in ``.part`` and renamed when it is complete. Its
 manifest records where the weights came from and the size and SHA-256 of every file, so that a
 folder that was cut short, changed or made by an older converter is recognised and built anew.
+
+Files are hashed once, then again only when they were touched. A file's stamp is its device, inode,
+size and the times of its last change in content and in metadata; a record beside the file keeps the
+stamp at which it was last hashed. This finds damage and accidents; who can write to the folder can
+also write the record. Bits that rot on the disk keep the stamp: for these there is ``again=True``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from goldenlayers.errors import UserError
-from goldenlayers.models.stamps import STAMPS, has_sha256, sha256_file
 from goldenlayers.shown import say
 
 MANIFEST = "golden-manifest.json"
@@ -33,7 +39,6 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
 
     Raises:
         UserError: no folder can have that name.
-
     """
     chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
     if not chosen:
@@ -73,7 +78,6 @@ def fault(
         source: what the weights must have been made from; None accepts any source.
         check: which files are hashed (a second or so per gigabyte): none, where their sizes are
             right; those that were touched since they were last hashed; or all.
-
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -168,7 +172,6 @@ def obtain(
 
     Raises:
         UserError: the cache folder cannot be written.
-
     """
     folder = root / key
     if fault(folder, source) is None:
@@ -215,3 +218,61 @@ def require_space(root: Path, needed: int, what: str) -> None:
             f"and {free / 1e9:.1f} GB are free",
             fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
         )
+
+
+STAMPS = ".golden-stamps.json"
+_SETTLED = 2_000_000_000  # nanoseconds: a write within the clock's tick would leave no trace
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def has_sha256(path: Path, sha256: str, *, again: bool = False) -> bool:
+    """Whether the file's bytes have that SHA-256.
+
+    Args:
+        path: a file; the record is kept in its folder, where that can be written.
+        sha256: what its bytes must have, as hexadecimal text.
+        again: hash it whatever the record says.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    before = _stamp(path)
+    record = _read(path.parent / STAMPS)
+    if not again and record.get(path.name) == [*before, sha256]:
+        return True
+    if sha256_file(path) != sha256:
+        return False
+    if _stamp(path) == before and time.time_ns() - max(before[3:]) > _SETTLED:
+        _write(path.parent / STAMPS, {**record, path.name: [*before, sha256]})
+    return True
+
+
+def _stamp(path: Path) -> list[int]:
+    """Device, inode, size, and the times of the last change of content and of metadata (ns)."""
+    s = path.stat()
+    return [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns]
+
+
+def _read(path: Path) -> dict[str, object]:
+    """What the record says; nothing when it is not there or damaged: then files are hashed."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write(path: Path, record: dict[str, object]) -> None:
+    """Replace the record, if the folder can be written; without it files are hashed each time."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    with contextlib.suppress(OSError):
+        try:
+            part.write_text(json.dumps(record), encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -63,7 +63,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is none, it is not a JSON object, or the folder holds an adapter.
-
     """
     path = own_file(folder, "config.json")
     adapter = own_file(folder, "adapter_config.json")
@@ -94,7 +93,6 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
     Raises:
         UserError: entries of a wrong type; encoder-decoder, encoder-only, mixture of experts,
             quantised, custom code without permission, or a kind that transformers does not know.
-
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -199,7 +197,6 @@ def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
 
     Raises:
         UserError: says which entry, and how many layers there are.
-
     """
     most = 4 * weights.layers + 64
     left: list[tuple[str, Any, int]] = [("", config, 0)]
@@ -233,7 +230,6 @@ def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> N
 
     Raises:
         UserError: with both sizes.
-
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if wanted > 2 * elements + (1 << 20):
@@ -300,7 +296,6 @@ def check_loaded(report: dict[str, Any], config: dict[str, Any], name: str) -> N
 
     Raises:
         UserError: weights are missing, of another shape, or have no place in the model.
-
     """
     missing = sorted(report["missing_keys"])
     if missing:
@@ -348,7 +343,6 @@ def check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
 
     Raises:
         UserError: none of the known tokenizer files is there, or what is wrong with one.
-
     """
     there = [known for known in _TOKENIZER_FILES if own_file(folder, known) is not None]
     for known in _TOKENIZER_EXTRAS:

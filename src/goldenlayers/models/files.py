@@ -26,7 +26,6 @@ def kind_of(path: Path) -> str:
 
     Raises:
         UserError: the system does not let us look.
-
     """
     try:
         mode = path.stat().st_mode
@@ -51,7 +50,6 @@ def own_file(folder: Path, name: str) -> Path | None:
     Raises:
         UserError: the name is no plain file name, it is no regular file, or a link leads out of
             the folder (to anything but the hub's own cache).
-
     """
     if not name or name in (".", "..") or any(c in name for c in "/\\\0") or len(name) > 255:
         raise UserError(
@@ -97,7 +95,6 @@ def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
 
     Raises:
         UserError: the file is too large, cannot be read, or is not a JSON object.
-
     """
     try:
         with path.open("rb") as stream:
@@ -145,7 +142,6 @@ def find_weights(folder: Path) -> Weights:
 
     Raises:
         UserError: weights are missing, incomplete, damaged, empty, or there are pickles only.
-
     """
     files = []
     missing = []

@@ -14,8 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.models.layers import Block, LayerMap, Matrix
-from goldenlayers.models.trial import Trial, run_trial
+from goldenlayers.models.layers import Block, LayerMap, Matrix, Trial, run_trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

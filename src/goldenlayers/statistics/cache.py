@@ -27,8 +27,7 @@ from torch import Tensor
 
 from goldenlayers.durable import json_text, read_text_file
 from goldenlayers.errors import UserError
-from goldenlayers.models.cache import models_root
-from goldenlayers.models.stamps import has_sha256, sha256_file
+from goldenlayers.models.cache import has_sha256, models_root, sha256_file
 from goldenlayers.records import entry, parse_json, short
 from goldenlayers.shown import shown
 

@@ -25,8 +25,7 @@ from goldenlayers.models.broken import not_a_number
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
 from goldenlayers.statistics.corpus import open_documents
-from goldenlayers.statistics.moments import MEMORY_LIMIT, MomentSums
-from goldenlayers.statistics.result import KeyStatistics
+from goldenlayers.statistics.moments import MEMORY_LIMIT, KeyStatistics, MomentSums
 from goldenlayers.statistics.sources import (
     SAMPLE_LENGTH,
     TEXT_LENGTH,
