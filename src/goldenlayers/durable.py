@@ -10,8 +10,10 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ _HUGE = re.compile(rb"[eE]\+?\d{3}|\d{20}")  # numbers that may not be finite, o
 _CHECK = re.compile(rb', "check": "([0-9a-f]{8})"\}$')
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, odd: Callable[[Any], Any] | None = None) -> Any:
     """``value`` in the types that strict JSON and YAML know; a number that is not finite is None.
 
-    Takes dataclasses, mappings, lists, tuples, paths, numpy scalars and arrays, and tensors.
+    Takes dataclasses, mappings, lists, tuples, paths, numpy scalars and arrays, and tensors; of
+    any other type what ``odd`` makes of it.
 
     Raises:
-        TypeError: any other type.
+        TypeError: any other type, and there is no ``odd``.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -47,13 +50,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), odd) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, odd) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, odd) for item in value]
     if callable(listed := getattr(value, "tolist", None)):
-        return plain(listed())
+        return plain(listed(), odd)
+    if odd is not None:
+        return plain(odd(value), odd)
     raise TypeError(f"{type(value).__name__} cannot be written to a run folder")
 
 
@@ -175,6 +180,28 @@ def write_bytes(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """A free name beside ``path``: what is written there takes its place at the end of the block.
+
+    If the block fails, it is removed and ``path`` stays as it was. A kill leaves ``NAME~*.part``.
+    """
+    part = path.with_name(f"{path.name}~{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        discard(part)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], key: str = "") -> None:

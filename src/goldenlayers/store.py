@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 
+import goldenlayers
 from goldenlayers import durable, runfiles
 from goldenlayers.durable import disk_errors, plain
 from goldenlayers.errors import UserError
@@ -93,7 +93,7 @@ class RunFolder:
                 settings; something lies there that no run wrote; the place cannot be written to.
         """
         target = runfiles.place(path)
-        settings = plain({"version": _version(), **config})
+        settings = plain({"version": goldenlayers.__version__, **config})
         if not settings.get("command"):
             raise ValueError("the config of a run names its 'command'")
         free = (*ignore, *_FREE, *(() if resume else _FREE_AFRESH))
@@ -387,10 +387,3 @@ class RunFolder:
 
 def _part(target: Path) -> Path:
     return Path(f"{target}.part")
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("goldenlayers")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

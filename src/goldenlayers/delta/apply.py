@@ -45,17 +45,15 @@ class Target:
 
     def changed(self, base: Tensor, changes: list[LowRank | Dense]) -> Tensor:
         """``base`` as stored plus the changes: summed in float32 or wider, rounded once."""
-        parts = [part for change in changes for part in _tensors(change)]
-        dtype = working_dtype(base, *parts)
+        dtype = working_dtype(base, *(part for change in changes for part in tensors_of(change)))
         total = base.to(dtype, copy=True)
         for change in changes:
-            parts = [part.to(base.device, dtype) for part in _tensors(change)]
+            parts = [part.to(base.device, dtype) for part in tensors_of(change)]
             if len(parts) == 1:
                 total += parts[0].T if self.transposed else parts[0]
-            elif self.transposed:
-                total.addmm_(parts[1], parts[0].T)  # (in, R) @ (R, out)
             else:
-                total.addmm_(parts[0], parts[1].T)  # (out, R) @ (R, in)
+                left, right = reversed(parts) if self.transposed else parts
+                total.addmm_(left, right.T)  # (out, R) @ (R, in), or the other way round
         result = total.to(base.dtype)
         if not torch.isfinite(result).all():
             raise UserError(
@@ -65,7 +63,8 @@ class Target:
         return result
 
 
-def _tensors(change: LowRank | Dense) -> tuple[Tensor, ...]:
+def tensors_of(change: LowRank | Dense) -> tuple[Tensor, ...]:
+    """(left, right), or (value,)."""
     return (change.left, change.right) if isinstance(change, LowRank) else (change.value,)
 
 

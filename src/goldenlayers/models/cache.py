@@ -18,17 +18,18 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from goldenlayers.durable import in_place_of
 from goldenlayers.errors import UserError
 from goldenlayers.shown import say
 
 MANIFEST = "golden-manifest.json"
 CACHE_VARIABLE = "GOLDENLAYERS_CACHE"
+_ELSEWHERE = f"choose another folder with --cache-dir or ${CACHE_VARIABLE}"
 CONVERTER_VERSION = 1  # raise it when a conversion would now give other files
 
 Progress = Callable[[str], None]
@@ -52,17 +53,17 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
     except RuntimeError as error:  # "~name" of nobody
         raise UserError(
             f"The cache folder {str(chosen)!r:.200} cannot be: {error}",
-            fix=f"Choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"C{_ELSEWHERE[1:]}",
         ) from error
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest; None when there is none that can be read."""
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; {} where there is none, or it is damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 Check = Literal["sizes", "touched", "all"]
@@ -79,8 +80,8 @@ def fault(
         check: which files are hashed (a second or so per gigabyte): none, where their sizes are
             right; those that were touched since they were last hashed; or all.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
+    manifest = json_object(folder / MANIFEST)
+    if not manifest:
         return "its manifest is missing or unreadable"
     if manifest.get("converter") != CONVERTER_VERSION:
         return "it was made by another version of the converter"
@@ -130,13 +131,8 @@ def _seal(folder: Path, source: dict[str, Any], about: dict[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest: dict[str, Any] = {
-        "schema": 2,
-        "converter": CONVERTER_VERSION,
-        "source": source,
-        "about": about,
-        "files": files,
-    }
+    manifest = {"schema": 2, "converter": CONVERTER_VERSION, "source": source, "about": about}
+    manifest["files"] = files
     manifest["sha256"] = _own_hash(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
@@ -188,20 +184,15 @@ def obtain(
             # of processes that were killed.
             for left_over in root.glob(f"{key}~*.part"):
                 shutil.rmtree(left_over, ignore_errors=True)
-            part = root / f"{key}~{uuid.uuid4().hex[:8]}.part"
-            part.mkdir()
-            try:
-                about = build(part)
-                _seal(part, source, about)
+            with in_place_of(folder) as part:
+                part.mkdir()
+                _seal(part, source, build(part))
                 if folder.exists():
                     shutil.rmtree(folder)
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"The model cache {root} cannot be written: {error.strerror or error}",
-            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"Free some space, or {_ELSEWHERE}",
         ) from error
     return folder
 
@@ -216,7 +207,7 @@ def require_space(root: Path, needed: int, what: str) -> None:
         raise UserError(
             f"{what} needs {needed / 1e9:.1f} GB of disk under {root}, "
             f"and {free / 1e9:.1f} GB are free",
-            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"Free some space, or {_ELSEWHERE}",
         )
 
 
@@ -242,13 +233,16 @@ def has_sha256(path: Path, sha256: str, *, again: bool = False) -> bool:
         OSError: the file cannot be read.
     """
     before = _stamp(path)
-    record = _read(path.parent / STAMPS)
+    record = json_object(path.parent / STAMPS)
     if not again and record.get(path.name) == [*before, sha256]:
         return True
     if sha256_file(path) != sha256:
         return False
     if _stamp(path) == before and time.time_ns() - max(before[3:]) > _SETTLED:
-        _write(path.parent / STAMPS, {**record, path.name: [*before, sha256]})
+        record[path.name] = [*before, sha256]
+        # Where the folder cannot be written, files are hashed each time.
+        with contextlib.suppress(OSError), in_place_of(path.parent / STAMPS) as part:
+            part.write_text(json.dumps(record), encoding="utf-8")
     return True
 
 
@@ -256,23 +250,3 @@ def _stamp(path: Path) -> list[int]:
     """Device, inode, size, and the times of the last change of content and of metadata (ns)."""
     s = path.stat()
     return [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns]
-
-
-def _read(path: Path) -> dict[str, object]:
-    """What the record says; nothing when it is not there or damaged: then files are hashed."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write(path: Path, record: dict[str, object]) -> None:
-    """Replace the record, if the folder can be written; without it files are hashed each time."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    with contextlib.suppress(OSError):
-        try:
-            part.write_text(json.dumps(record), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)

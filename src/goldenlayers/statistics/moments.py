@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,7 @@ class MissingLayerError(UserError, KeyError):
         return str(self.args[0])  # KeyError would quote the message
 
 
+@dataclass(eq=False, repr=False)
 class KeyStatistics(Mapping[int, Covariance]):
     """Layer → :class:`~goldenlayers.covariance.Covariance` of the down projection's input.
 
@@ -174,48 +175,38 @@ class KeyStatistics(Mapping[int, Covariance]):
     used always stays.
 
     Attributes:
-        n_tokens: how many tokens the means are over (0 for the identity).
+        layers: in rising order.
+        read: gives a layer's C, (F, F); can be sent to another process if that is.
+        n_tokens: how many tokens the means are over (0: no statistics at all, C is the identity).
+        source: what text it was, in words.
         settled: whether collecting stopped early because the estimate had settled.
         errors: layer → estimated ‖Ĉ − C‖/‖C‖ (Frobenius).
-        source: what text it was, in words.
         ridge: share of the mean diagonal that every covariance adds to its diagonal.
-        is_identity: C is the identity: no statistics at all.
         folder: where it is cached, None if nowhere.
+        keep_bytes: bounds the covariances that are kept in memory.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        read: Callable[[int], Tensor],
-        *,
-        n_tokens: int,
-        source: str,
-        settled: bool = False,
-        errors: Mapping[int, float] | None = None,
-        ridge: float = DEFAULT_RIDGE,
-        is_identity: bool = False,
-        folder: Path | None = None,
-        keep_bytes: int = KEEP_BYTES,
-    ) -> None:
-        self.layers = tuple(sorted(layers))
-        self.n_tokens, self.source, self.settled = n_tokens, source, settled
-        self.errors = dict(errors or {})
-        self.ridge, self.is_identity, self.folder = ridge, is_identity, folder
-        self.keep_bytes = keep_bytes
-        self._read = read
-        self._kept: OrderedDict[int, Covariance] = OrderedDict()
+    layers: tuple[int, ...]
+    read: Callable[[int], Tensor]
+    n_tokens: int
+    source: str
+    settled: bool = False
+    errors: Mapping[int, float] = field(default_factory=dict)
+    ridge: float = DEFAULT_RIDGE
+    folder: Path | None = None
+    keep_bytes: int = KEEP_BYTES
+    _kept: OrderedDict[int, Covariance] = field(default_factory=OrderedDict, init=False)
 
     @classmethod
     def identity(cls, widths: Mapping[int, int]) -> KeyStatistics:
         """C = I for each layer of width F: what an editor does without statistics."""
-        return cls(
-            list(widths),
-            partial(_identity, dict(widths)),  # can be sent to another process
-            n_tokens=0,
-            source="none (identity)",
-            ridge=0.0,
-            is_identity=True,
-        )
+        read = partial(_identity, dict(widths))
+        return cls(tuple(sorted(widths)), read, 0, "none (identity)", ridge=0.0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether there are no statistics at all: C is the identity."""
+        return self.n_tokens == 0
 
     def __getitem__(self, layer: int) -> Covariance:
         """The layer's covariance.
@@ -229,7 +220,7 @@ class KeyStatistics(Mapping[int, Covariance]):
                     f"the key statistics do not hold layer {layer!r}",
                     expected="one of " + ", ".join(map(str, self.layers)),
                 )
-            self._kept[layer] = Covariance.from_matrix(self._read(layer), self.ridge)
+            self._kept[layer] = Covariance.from_matrix(self.read(layer), self.ridge)
         self._kept.move_to_end(layer)
         # Twice: the factor is as large as the matrix.
         while len(self._kept) > 1 and self.keep_bytes < 2 * sum(
