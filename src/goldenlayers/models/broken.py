@@ -95,11 +95,9 @@ def told(problem: str, *, expected: str = "", fix: str = "") -> Iterator[None]:
         raise
     except MemoryError as error:
         raise UserError(f"{problem}: it needs more memory than there is", fix=fix) from error
-    except Exception as error:
-        raise UserError(f"{problem}: {summary(error)}", expected=expected, fix=fix) from error
     except BaseException as error:
         # A panic in Rust code comes as a class of no module, derived from BaseException.
-        if type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{problem}: {summary(error)}", expected=expected, fix=fix) from error
 

@@ -73,13 +73,13 @@ class Trial:
 
         Dropout, which passes the tensor on in eval mode, is looked through.
         """
-        inside = {id(module) for module in block.modules()}
+        inside = set(block.modules())
         start = self.order(down)
         if start is None:
             return None
         flow = [self.calls[start].returned]
         for call in self.calls[start + 1 :]:
-            if id(call.module) not in inside or not any(call.given is t for t in flow):
+            if call.module not in inside or not any(call.given is t for t in flow):
                 continue
             if isinstance(call.module, _PASSES_ON):
                 flow.append(call.returned)
@@ -120,8 +120,8 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         for handle in handles:
             handle.remove()
 
-    at = {id(block): i for i, block in enumerate(blocks)}
-    ran = [at[id(call.module)] for call in calls if id(call.module) in at]
+    at: dict[nn.Module, int] = {block: i for i, block in enumerate(blocks)}
+    ran = [at[call.module] for call in calls if call.module in at]
     if ran != list(range(len(blocks))):
         raise UserError(
             f"the layers of {name} ran in the order {ran}",
@@ -177,11 +177,8 @@ def _token_ids(model: PreTrainedModel) -> Tensor:
 
 
 def _first(values: Any) -> Tensor | None:
-    if isinstance(values, Tensor):
-        return values
-    if isinstance(values, tuple | list):
-        return next((value for value in values if isinstance(value, Tensor)), None)
-    return None
+    some = values if isinstance(values, tuple | list) else (values,)
+    return next((value for value in some if isinstance(value, Tensor)), None)
 
 
 def _error(a: Tensor, b: Tensor) -> float:
@@ -284,15 +281,15 @@ class Block:
 
     def matrices(self, scope: str) -> tuple[Matrix, ...]:
         """The matrices of a scope: ``mlp``, ``down``, ``attention``, or ``block`` for all."""
-        if scope == "mlp":
-            return self.mlp_matrices
-        if scope == "down":
-            return (self.down,)
-        if scope == "attention":
-            return self.attention_matrices
-        if scope == "block":
-            return self.attention_matrices + self.mlp_matrices + self.other_matrices
-        raise UserError(f"unknown scope '{scope}'", expected="one of " + ", ".join(SCOPES))
+        scopes = {
+            "mlp": self.mlp_matrices,
+            "down": (self.down,),
+            "attention": self.attention_matrices,
+            "block": self.attention_matrices + self.mlp_matrices + self.other_matrices,
+        }
+        if scope not in scopes:
+            raise UserError(f"unknown scope '{scope}'", expected="one of " + ", ".join(SCOPES))
+        return scopes[scope]
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,10 +380,10 @@ class LayerMap:
 
 
 def _matrix_line(block: Block, matrix: Matrix) -> str:
-    stored = "stored (in, out)" if matrix.transposed else "stored (out, in)"
+    stored = "(in, out)" if matrix.transposed else "(out, in)"
     mark = "  <- down projection" if matrix is block.down else ""
     name = matrix.path.removeprefix(block.path + ".")
-    return f"    {name:<32} {matrix.in_features} -> {matrix.out_features}  {stored}{mark}"
+    return f"    {name:<32} {matrix.in_features} -> {matrix.out_features}  stored {stored}{mark}"
 
 
 def _signature(block: Block) -> list[tuple[str, int, int, bool]]:
