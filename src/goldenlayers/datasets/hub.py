@@ -7,6 +7,7 @@ made, no code of it is run.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,20 +33,13 @@ def from_hub(address: str) -> Table:
     """
     name, config, split = parse_address(address)
     shown = shortened(f"hub:{address}", 200)
-    try:
-        import datasets as library  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError(
-            f"{shown} needs the package 'datasets', which is not installed",
-            fix="pip install 'goldenlayers[hub]'",
-        ) from None
+    library = _extra("datasets", shown)
     try:
         found: Any = library.load_dataset(name, config, split=split)
-    except Exception as error:  # the client's errors are many; the user needs the first line
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the client's errors are many
         raise UserError(
             f"the data set '{shortened(name)}' could not be loaded from the hub "
-            f"({shortened(first, 200)})",
+            f"({_first_line(error)})",
             expected="hub:owner/name[:config][:split]",
         ) from error
     if isinstance(found, Mapping):
@@ -92,6 +86,7 @@ PARQUET = b"PAR1"
 MOST_ROWS = 1_000_000
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _AGAIN = "Save the folder again"
+_INSTEAD = ", or save the data as JSON lines or CSV"
 _STEP = 100  # rows turned into Python objects at a time
 
 
@@ -101,11 +96,10 @@ def parquet_rows(raw: bytes, source: str) -> tuple[tuple[int, object], ...]:
     Raises:
         UserError: pyarrow is missing, the file is damaged, too large once unpacked, or empty.
     """
-    pyarrow = _pyarrow(source)
+    pyarrow = _extra("pyarrow", source, _INSTEAD)
 
     def batches() -> Iterable[Any]:
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-
+        parquet = _extra("pyarrow.parquet", source, _INSTEAD)
         file = parquet.ParquetFile(pyarrow.BufferReader(raw))
         return file.iter_batches(batch_size=_STEP, use_threads=False)
 
@@ -133,15 +127,12 @@ def from_folder(folder: Path, source: str) -> Table:
             )
         place /= splits[0]
     files = _record(place / _STATE).get("_data_files")
-    named = (
-        [one.get("filename") if isinstance(one, dict) else one for one in files]
-        if (isinstance(files, list))
-        else None
-    )
-    pyarrow = _pyarrow(source)
+    if isinstance(files, list):
+        files = [one.get("filename") if isinstance(one, dict) else one for one in files]
+    pyarrow, ipc = (_extra(one, source, _INSTEAD) for one in ("pyarrow", "pyarrow.ipc"))
     digest = hashlib.sha256()
     parts: list[bytes] = []
-    for name in _names(named, place / _STATE, "_data_files"):
+    for name in _names(files, place / _STATE, "_data_files"):
         raw = _bytes(place / name)
         digest.update(raw)
         parts.append(raw)
@@ -150,7 +141,7 @@ def from_folder(folder: Path, source: str) -> Table:
 
     def batches() -> Iterable[Any]:
         for raw in parts:
-            yield from pyarrow.ipc.open_stream(pyarrow.BufferReader(raw))
+            yield from ipc.open_stream(pyarrow.BufferReader(raw))
 
     return Table(folder.name, source, digest.hexdigest(), _rows(batches, source))
 
@@ -169,10 +160,9 @@ def _rows(batches: Any, source: str) -> tuple[tuple[int, object], ...]:
                 rows += part.to_pylist()
     except UserError:
         raise
-    except Exception as error:  # pyarrow's errors are many; the user needs the first line
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # pyarrow's errors are many
         raise UserError(
-            f"{source} could not be read by pyarrow ({shortened(first, 200)})",
+            f"{source} could not be read by pyarrow ({_first_line(error)})",
             fix="Fetch the file again",
         ) from None
     if not rows:
@@ -180,16 +170,19 @@ def _rows(batches: Any, source: str) -> tuple[tuple[int, object], ...]:
     return tuple(enumerate(rows, 1))
 
 
-def _pyarrow(source: str) -> Any:
+def _extra(package: str, source: str, instead: str = "") -> Any:
+    """A package of the extra ``hub``; the user's error where it is not installed."""
     try:
-        import pyarrow  # pyright: ignore[reportMissingImports]
-        import pyarrow.ipc  # pyright: ignore[reportMissingImports]
+        return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"{source} needs the package 'pyarrow', which is not installed",
-            fix="pip install 'goldenlayers[hub]', or save the data as JSON lines or CSV",
+            f"{source} needs the package '{package.split('.')[0]}', which is not installed",
+            fix=f"pip install 'goldenlayers[hub]'{instead}",
         ) from None
-    return pyarrow
+
+
+def _first_line(error: Exception) -> str:
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
 
 
 def _record(path: Path) -> dict[str, Any]:

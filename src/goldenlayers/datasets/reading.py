@@ -255,13 +255,10 @@ def lines(text: str, source: str) -> tuple[list[tuple[int, object]], list[DataEr
             if isinstance(error, json.JSONDecodeError):
                 at, why = f" at column {error.colno}", error.msg
             cut = "; the file may be cut off" if number == last and len(all_lines) > 1 else ""
-            broken.append(
-                DataError(
-                    f"broken JSON{at} ({why}){cut}",
-                    source=source,
-                    row=number,
-                    expected="one object per line",
-                    reason="broken JSON",
-                )
+            wrong = DataError(
+                f"broken JSON{at} ({why}){cut}",
+                expected="one object per line",
+                reason="broken JSON",
             )
+            broken.append(wrong.at(source=source, row=number))
     return rows, broken

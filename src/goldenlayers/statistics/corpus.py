@@ -100,15 +100,14 @@ class FileDocuments(Documents):
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             row += raw[: error.start].count(b"\n")
-            raise DataError("not UTF-8 text", source=self.name, row=row) from None
+            raise DataError("not UTF-8 text").at(source=self.name, row=row) from None
         if not self.json_lines:
             return text
         try:
             record = json.loads(text)
         except ValueError as error:
-            raise DataError(
-                f"broken JSON ({error})", source=self.name, row=row, expected="one object per line"
-            ) from None
+            wrong = DataError(f"broken JSON ({error})", expected="one object per line")
+            raise wrong.at(source=self.name, row=row) from None
         return _text_of(record, self.name, row)
 
 
@@ -157,11 +156,9 @@ def _text_of(record: Any, source: str, row: int) -> str:
         found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise DataError(
             "there is no text",
-            source=source,
-            row=row,
             field=FIELD,
             expected=f"an object with a string '{FIELD}' (found: {found or 'no fields'})",
-        )
+        ).at(source=source, row=row)
     return text
 
 
