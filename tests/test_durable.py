@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from disks import room_for
 
-from goldenlayers import durable
+from goldenlayers import durable, records
 from goldenlayers.errors import UserError
 
 
@@ -29,14 +29,14 @@ def test_plain_values_are_strict_json():
         "b": Setting(float("-inf"), Path("x/y")),
         "c": [True, None, "é", np.bool_(False), np.str_("s")],
     }
-    assert json.loads(durable.json_text(value)) == {
+    assert json.loads(records.json_text(value)) == {
         "1": None,
         "a": [0.5, 3, [1.0, None]],
         "b": {"rate": None, "where": "x/y"},
         "c": [True, None, "é", False, "s"],
     }
     with pytest.raises(TypeError, match="set cannot be written"):
-        durable.plain({"a": {1, 2}})
+        records.plain({"a": {1, 2}})
 
 
 def rows_file(tmp_path: Path, content: bytes) -> Path:

@@ -170,7 +170,7 @@ def export_merged(
             checkpoint = Checkpoint.of(hf, getattr(model, "folder", None))
             wanted = checkpoint.dtypes if checkpoint is not None else {}
         state = _cast(state, wanted)
-        recorded = hf.config.dtype
+        recorded, used = hf.config.dtype, _most_used(state)
         try:
             with quiet_transformers():
                 hf.save_pretrained(part, state_dict=state)
@@ -178,7 +178,7 @@ def export_merged(
             hf.config.dtype = recorded
         if wanted:  # transformers writes down the format that it computes in
             config = json.loads((part / "config.json").read_text("utf-8"))
-            config["dtype"] = str(_most_used(state)).removeprefix("torch.")
+            config["dtype"] = str(used).removeprefix("torch.")
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (part / "config.json").write_text(text, "utf-8")
         tokenizer = getattr(model, "tokenizer", None)

@@ -17,7 +17,6 @@ from typing import Any
 
 from goldenlayers.durable import (
     append_bytes,
-    json_text,
     lines,
     lock,
     open_file,
@@ -25,7 +24,7 @@ from goldenlayers.durable import (
     write_bytes,
 )
 from goldenlayers.errors import UserError
-from goldenlayers.records import entry, parse_yaml
+from goldenlayers.records import entry, json_text, parse_yaml
 
 CONFIG, LOG, LOCK, ASIDE = "config.yaml", "log.txt", ".lock", "set-aside.txt"
 REPLACED = ".replaced"
@@ -115,10 +114,11 @@ def may_write(name: str, command: str) -> bool:
     return is_result(name, command) or any(fnmatchcase(name, one) for one in patterns)
 
 
-def result_files(folder: Path, command: str) -> list[str]:
-    """Names of the results in a run's folder, sorted."""
+def result_files(folder: Path, command: str) -> dict[str, str]:
+    """The results in a run's folder by name, sorted, each with its SHA-256."""
     there = [item.name for item in os.scandir(folder) if item.is_file(follow_symlinks=False)]
-    return sorted(name for name in there if is_result(name, command))
+    names = sorted(name for name in there if is_result(name, command))
+    return {name: sha256_of(folder / name) for name in names}
 
 
 def is_result(name: str, command: str) -> bool:
@@ -296,8 +296,7 @@ def sha256_of(path: Path) -> str:
 
 def key_of(settings: dict[str, Any], ignore: Collection[str]) -> str:
     """What the rows of a run are known by: equal for runs of equal settings on equal inputs."""
-    flat = sorted(_flat(settings).items())
-    held = [pair for pair in flat if not any(f"{pair[0]}.".startswith(f"{key}.") for key in ignore)]
+    held = [pair for pair in sorted(_flat(settings).items()) if not _within(pair[0], ignore)]
     return hashlib.sha256(json_text(held).encode()).hexdigest()[:16]
 
 
@@ -318,16 +317,16 @@ def differences(
     """Each setting that differs and is not to be ignored, as "name: old -> new"."""
     before, after = _flat(dict(old)), _flat(dict(new))
     found = []
-    for name in [*before, *(key for key in after if key not in before)]:
+    for name in before | after:
         left, right = before.get(name, "(not set)"), after.get(name, "(not set)")
-        if left != right and not any(f"{name}.".startswith(f"{key}.") for key in ignore):
-            found.append(f"{name}: {_short(left)} -> {_short(right)}")
+        if left != right and not _within(name, ignore):
+            texts = [t if len(t) <= 60 else t[:57] + "..." for t in (str(left), str(right))]
+            found.append(f"{name}: {texts[0]} -> {texts[1]}")
     return found
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _within(name: str, keys: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
 
 
 def acquire(part: Path, target: Path) -> int:
@@ -372,8 +371,7 @@ def acquire(part: Path, target: Path) -> int:
         os.close(descriptor)
     try:
         os.ftruncate(descriptor, 0)
-        text = f"process {os.getpid()} on {socket.gethostname()}\n"
-        os.pwrite(descriptor, text.encode(), 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except OSError:  # a full disk
         path.unlink()
         os.close(descriptor)

@@ -19,9 +19,9 @@ import yaml
 
 import goldenlayers
 from goldenlayers import durable, runfiles
-from goldenlayers.durable import disk_errors, plain
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
-from goldenlayers.records import parse_json, short, text_of
+from goldenlayers.records import json_text, parse_json, plain, short, text_of
 from goldenlayers.runfiles import CONFIG, LOCK, LOG, REPLACED, read_record
 from goldenlayers.shown import LogFormatter
 
@@ -204,7 +204,7 @@ class RunFolder:
             UserError: the disk is full or cannot be written to.
         """
         self._need_writable()
-        durable.write_text(self.file(name), durable.json_text(value, indent=1) + "\n")
+        durable.write_text(self.file(name), json_text(value, indent=1) + "\n")
         return self.file(name)
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -278,8 +278,7 @@ class RunFolder:
         with disk_errors(self.target):
             runfiles.refuse_taken(self.target, overwrite=self._overwrite)
             self.log("finished")
-            names = runfiles.result_files(self.path, self.kind)
-            self.config["files"] = {name: runfiles.sha256_of(self.path / name) for name in names}
+            self.config["files"] = runfiles.result_files(self.path, self.kind)
             self._write_config()
             for path in self.path.iterdir():
                 if path.is_file():

@@ -20,6 +20,7 @@ from goldenlayers.config import (
     types_of,
 )
 from goldenlayers.errors import DataError, UserError
+from goldenlayers.records import plain
 from goldenlayers.shown import progress as progress
 from goldenlayers.shown import say
 
@@ -130,8 +131,6 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
 
     Names of models and data sets stay as they are, and so does what is not there.
     """
-    from goldenlayers.durable import plain
-
     files = [name for name in types_of(kind) if "Path" in str(types_of(kind)[name])]
     files += [name for name, role in roles(kind).items() if role is Role.SOURCE]
 

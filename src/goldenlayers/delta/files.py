@@ -23,9 +23,9 @@ from torch import Tensor
 
 from goldenlayers.delta.apply import tensors_of
 from goldenlayers.delta.factors import Dense, LowRank
-from goldenlayers.durable import SMALL, is_abandoned, lock, open_file, plain, read_text_file
+from goldenlayers.durable import SMALL, is_abandoned, lock, open_file, read_text_file
 from goldenlayers.errors import UserError
-from goldenlayers.records import entry, parse_json, refuse_odd, short
+from goldenlayers.records import entry, parse_json, plain, refuse_odd, short
 
 TENSORS = "delta.safetensors"
 RECORD = "delta.json"

@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from goldenlayers.durable import discard, in_place_of, json_text, plain, read_text_file
+from goldenlayers.durable import discard, in_place_of, read_text_file
 from goldenlayers.errors import UserError
 from goldenlayers.models.cache import has_sha256, models_root, sha256_file
-from goldenlayers.records import entry, made, parse_json, short
+from goldenlayers.records import entry, json_text, made, parse_json, plain, short
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
