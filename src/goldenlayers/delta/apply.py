@@ -223,8 +223,7 @@ _IN_FORCE: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 def deltas_in_force(model: Model | nn.Module) -> int:
     """How many deltas are applied to the model right now."""
-    state = _IN_FORCE.get(hf_of(model))
-    return len(state.levels) if state else 0
+    return len(changes_in_force(model))
 
 
 def changes_in_force(model: Model | nn.Module) -> tuple[Changes, ...]:
@@ -250,24 +249,13 @@ def base_weight(hf: nn.Module, target: Target) -> Tensor:
 def base_fingerprint(model: Model | nn.Module) -> str:
     """Fingerprint of the model's untouched weights, whatever deltas are in force on it."""
     state = _IN_FORCE.get(hf_of(model))
-    if state is None:
-        return _fingerprint(model)
-    if state.fingerprint is None:
-        with state.suspended():
-            state.fingerprint = _fingerprint(model)
-    return state.fingerprint
-
-
-def _fingerprint(model: Model | nn.Module) -> str:
-    return fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
-
-
-def _is_base(model: Model | nn.Module, expected: str) -> bool:
-    """Whether ``expected``, of an older version, names the model's untouched weights."""
+    if state is not None and state.fingerprint is not None:
+        return state.fingerprint
     with untouched(model):
-        if isinstance(model, nn.Module):
-            return expected in old_fingerprints(model)
-        return model.is_known_as(expected)
+        found = fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
+    if state is not None:
+        state.fingerprint = found
+    return found
 
 
 def check_base(
@@ -288,8 +276,10 @@ def check_base(
     # Asked for even when nothing is compared: inside ``applied`` a Model could not compute it.
     found = base_fingerprint(model)
     known = not expected or found == expected or force
-    if not known and not comparable(expected, found):
-        known = _is_base(model, expected)
+    if not known and not comparable(expected, found):  # a fingerprint of an older version
+        with untouched(model):
+            plain = isinstance(model, nn.Module)
+            known = expected in old_fingerprints(model) if plain else model.is_known_as(expected)
     if not known:
         raise UserError(
             f"the delta was made on other weights ('{name or 'unnamed'}', {expected[:12]}) than "

@@ -13,9 +13,23 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL,
+)
 
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
@@ -25,9 +39,6 @@ from goldenlayers.models.checks import check_loaded, check_room
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
 from goldenlayers.models.gguf import check_model, read_header
 from goldenlayers.shown import say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LAYOUT = "a decoder-only language model in save_pretrained layout"
 _SAVE_TOKENIZER = "Save the model's own tokenizer there: tokenizer.save_pretrained(directory)"
@@ -41,8 +52,6 @@ def open_folder(
     Raises:
         UserError: the directory is incomplete, or holds a model that cannot be handled.
     """
-    import transformers
-
     config = checks.read_config(folder)
     checks.check_config(config, name, trust_remote_code=trust_remote_code)
     weights = find_weights(folder)
@@ -52,12 +61,9 @@ def open_folder(
     problem = f"transformers {transformers.__version__} cannot load {name}"
     with told(problem, expected=_LAYOUT), quiet_transformers():
         if trust_remote_code:
+            options = {"use_safetensors": True, "output_loading_info": True}
             hf_model, report = getattr(transformers, _auto_class(config)).from_pretrained(
-                str(folder),
-                dtype=wanted,
-                use_safetensors=True,
-                trust_remote_code=True,
-                output_loading_info=True,
+                str(folder), dtype=wanted, trust_remote_code=True, **options
             )
         else:
             hf_model, report = _read(folder, config, weights, name, wanted)
@@ -83,9 +89,6 @@ def _read(
     Transformers is given the configuration and the tensors, never the folder: so nothing else that
     lies there (adapters, pickles, code, kernels) can come in.
     """
-    import transformers
-    from safetensors.torch import load_file
-
     parsed = _configuration(config, folder)
     with torch.device("meta"):  # the classes and shapes alone, without memory
         empty = getattr(transformers, _auto_class(config)).from_config(parsed)
@@ -110,8 +113,6 @@ def _read(
 
 def _configuration(config: dict[str, Any], folder: Path) -> Any:
     """The configuration as transformers reads it, from a directory that holds nothing else."""
-    from transformers import AutoConfig
-
     with tempfile.TemporaryDirectory() as alone:
         text = json.dumps(checks.without_steering(config))
         with disk_errors(Path(alone)):
@@ -124,19 +125,14 @@ def _configuration(config: dict[str, Any], folder: Path) -> Any:
 def _tokenizer(
     folder: Path, config: dict[str, Any], name: str, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
     with told(f"The tokenizer of {name} cannot be loaded", fix=_SAVE_TOKENIZER):
         with quiet_transformers():
-            if trust_remote_code:
-                tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=True)
-            else:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    str(folder),
-                    config=_configuration(config, folder),
-                    trust_remote_code=False,
-                    local_files_only=True,
-                )
+            options: dict[str, Any] = {}
+            if not trust_remote_code:
+                options = {"config": _configuration(config, folder), "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, **options
+            )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"a {type(tokenizer).__name__} is no tokenizer")
         says = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -149,13 +145,6 @@ def _tokenizer(
 
 def _auto_class(config: Mapping[str, Any]) -> str:
     """The auto class that loads the checkpoint as what it is (multimodal Gemma 3 and the like)."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL,
-    )
-
     kind = config.get("model_type")
     architectures = {str(item) for item in config.get("architectures") or ()}
     if kind in MULTIMODAL and (kind not in CAUSAL or MULTIMODAL[kind] in architectures):
@@ -193,11 +182,6 @@ def convert_gguf(
             fix="python -m pip install accelerate",
         )
     progress(f"Converting {label} to safetensors, once; this takes a minute or two.")
-
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     problem = (
         f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
@@ -262,12 +246,8 @@ def _alone(gguf: Path) -> Iterator[tuple[str, str]]:
 
 def _dequantize_options() -> dict[str, Any]:
     """Ask for plain tensors where this transformers could keep the GGUF blocks packed."""
-    import transformers
-
     kind = getattr(transformers, "GgufConfig", None)
-    if kind is None:
-        return {}
-    return {"quantization_config": kind(dequantize=True), "device_map": "cpu"}
+    return {"quantization_config": kind(dequantize=True), "device_map": "cpu"} if kind else {}
 
 
 def clear_quantization(model: PreTrainedModel) -> None:
