@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from goldenlayers.errors import DataError, UserError, shortened
 
@@ -28,10 +29,7 @@ _BINARY = {
     GZIP: "packed with gzip twice",
     b"SQLite format 3": "an SQLite database",
     b"ARROW1": "an Arrow file",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
+    **{bytes([0x80, version]): "a pickle" for version in range(2, 6)},
 }
 _BOMS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -72,19 +70,14 @@ def unpacked(raw: bytes, source: str) -> bytes:
     """
     if not raw.startswith(GZIP):
         return raw
-    import io
-
     try:
         with gzip.open(io.BytesIO(raw)) as file:
             return _all_of(file, source)
     except EOFError:
-        raise UserError(
-            f"{source} is cut off: its gzip data does not end", fix="Fetch the file again"
-        ) from None
+        problem = "is cut off: its gzip data does not end"
     except (OSError, zlib.error) as error:
-        raise UserError(
-            f"{source} holds damaged gzip data ({error})", fix="Fetch the file again"
-        ) from None
+        problem = f"holds damaged gzip data ({error})"
+    raise UserError(f"{source} {problem}", fix="Fetch the file again")
 
 
 def decoded(raw: bytes, source: str) -> str:
@@ -121,11 +114,7 @@ def too_large(source: str) -> UserError:
     )
 
 
-class _Stream(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-def _all_of(file: _Stream, source: str) -> bytes:
+def _all_of(file: io.BufferedIOBase, source: str) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while chunk := file.read(1 << 20):

@@ -135,16 +135,14 @@ class WeightDelta:
                     fix="Add only deltas of one and the same model",
                 )
             changes[name] = change if mine is None else mine.plus(change)
-        methods = dict.fromkeys(
-            part for delta in (self, other) for part in delta.method.split("+") if part
-        )
+        methods = f"{self.method}+{other.method}".split("+")
         same = dict(self.settings) == dict(other.settings)
         settings = dict(self.settings) if same else {"parts": [*_parts(self), *_parts(other)]}
         return replace(
             self,
             changes=changes,
             base_dtype=self.base_dtype if self.base_dtype == other.base_dtype else "",
-            method="+".join(methods),
+            method="+".join(dict.fromkeys(part for part in methods if part)),
             layers=tuple(sorted({*self.layers, *other.layers})),
             facts=facts,
             settings=settings,

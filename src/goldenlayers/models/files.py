@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def own_file(folder: Path, name: str) -> Path | None:
             raise UserError(f"The link {path} leads to nothing", fix=_AGAIN)
         return None
     if kind != "file":
-        raise UserError(f"{path} is {_a(kind)}", expected="a regular file")
+        kind = "a directory" if kind == "directory" else kind
+        raise UserError(f"{path} is {kind}", expected="a regular file")
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(home) for home in _homes(folder)):
         raise UserError(
@@ -84,10 +86,6 @@ def _homes(folder: Path) -> list[Path]:
     if real.parent.name == "snapshots":  # models--owner--name/snapshots/REVISION: the hub's layout
         homes.append(real.parent.parent / "blobs")
     return homes
-
-
-def _a(kind: str) -> str:
-    return "a directory" if kind == "directory" else kind
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
@@ -122,13 +120,7 @@ class Weights:
     @property
     def elements(self) -> int:
         """Number of weights in all tensors."""
-        total = 0
-        for shape in self.shapes.values():
-            size = 1
-            for length in shape:
-                size *= length
-            total += size
-        return total
+        return sum(prod(shape) for shape in self.shapes.values())
 
     @property
     def layers(self) -> int:
@@ -143,18 +135,11 @@ def find_weights(folder: Path) -> Weights:
     Raises:
         UserError: weights are missing, incomplete, damaged, empty, or there are pickles only.
     """
-    files = []
-    missing = []
-    names = _shards(folder)
-    for name in names:
-        path = own_file(folder, name)
-        if path is None:
-            missing.append(name)
-        else:
-            files.append(path)
-    if missing:
+    found = {name: own_file(folder, name) for name in _shards(folder)}
+    files = [path for path in found.values() if path is not None]
+    if missing := [name for name, path in found.items() if path is None]:
         raise UserError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing, "
+            f"{folder} is incomplete: {len(missing)} of {len(found)} weight files are missing, "
             f"among them {missing[0]}",
             fix=_AGAIN,
         )

@@ -272,18 +272,15 @@ def check_model(path: Path, header: GgufHeader) -> None:
     if not isinstance(arch, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", arch):
         raise _wrong(path, "general.architecture", arch, "the name of a model family")
     _refuse_unsupported(path, header)
-    for key in (*_WHOLE, *_FINITE):
-        value = header.values.get(f"{arch}.{key}")
-        if value is None:
-            continue
-        if key in _FINITE:
-            if not isinstance(value, float | int) or not 0 <= value < math.inf:
-                raise _wrong(path, f"{arch}.{key}", value, "a finite number")
-            continue
-        values = value if isinstance(value, list) else [value]
+    for key in _FINITE:
+        value = header.values.get(f"{arch}.{key}", 0)
+        if not isinstance(value, float | int) or not 0 <= value < math.inf:
+            raise _wrong(path, f"{arch}.{key}", value, "a finite number")
+    for key in _WHOLE:
+        value = header.values.get(f"{arch}.{key}", 1)
         # A layer without attention or without an MLP counts 0 of them.
         least = 0 if isinstance(value, list) or key.endswith("sliding_window") else 1
-        if not all(_is_whole(v, least) for v in values):
+        if not all(_is_whole(v, least) for v in (value if isinstance(value, list) else [value])):
             raise _wrong(path, f"{arch}.{key}", value, "a whole number above 0")
     _check_layers(path, header)
     _check_vocabulary(path, header)
@@ -322,18 +319,19 @@ def _check_layers(path: Path, header: GgufHeader) -> None:
         raise UserError(
             f"{path} says {arch}.block_count {count}, and its tensors are of {len(there)} layers"
             + (f" ({min(there)} to {max(there)})" if there else ""),
-            fix="Download the file again",
+            fix=_AGAIN,
         )
     width = header.values.get(f"{arch}.embedding_length")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is not None and isinstance(width, int) and embedding.dims[0] != width:
         raise _wrong(path, f"{arch}.embedding_length", width, f"{embedding.dims[0]}, as the tensor")
-    heads = header.values.get(f"{arch}.attention.head_count")
-    groups = header.values.get(f"{arch}.attention.head_count_kv")
+    heads, key = (
+        header.values.get(f"{arch}.attention.head_count"),
+        f"{arch}.attention.head_count_kv",
+    )
+    groups = header.values.get(key)
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-        raise _wrong(
-            path, f"{arch}.attention.head_count_kv", groups, f"a divisor of the {heads} heads"
-        )
+        raise _wrong(path, f"{key}_kv", groups, f"a divisor of the {heads} heads")
 
 
 def _check_vocabulary(path: Path, header: GgufHeader) -> None:
@@ -349,7 +347,7 @@ def _check_vocabulary(path: Path, header: GgufHeader) -> None:
     if len(tokens) > rows:
         raise UserError(
             f"{path} has {len(tokens)} tokens in tokenizer.ggml.tokens and {rows} embeddings",
-            fix="Download the file again",
+            fix=_AGAIN,
         )
     for key in ("scores", "token_type"):
         items = values.get(f"tokenizer.ggml.{key}")
@@ -364,15 +362,13 @@ def _check_vocabulary(path: Path, header: GgufHeader) -> None:
     for place, merge in enumerate(_strings(path, values, "tokenizer.ggml.merges")):
         if merge.count(" ") != 1 or not merge.strip():
             raise _wrong(path, f"tokenizer.ggml.merges[{place}]", merge, "two pieces and a space")
-    for name in _IDS:
-        token = values.get(f"tokenizer.ggml.{name}_token_id")
-        if token is not None and not (_is_whole(token, 0) and token < len(tokens)):
-            raise _wrong(
-                path, f"tokenizer.ggml.{name}_token_id", token, f"a token below {len(tokens)}"
-            )
+    for key in (f"tokenizer.ggml.{name}_token_id" for name in _IDS):
+        token = values.get(key, 0)
+        if not _is_whole(token, 0) or token >= len(tokens):
+            raise _wrong(path, key, token, f"a token below {len(tokens)}")
     for key in ("add_bos_token", "add_eos_token", "add_space_prefix"):
-        flag = values.get(f"tokenizer.ggml.{key}")
-        if flag is not None and not isinstance(flag, bool):
+        flag = values.get(f"tokenizer.ggml.{key}", False)
+        if not isinstance(flag, bool):
             raise _wrong(path, f"tokenizer.ggml.{key}", flag, "true or false")
     for key in ("tokenizer.chat_template", "tokenizer.ggml.pre"):
         if not isinstance(values.get(key, ""), str):
@@ -392,4 +388,4 @@ def _is_whole(value: Any, least: int) -> bool:
 
 def _wrong(path: Path, key: str, found: Any, expected: str) -> UserError:
     said = f"says {key} {str(found)[:80]!r}" if found is not None else f"does not say {key}"
-    return UserError(f"{path} {said}", expected=expected, fix="Download the file again")
+    return UserError(f"{path} {said}", expected=expected, fix=_AGAIN)
