@@ -325,11 +325,8 @@ def _check_layers(path: Path, header: GgufHeader) -> None:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is not None and isinstance(width, int) and embedding.dims[0] != width:
         raise _wrong(path, f"{arch}.embedding_length", width, f"{embedding.dims[0]}, as the tensor")
-    heads, key = (
-        header.values.get(f"{arch}.attention.head_count"),
-        f"{arch}.attention.head_count_kv",
-    )
-    groups = header.values.get(key)
+    key = f"{arch}.attention.head_count"
+    heads, groups = header.values.get(key), header.values.get(f"{key}_kv")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise _wrong(path, f"{key}_kv", groups, f"a divisor of the {heads} heads")
 
