@@ -6,6 +6,7 @@ nothing else: no class that a file names is made, no code of it is run.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -49,9 +50,10 @@ def from_file(path: str | os.PathLike[str]) -> Table:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        printable = os.fsencode(path).decode("utf-8", "replace") if _encodes(path) else shown
+        with contextlib.suppress(UnicodeEncodeError):
+            shown = os.fsencode(path).decode("utf-8", "replace")
         raise UserError(
-            f"the name of the file {printable} is not UTF-8 text",
+            f"the name of the file {shown} is not UTF-8 text",
             fix="Rename it: results record the names of their data",
         ) from None
     try:
@@ -117,14 +119,6 @@ def exists(path: str) -> bool:
         return False
 
 
-def _encodes(path: str | os.PathLike[str]) -> bool:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _directory(path: Path) -> UserError:
     inside = sorted(item.name for item in path.iterdir() if item.suffix in _SUFFIXES)
     such_as = f", such as {', '.join(map(shortened, inside[:3]))} in it" if inside else ""
@@ -136,14 +130,11 @@ def _directory(path: Path) -> UserError:
 def _near_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f"The folder {shortened(str(path.parent), 300)} does not exist either"
-    try:
+    there: list[str] = []
+    with contextlib.suppress(OSError):
         there = sorted(item.name for item in path.parent.iterdir())
-    except OSError:
-        return ""
     close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.6)
-    if not close:
-        return ""
-    return "Did you mean " + " or ".join(str(path.parent / name) for name in close) + "?"
+    return f"Did you mean {' or '.join(str(path.parent / one) for one in close)}?" if close else ""
 
 
 _USUAL_SPLITS = frozenset({"train", "test", "validation", "valid", "dev", "val"})
@@ -162,15 +153,7 @@ def from_hub(address: str) -> Table:
     """
     name, config, split = parse_address(address)
     shown = shortened(f"hub:{address}", 200)
-    library = _extra("datasets", shown)
-    try:
-        found: Any = library.load_dataset(name, config, split=split)
-    except Exception as error:  # the client's errors are many
-        raise UserError(
-            f"the data set '{shortened(name)}' could not be loaded from the hub "
-            f"({_first_line(error)})",
-            expected="hub:owner/name[:config][:split]",
-        ) from error
+    found = of_hub(shown, name, config, split, expected="hub:owner/name[:config][:split]")
     if isinstance(found, Mapping):
         splits = sorted(map(str, found))
         if len(splits) != 1:
@@ -191,6 +174,23 @@ def from_hub(address: str) -> Table:
     text = json.dumps([record for _, record in rows], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return Table(name, f"hub:{address}", digest, rows)
+
+
+def of_hub(address: str, name: str, config: str | None, split: str | None, *, expected: str) -> Any:
+    """A data set of the hub as the datasets library has it, all its splits where none is named.
+
+    Raises:
+        UserError: the library is missing, or the data set cannot be had.
+    """
+    library = _extra("datasets", address)
+    try:
+        return library.load_dataset(name, config, split=split)
+    except Exception as error:  # the client's errors are many
+        raise UserError(
+            f"the data set '{shortened(name)}' could not be loaded from the hub "
+            f"({_first_line(error)})",
+            expected=expected,
+        ) from error
 
 
 def parse_address(address: str) -> tuple[str, str | None, str | None]:

@@ -206,10 +206,11 @@ def _looks_like_path(text: str) -> bool:
 
 def _neighbours(path: Path) -> str:
     """Entries of the path's parent that are spelt almost alike."""
+    parent = path.absolute().parent
     try:
-        names = [entry.name for entry in path.absolute().parent.iterdir()]
+        names = [entry.name for entry in parent.iterdir()]
     except OSError:
-        return f"The directory {path.absolute().parent} does not exist either"
+        return f"The directory {parent} does not exist either"
     hint = near_matches(path.name, names)
     return hint if hint.startswith("Did you mean") else ""
 
