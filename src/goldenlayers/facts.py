@@ -146,13 +146,19 @@ class Fact:
 
     def joint_of(self, prompt: str, answer: str) -> Joint:
         """What stands between one of the fact's prompts (or its probes') and ``answer``."""
-        fixed: list[Joint] = [self.joint]
-        if prompt != self.prompt and prompt not in self.rephrasings:
-            probes = reversed((*self.locality, *self.portability))
-            fixed = [probe.joint for probe in probes if probe.prompt == prompt]
-        fixed += [joint for text, said, joint in self.joints if (text, said) == (prompt, answer)]
-        auto: Joint = "auto"
-        return next((joint for joint in fixed if joint != auto), auto)
+        fixed: Joint = "auto"
+        if prompt == self.prompt or prompt in self.rephrasings:
+            fixed = self.joint
+        else:
+            for probe in (*self.locality, *self.portability):
+                if probe.prompt == prompt and probe.joint != "auto":
+                    fixed = probe.joint
+        if fixed != "auto":
+            return fixed
+        for text, said, joint in self.joints:
+            if text == prompt and said == answer:
+                return joint
+        return "auto"
 
     @property
     def pairs(self) -> Iterator[tuple[str, str]]:
