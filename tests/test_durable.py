@@ -128,3 +128,27 @@ def test_write_text_is_all_or_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="could not be written"):
         durable.write_text(tmp_path / "absent" / "x", "new")
+
+
+def test_what_is_written_in_place_of_a_file_or_folder_is_whole_or_not_there(tmp_path):
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    with durable.in_place_of(path) as part:
+        part.write_text("old")
+        assert not path.exists()
+    for _ in range(2):
+        with pytest.raises(KeyError), durable.in_place_of(path) as part:
+            part.write_text("half")
+            raise KeyError
+        assert path.read_text() == "old"
+        with pytest.raises(KeyError), durable.in_place_of(folder) as part:
+            part.mkdir()
+            (part / "half").touch()
+            raise KeyError
+        assert list(tmp_path.iterdir()) == [path]
+    with durable.in_place_of(folder) as part:
+        part.mkdir()
+        (part / "whole").touch()
+    assert [item.name for item in folder.iterdir()] == ["whole"]
+    for one in (path, folder, tmp_path / "none"):
+        durable.discard(one)
+    assert not list(tmp_path.iterdir())
