@@ -25,7 +25,7 @@ import torch
 from goldenlayers import models
 from goldenlayers.hooks import final_hidden
 from goldenlayers.models.model import Model
-from goldenlayers.statistics.collect import collect, open_source
+from goldenlayers.statistics.collect import StatisticsSettings, collect
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, Source, TextSource
 
@@ -124,9 +124,10 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(model.layers.vocab_size, shape, generator=generator)
     else:
-        source: Source = open_source(
-            model, options.text, length=options.length, batch_tokens=options.batch_tokens, seed=0
+        how = StatisticsSettings(
+            options.text, length=options.length, batch_tokens=options.batch_tokens
         )
+        source: Source = how.source(model)
         assert isinstance(source, TextSource)
         ids = next(source.batches(0, shape[0]))
     result = {

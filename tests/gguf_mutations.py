@@ -212,7 +212,7 @@ def main() -> None:
     from gguf_built import write_llama_gguf
     from tokenizers_built import byte_level_bpe
 
-    import goldenlayers.models.convert  # noqa: F401  (once, before the forks)
+    import goldenlayers.models.loading  # noqa: F401  (once, before the forks)
 
     ends: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as place, contextlib.suppress(KeyboardInterrupt):

@@ -90,7 +90,7 @@ def test_impossible_splits_are_refused(n):
 
 def test_summary_counts_probes_and_groups_what_was_skipped():
     skipped = tuple(
-        DataError(f"bad {i}", source="f", row=i, reason="bad" if i < 9 else "worse")
+        DataError(f"bad {i}", reason="bad" if i < 9 else "worse").at(source="f", row=i)
         for i in range(1, 11)
     )
     fact = Fact("1", "a", "a is", "new", locality=(Probe("x"), Probe("y", "z", "Forgetfulness")))

@@ -16,7 +16,7 @@ import pytest
 from test_datasets_formats import RECORDS, records_of
 
 from goldenlayers.datasets import FactSet, load_facts, reading
-from goldenlayers.datasets.records import loads
+from goldenlayers.datasets.reading import loads
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Probe
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from disks import room_for
 
-from goldenlayers import durable
+from goldenlayers import durable, records
 from goldenlayers.errors import UserError
 
 
@@ -29,14 +29,14 @@ def test_plain_values_are_strict_json():
         "b": Setting(float("-inf"), Path("x/y")),
         "c": [True, None, "é", np.bool_(False), np.str_("s")],
     }
-    assert json.loads(durable.json_text(value)) == {
+    assert json.loads(records.json_text(value)) == {
         "1": None,
         "a": [0.5, 3, [1.0, None]],
         "b": {"rate": None, "where": "x/y"},
         "c": [True, None, "é", False, "s"],
     }
     with pytest.raises(TypeError, match="set cannot be written"):
-        durable.plain({"a": {1, 2}})
+        records.plain({"a": {1, 2}})
 
 
 def rows_file(tmp_path: Path, content: bytes) -> Path:
@@ -128,3 +128,27 @@ def test_write_text_is_all_or_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="could not be written"):
         durable.write_text(tmp_path / "absent" / "x", "new")
+
+
+def test_what_is_written_in_place_of_a_file_or_folder_is_whole_or_not_there(tmp_path):
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    with durable.in_place_of(path) as part:
+        part.write_text("old")
+        assert not path.exists()
+    for _ in range(2):
+        with pytest.raises(KeyError), durable.in_place_of(path) as part:
+            part.write_text("half")
+            raise KeyError
+        assert path.read_text() == "old"
+        with pytest.raises(KeyError), durable.in_place_of(folder) as part:
+            part.mkdir()
+            (part / "half").touch()
+            raise KeyError
+        assert list(tmp_path.iterdir()) == [path]
+    with durable.in_place_of(folder) as part:
+        part.mkdir()
+        (part / "whole").touch()
+    assert [item.name for item in folder.iterdir()] == ["whole"]
+    for one in (path, folder, tmp_path / "none"):
+        durable.discard(one)
+    assert not list(tmp_path.iterdir())

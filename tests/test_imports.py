@@ -24,7 +24,6 @@ ORDER: list[str] = [
     "records",
     "durable",
     "runfiles",
-    "runlock",
     "store",
     "datasets",
     "tokens",

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models import cache
-from goldenlayers.models.convert import begins_with_bos
-from goldenlayers.models.gguf_header import read_header
+from goldenlayers.models import cache, loading
+from goldenlayers.models.gguf import read_header
+from goldenlayers.models.loading import begins_with_bos
 
 TEXTS = ("The capital of France is", " café  1905\n\tend", "東京 \U0001f389")
 
@@ -119,12 +119,11 @@ def test_nothing_of_the_quantisation_is_left(
 def test_the_second_load_uses_the_cache_wherever_the_file_lies(
     gguf_file: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from goldenlayers.models import convert
 
     def never(*_: object, **__: object) -> dict[str, Any]:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(convert, "convert_gguf", never)
+    monkeypatch.setattr(loading, "convert_gguf", never)
     moved = Path(shutil.copy(gguf_file, tmp_path / "other-name.gguf"))
     assert models.locate(moved, cache_dir=converted) == models.locate(
         gguf_file, cache_dir=converted

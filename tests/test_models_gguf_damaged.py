@@ -16,8 +16,7 @@ from gguf_mutations import Field, layout, mutations, outcome
 from tokenizers_built import byte_level_bpe
 
 from goldenlayers.errors import UserError
-from goldenlayers.models.gguf_checks import check_model
-from goldenlayers.models.gguf_header import GgufHeader, read_header
+from goldenlayers.models.gguf import GgufHeader, check_model, read_header
 
 
 @pytest.fixture(scope="module")

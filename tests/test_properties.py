@@ -39,8 +39,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.joints import JOINTS, join
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
-from goldenlayers.models.gguf_checks import check_model
-from goldenlayers.models.gguf_header import read_header
+from goldenlayers.models.gguf import check_model, read_header
 from goldenlayers.records import parse_json, parse_yaml
 from goldenlayers.report.figures import ranking_figure
 

@@ -76,7 +76,7 @@ def test_every_character_is_safe_and_endless_texts_are_cut() -> None:
 def test_errors_warnings_and_logs_are_single_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (
         UserError(WILD, expected=WILD, fix=WILD),
-        DataError(WILD, source=WILD, row=3, field=WILD).at(fix=WILD),
+        DataError(WILD, field=WILD).at(source=WILD, row=3, fix=WILD),
     ):
         assert not raw(str(error)) and "\n" not in str(error)
     assert len(str(UserError("k" * 400_000, fix="k" * 400_000))) < 5_000

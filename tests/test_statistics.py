@@ -19,7 +19,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import MissingLayerError, key_statistics
-from goldenlayers.statistics.collect import open_source
+from goldenlayers.statistics.collect import StatisticsSettings
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import (
     Observer,
@@ -77,7 +77,7 @@ def slow_moment(model: Model, layer: int, rows: list[list[int]], skip: int) -> T
 
 
 def text_rows(model: Model, path: Path, length: int, n_rows: int, seed: int = 0) -> list[list[int]]:
-    source = open_source(model, path, length=length, batch_tokens=10**6, seed=seed)
+    source = StatisticsSettings(path, length=length, batch_tokens=10**6, seed=seed).source(model)
     assert isinstance(source, TextSource)
     return list(itertools.islice(source.rows(), n_rows))
 
@@ -214,7 +214,7 @@ def test_bos_that_the_tokenizer_does_not_add_still_begins_sampled_text() -> None
 
 def test_rows_shorter_than_the_context_and_context_respected(corpus: Path) -> None:
     model = wrap("gpt2")
-    assert open_source(model, corpus, length=None, batch_tokens=512, seed=0).length == 256
+    assert StatisticsSettings(corpus, batch_tokens=512).source(model).length == 256
     with pytest.raises(UserError, match="2 to 512 tokens"):
         key_statistics(model, text=corpus, length=513, cache=False)
     with pytest.raises(UserError, match="2 to 512 tokens"):

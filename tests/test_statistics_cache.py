@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers_built import byte_level_bpe, sentencepiece_bpe
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.cache import sha256_file
 from goldenlayers.models.model import Model
-from goldenlayers.models.stamps import sha256_file
 from goldenlayers.statistics import KeyStatistics, key_statistics
 from goldenlayers.statistics.cache import StatisticsCache, _seal, model_settings
 from goldenlayers.statistics.moments import MomentSums
@@ -292,12 +292,12 @@ def test_odd_manifests_are_collected_again(
 def test_files_are_hashed_once_per_change(
     model: Model, corpus: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goldenlayers.models.stamps._SETTLED", -(1 << 62))  # do not wait for it
+    monkeypatch.setattr("goldenlayers.models.cache._SETTLED", -(1 << 62))  # do not wait for it
     options = {"text": corpus, "cache_dir": tmp_path, **OPTIONS}
     for _ in range(2):
         key_statistics(model, **options)
     with monkeypatch.context() as patch:
-        patch.setattr("goldenlayers.models.stamps.sha256_file", None)
+        patch.setattr("goldenlayers.models.cache.sha256_file", None)
         key_statistics(model, **options)
     passes.clear()
     path = folders(tmp_path)[0] / "layer-001.safetensors"
@@ -351,7 +351,7 @@ from off_a_bit import OffABit
 from safetensors.torch import load_file, save_file
 from tokenizers_built import sentencepiece_bpe
 from goldenlayers.models.model import Model
-from goldenlayers.models.stamps import sha256_file
+from goldenlayers.models.cache import sha256_file
 from goldenlayers.statistics import key_statistics
 model = Model.wrap(build("llama"), sentencepiece_bpe())
 seen = []

@@ -77,6 +77,7 @@ def test_bad_input_is_one_clear_error(model: Model, corpus: Path, tmp_path: Path
         ({"ridge": -0.1}, "ridge is -0.1"),
         ({"layers": [4]}, "no layer 4"),
         ({"layers": []}, "no layers"),
+        ({"lenght": 40}, "no setting 'lenght'.*Did you mean 'length'"),
     ]
     for options, message in wrong:
         with pytest.raises(UserError, match=message):

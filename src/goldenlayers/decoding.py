@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
@@ -33,15 +33,9 @@ Stop = Callable[[int, list[int]], bool]
 def end_ids(model: Model) -> frozenset[int]:
     """Every token that ends a text for this model: the tokenizer's and the generation config's."""
     found: set[int] = set()
-    config = getattr(model.hf, "generation_config", None)
-    for value in (
-        getattr(model.tokenizer, "eos_token_id", None),
-        getattr(config, "eos_token_id", None),
-    ):
-        if isinstance(value, int):
-            found.add(value)
-        elif isinstance(value, Collection):
-            found.update(int(v) for v in value)
+    for place in (model.tokenizer, getattr(model.hf, "generation_config", None)):
+        value = getattr(place, "eos_token_id", None)
+        found |= {value} if isinstance(value, int) else {int(v) for v in value or ()}
     return frozenset(found)
 
 

@@ -7,19 +7,21 @@ import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import re
+import shutil
 import stat
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from goldenlayers.errors import UserError
-from goldenlayers.records import DEEPEST, no_constant, refuse_odd, said, text_of
+from goldenlayers.records import DEEPEST, json_text, no_constant, refuse_odd, said, text_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_PLAIN_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV}
 
 SMALL = 64 << 20
@@ -28,38 +30,6 @@ _LARGEST_ROWS = 2 << 30
 _LONGEST_LINE = 16 << 20
 _HUGE = re.compile(rb"[eE]\+?\d{3}|\d{20}")  # numbers that may not be finite, or of 64 bits
 _CHECK = re.compile(rb', "check": "([0-9a-f]{8})"\}$')
-
-
-def plain(value: Any) -> Any:
-    """``value`` in the types that strict JSON and YAML know; a number that is not finite is None.
-
-    Takes dataclasses, mappings, lists, tuples, paths, numpy scalars and arrays, and tensors.
-
-    Raises:
-        TypeError: any other type.
-    """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str | os.PathLike):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if callable(listed := getattr(value, "tolist", None)):
-        return plain(listed())
-    raise TypeError(f"{type(value).__name__} cannot be written to a run folder")
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """``plain(value)`` as JSON that any reader accepts (no NaN)."""
-    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
 @contextlib.contextmanager
@@ -98,9 +68,8 @@ def open_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
             name elsewhere (a hard link).
         OSError: what the system refuses otherwise, such as a file that is not there.
     """
-    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(path, flags | safe, 0o644)
+        descriptor = os.open(path, flags | _SAFELY, 0o644)
     except OSError as error:
         if error.errno in _NO_PLAIN_FILE or (error.errno is not None and Path(path).is_symlink()):
             raise _not_plain(path) from error
@@ -134,7 +103,7 @@ def read_text_file(path: Path, limit: int = SMALL) -> str:
 
 def read_bytes_file(path: Path, limit: int = SMALL) -> bytes:
     """As :func:`read_text_file`, undecoded."""
-    with reading(path), os.fdopen(open_file(path), "rb") as file:
+    with reading(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise UserError(f"{path} is too large", expected=f"at most {limit >> 10} KiB")
@@ -142,10 +111,11 @@ def read_bytes_file(path: Path, limit: int = SMALL) -> bytes:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Within it, a file that the system does not let us read becomes a ``UserError``."""
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A file open for reading; one that the system does not let us read is a ``UserError``."""
     try:
-        yield
+        with os.fdopen(open_file(path), "rb") as file:
+            yield file
     except OSError as error:
         raise UserError(f"{path} could not be read ({error.strerror or error})") from error
 
@@ -176,6 +146,28 @@ def write_bytes(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """A free name beside ``path``: what is written there takes its place at the end of the block.
+
+    If the block fails, it is removed and ``path`` stays as it was. A kill leaves ``NAME~*.part``.
+    """
+    part = path.with_name(f"{path.name}~{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        discard(part)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], key: str = "") -> None:
@@ -259,7 +251,7 @@ def lines(path: Path, key: str = "", digest: Any = None) -> list[Line]:
     """
     found: list[Line] = []
     place = number = 0
-    with reading(path), os.fdopen(open_file(path), "rb") as file:
+    with reading(path) as file:
         if os.fstat(file.fileno()).st_size > _LARGEST_ROWS:
             raise UserError(f"{path} is too large", expected=f"at most {_LARGEST_ROWS >> 30} GiB")
         while text := file.readline(_LONGEST_LINE):
@@ -272,10 +264,7 @@ def lines(path: Path, key: str = "", digest: Any = None) -> list[Line]:
                 row, problem, broken = _row(text, key)
                 found.append(Line(number, place, text, row, problem, broken))
     # Broken lines before the last one were not torn by a kill.
-    return [
-        dataclasses.replace(one, torn=False) if one.torn and one is not found[-1] else one
-        for one in found
-    ]
+    return [dataclasses.replace(one, torn=False) for one in found[:-1]] + found[-1:]
 
 
 def _row(text: bytes, key: str) -> tuple[dict[str, Any], str, bool]:
@@ -289,20 +278,15 @@ def _row(text: bytes, key: str) -> tuple[dict[str, Any], str, bool]:
             refuse_odd(row)
     except (ValueError, RecursionError) as error:
         return {}, f"a broken row ({said(error)})", True
-    check = row.pop("check", None)
-    if key and not _checked(text.rstrip(), check, key):
+    text, check = text.rstrip(), row.pop("check", None)
+    found = _CHECK.search(text) if key else None
+    if key and not (
+        found is not None
+        and check == found[1].decode()
+        and _check(text[: found.start()] + b"}", key) == found[1]
+    ):
         return row, "a row that was changed, or is of another run (its check does not fit)", False
     return row, "", False
-
-
-def _checked(text: bytes, check: Any, key: str) -> bool:
-    found = _CHECK.search(text)
-    return (
-        found is not None
-        and isinstance(check, str)
-        and found[1].decode() == check
-        and _check(text[: found.start()] + b"}", key) == found[1]
-    )
 
 
 def read_rows(path: Path, key: str = "", digest: Any = None) -> list[dict[str, Any]]:
@@ -359,39 +343,36 @@ def absolute(path: str | Path) -> str:
         return str(path)
 
 
-def lock(descriptor: int) -> None:
+def lock(descriptor: int) -> bool:
     """Lock an open file for this process; the system lets go of it however the process ends.
 
-    Does nothing where the system or the file system knows no such locks.
+    False, and no lock, where the system or the file system knows no such locks.
 
     Raises:
         BlockingIOError: another process holds it.
     """
     try:
         import fcntl
-    except ImportError:
-        return
-    try:
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
+        return False
+    return True
 
 
 def is_abandoned(path: Path) -> bool:
     """Whether no process holds the lock of a file or folder; False where that cannot be known."""
     try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | _SAFELY)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(descriptor)
     except OSError:
         return False
     finally:
         os.close(descriptor)
-    return True

@@ -45,55 +45,48 @@ class DataError(UserError):
 
     Args:
         problem: what is wrong with this row.
-        source: the file (or hub data set) it stands in.
-        row: line number for JSON lines and tables (where a row begins), record number for a JSON
-            array or parquet; both count from 1.
         field: the field at fault, e.g. ``target_new`` or ``locality[2].prompt``.
         expected, fix: as for UserError.
         reason: the kind of problem in words that are the same for every row that has it
             (reports group by it); the problem itself when not given.
+
+    :meth:`at` adds ``source``, the file (or hub data set) it stands in, and ``row``: line number
+    for JSON lines and tables (where a row begins), record number for a JSON array or parquet;
+    both count from 1.
     """
+
+    source: str = ""
+    row: int | None = None
 
     def __init__(
         self,
         problem: str,
         *,
-        source: str = "",
-        row: int | None = None,
         field: str = "",
         expected: str = "",
         fix: str = "",
         reason: str = "",
     ) -> None:
-        self.problem = problem
-        self.reason = reason or problem
-        self.source = source
-        self.row = row
-        self.field = field
-        place = ", ".join(
-            part
-            for part in (
-                source,
-                f"row {row}" if row is not None else "",
-                f"field '{field}'" if field else "",
-            )
-            if part
-        )
+        self.problem, self.reason, self.field = problem, reason or problem, field
+        row = f"row {self.row}" if self.row is not None else ""
+        parts = (self.source, row, f"field '{field}'" if field else "")
+        place = ", ".join(part for part in parts if part)
         super().__init__(f"{place}: {problem}" if place else problem, expected=expected, fix=fix)
 
     def at(
         self, *, source: str = "", row: int | None = None, field: str = "", fix: str = ""
     ) -> DataError:
         """The same error, now with the place where it was found; what is not given stays."""
-        return DataError(
+        placed = DataError.__new__(DataError)
+        placed.source, placed.row = source or self.source, self.row if row is None else row
+        placed.__init__(
             self.problem,
-            source=source or self.source,
-            row=self.row if row is None else row,
             field=field or self.field,
             expected=self.expected,
             fix=fix or self.fix,
             reason=self.reason,
         )
+        return placed
 
 
 LARGEST_SEED = 2**63 - 1  # what every generator of random numbers takes

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.delta import Dense, LowRank, WeightDelta
-from goldenlayers.delta.targets import find_targets, hf_of
+from goldenlayers.delta.apply import find_targets, hf_of
 from goldenlayers.durable import is_abandoned, lock, sync
 from goldenlayers.errors import UserError
-from goldenlayers.models.convert import quiet_transformers
 from goldenlayers.models.identity import Checkpoint
+from goldenlayers.models.loading import quiet_transformers
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # A dense change counts as low-rank when what is cut off is this small (relative, Frobenius).
 EXACT = 1e-5
 _MARK = ".goldenlayers-export"  # in a folder that is being written
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def export_peft(
             dense change has no exact form of lower rank.
     """
     out, wanted = Path(out_dir), _dtype(dtype)
-    hf = None if model is None or isinstance(model, str) else hf_of(model)
+    hf, base, transposed = None, model, False
     if model is not None and not isinstance(model, str):
         delta.check(model, force=force)
+        hf, base = hf_of(model), delta.base_name or str(getattr(model, "name", ""))
+        transposed = any(one.transposed for one in find_targets(hf, delta.changes).values())
     factors: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     if rank is not None and rank < 1:
@@ -108,14 +111,14 @@ def export_peft(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": _base_name(delta, model),
+        "base_model_name_or_path": delta.base_name if base is None else base,
         "r": common,
         "lora_alpha": common,
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "fan_in_fan_out": hf is not None and _stored_transposed(hf, delta),
+        "fan_in_fan_out": transposed,
         "target_modules": _module_names(hf, list(factors)),
         "inference_mode": True,
         "init_lora_weights": True,
@@ -159,23 +162,25 @@ def export_merged(
             f"a {type(hf).__name__} cannot be saved as a checkpoint",
             expected="a goldenlayers Model or a transformers model",
         )
-    wanted = _stored_dtypes(model) if dtype == "auto" else _dtype(dtype)
-    out = Path(out_dir)
+    out, one = Path(out_dir), None if dtype == "auto" else _dtype(dtype)
     with _new_folder(out) as part, delta.applied(model, force=force):
         state = hf.state_dict()
-        if isinstance(wanted, torch.dtype):
-            wanted = dict.fromkeys(state, wanted)
-        if wanted:
-            state = _cast(state, wanted)
-        used = _most_used(state)
-        recorded = hf.config.dtype
+        wanted = {} if one is None else dict.fromkeys(state, one)
+        if dtype == "auto":  # a model made in memory has no checkpoint
+            checkpoint = Checkpoint.of(hf, getattr(model, "folder", None))
+            wanted = checkpoint.dtypes if checkpoint is not None else {}
+        state = _cast(state, wanted)
+        recorded, used = hf.config.dtype, _most_used(state)
         try:
             with quiet_transformers():
                 hf.save_pretrained(part, state_dict=state)
         finally:
             hf.config.dtype = recorded
-        if wanted:
-            _record_dtype(part / "config.json", used)
+        if wanted:  # transformers writes down the format that it computes in
+            config = json.loads((part / "config.json").read_text("utf-8"))
+            config["dtype"] = str(used).removeprefix("torch.")
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (part / "config.json").write_text(text, "utf-8")
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
@@ -193,12 +198,6 @@ def whole_dtype(model: Model, dtype: str) -> torch.dtype:
     stored = checkpoint.widest() if checkpoint is not None else model.dtype
     wanted = None if dtype == "auto" else _dtype(dtype)
     return stored if wanted is None else torch.promote_types(stored, wanted)
-
-
-def _stored_dtypes(model: Model | PreTrainedModel) -> dict[str, torch.dtype]:
-    """The number format of each weight in the checkpoint; {} for a model made in memory."""
-    checkpoint = Checkpoint.of(hf_of(model), getattr(model, "folder", None))
-    return {} if checkpoint is None else checkpoint.dtypes
 
 
 def _factored(name: str, change: Dense, rank: int | None) -> tuple[LowRank, float]:
@@ -230,16 +229,6 @@ def _padded(factor: Tensor, rank: int) -> Tensor:
     return nn.functional.pad(wide, (0, rank - factor.shape[1])).cpu()
 
 
-def _base_name(delta: WeightDelta, model: Any) -> str:
-    if isinstance(model, str):
-        return model
-    return delta.base_name or str(getattr(model, "name", ""))
-
-
-def _stored_transposed(hf: nn.Module, delta: WeightDelta) -> bool:
-    return any(target.transposed for target in find_targets(hf, delta.changes).values())
-
-
 def _module_names(hf: nn.Module | None, names: list[str]) -> list[str] | str:
     """The paths of the changed modules, in the form that matches these modules and no others."""
     paths = [name.removesuffix(".weight") for name in names]
@@ -255,15 +244,9 @@ def _module_names(hf: nn.Module | None, names: list[str]) -> list[str] | str:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    known = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "float64": torch.float64,
-    }
-    if name is not None and name not in known:
-        raise UserError(f"unknown dtype '{name}'", expected=" or ".join(known))
-    return known[name] if name is not None else None
+    if name is not None and name not in _DTYPES:
+        raise UserError(f"unknown dtype '{name}'", expected=" or ".join(_DTYPES))
+    return getattr(torch, name) if name is not None else None
 
 
 def _cast(state: dict[str, Tensor], dtypes: dict[str, torch.dtype]) -> dict[str, Tensor]:
@@ -293,12 +276,6 @@ def _most_used(state: dict[str, Tensor]) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
-def _record_dtype(config: Path, dtype: torch.dtype) -> None:
-    text = json.loads(config.read_text("utf-8"))
-    text["dtype"] = str(dtype).removeprefix("torch.")
-    config.write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into that becomes ``out`` when all went well, and vanishes otherwise.
@@ -313,8 +290,9 @@ def _new_folder(out: Path) -> Iterator[Path]:
                 f"'{out}' exists already", fix="Choose a folder that does not exist yet"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
-        for old in out.parent.glob(".*.part"):
-            _remove_left_over(old)
+        for old in out.parent.glob(".*.part"):  # of exports that were killed
+            if (old / _MARK).is_file() and not old.is_symlink() and is_abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
         part.mkdir()
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, part, ignore_errors=True)
@@ -333,10 +311,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
             f"'{out}' could not be written: {getattr(error, 'strerror', None) or error}",
             fix="Check the path, its permissions and the free space",
         ) from error
-
-
-def _remove_left_over(part: Path) -> None:
-    """Remove the folder of an export that was killed; anything else stays."""
-    marked = (part / _MARK).is_file() and not part.is_symlink()
-    if marked and is_abandoned(part):
-        shutil.rmtree(part, ignore_errors=True)

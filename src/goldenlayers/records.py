@@ -1,6 +1,6 @@
-"""Records from elsewhere (JSON, YAML): read within bounds, and held to the types they should have.
+"""Records: of ours in strict JSON; from elsewhere read within bounds, and held to their types.
 
-Whatever stands in one, reading it ends in plain values or in a ``UserError``.
+Whatever stands in one from elsewhere, reading it ends in plain values or in a ``UserError``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,41 @@ def parse_yaml(text: str, where: str | Path) -> Any:
     ) as error:  # fmt: skip
         raise UserError(f"{where} is no YAML of plain settings ({said(error)})") from error
     return value
+
+
+def plain(value: Any, odd: Callable[[Any], Any] | None = None) -> Any:
+    """``value`` in the types that strict JSON and YAML know; a number that is not finite is None.
+
+    Takes dataclasses, mappings, lists, tuples, paths, numpy scalars and arrays, and tensors; of
+    any other type what ``odd`` makes of it.
+
+    Raises:
+        TypeError: any other type, and there is no ``odd``.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name), odd) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, odd) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, odd) for item in value]
+    if callable(listed := getattr(value, "tolist", None)):
+        return plain(listed(), odd)
+    if odd is not None:
+        return plain(odd(value), odd)
+    raise TypeError(f"{type(value).__name__} cannot be written to a run folder")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """``plain(value)`` as JSON that any reader accepts (no NaN)."""
+    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
 def refuse_odd(value: Any) -> None:

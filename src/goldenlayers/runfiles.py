@@ -1,4 +1,4 @@
-"""Which files a run writes, and what proves that a folder is a run's: its own record.
+"""Which files a run writes, what proves that a folder is a run's (its own record), its lock.
 
 Only files that a run wrote are ever removed. What else lies in a folder is left alone.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import socket
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,14 +17,14 @@ from typing import Any
 
 from goldenlayers.durable import (
     append_bytes,
-    json_text,
     lines,
+    lock,
     open_file,
     read_text_file,
     write_bytes,
 )
 from goldenlayers.errors import UserError
-from goldenlayers.records import entry, parse_yaml
+from goldenlayers.records import entry, json_text, parse_yaml
 
 CONFIG, LOG, LOCK, ASIDE = "config.yaml", "log.txt", ".lock", "set-aside.txt"
 REPLACED = ".replaced"
@@ -112,10 +114,11 @@ def may_write(name: str, command: str) -> bool:
     return is_result(name, command) or any(fnmatchcase(name, one) for one in patterns)
 
 
-def result_files(folder: Path, command: str) -> list[str]:
-    """Names of the results in a run's folder, sorted."""
+def result_files(folder: Path, command: str) -> dict[str, str]:
+    """The results in a run's folder by name, sorted, each with its SHA-256."""
     there = [item.name for item in os.scandir(folder) if item.is_file(follow_symlinks=False)]
-    return sorted(name for name in there if is_result(name, command))
+    names = sorted(name for name in there if is_result(name, command))
+    return {name: sha256_of(folder / name) for name in names}
 
 
 def is_result(name: str, command: str) -> bool:
@@ -293,8 +296,7 @@ def sha256_of(path: Path) -> str:
 
 def key_of(settings: dict[str, Any], ignore: Collection[str]) -> str:
     """What the rows of a run are known by: equal for runs of equal settings on equal inputs."""
-    flat = sorted(_flat(settings).items())
-    held = [pair for pair in flat if not any(f"{pair[0]}.".startswith(f"{key}.") for key in ignore)]
+    held = [pair for pair in sorted(_flat(settings).items()) if not _within(pair[0], ignore)]
     return hashlib.sha256(json_text(held).encode()).hexdigest()[:16]
 
 
@@ -315,13 +317,79 @@ def differences(
     """Each setting that differs and is not to be ignored, as "name: old -> new"."""
     before, after = _flat(dict(old)), _flat(dict(new))
     found = []
-    for name in [*before, *(key for key in after if key not in before)]:
+    for name in before | after:
         left, right = before.get(name, "(not set)"), after.get(name, "(not set)")
-        if left != right and not any(f"{name}.".startswith(f"{key}.") for key in ignore):
-            found.append(f"{name}: {_short(left)} -> {_short(right)}")
+        if left != right and not _within(name, ignore):
+            texts = [t if len(t) <= 60 else t[:57] + "..." for t in (str(left), str(right))]
+            found.append(f"{name}: {texts[0]} -> {texts[1]}")
     return found
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _within(name: str, keys: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
+
+
+def acquire(part: Path, target: Path) -> int:
+    """Lock the folder that a run works in, making it if needed.
+
+    Nothing in it is touched unless it is a run's. Returns the descriptor that holds the lock.
+
+    Raises:
+        UserError: it is not a run's; another process holds it.
+    """
+    path = part / LOCK
+    while True:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            part.mkdir()
+        try:
+            unfinished(part)
+            descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # another process finished just now and moved the folder
+            continue
+        except UserError:
+            if os.path.lexists(part):
+                raise
+            continue
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        try:
+            if holder and not holder.startswith("process "):
+                raise not_ours(part, LOCK)
+            lock(descriptor)
+        except BaseException as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise UserError(
+                f"{target} is being written by another run ({holder or 'just started'})",
+                fix="Wait until it is finished, or choose another --out",
+            ) from None
+        # Between opening and locking, the holder may have finished and removed this lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError:  # a full disk
+        path.unlink()
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class LogFile(logging.FileHandler):
+    """A log that cannot be written (disk full) must not stop the run or print a traceback."""
+
+    def _open(self) -> Any:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = open_file(self.baseFilename, flags)
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what is still buffered finds no room
+            super().close()

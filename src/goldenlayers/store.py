@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,10 +17,11 @@ from typing import Any
 
 import yaml
 
-from goldenlayers import durable, runfiles, runlock
-from goldenlayers.durable import disk_errors, plain
+import goldenlayers
+from goldenlayers import durable, runfiles
+from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
-from goldenlayers.records import parse_json, short, text_of
+from goldenlayers.records import json_text, parse_json, plain, short, text_of
 from goldenlayers.runfiles import CONFIG, LOCK, LOG, REPLACED, read_record
 from goldenlayers.shown import LogFormatter
 
@@ -93,7 +93,7 @@ class RunFolder:
                 settings; something lies there that no run wrote; the place cannot be written to.
         """
         target = runfiles.place(path)
-        settings = plain({"version": _version(), **config})
+        settings = plain({"version": goldenlayers.__version__, **config})
         if not settings.get("command"):
             raise ValueError("the config of a run names its 'command'")
         free = (*ignore, *_FREE, *(() if resume else _FREE_AFRESH))
@@ -101,7 +101,7 @@ class RunFolder:
         run = cls(_part(target), target, settings, overwrite=overwrite)
         with disk_errors(run.path):
             try:
-                run._lock = runlock.acquire(run.path, target)
+                run._lock = runfiles.acquire(run.path, target)
                 runfiles.undo_replacement(run.path, target)
                 runfiles.refuse_taken(target, overwrite=overwrite)
                 run._start(resume=resume, ignore=free)
@@ -204,7 +204,7 @@ class RunFolder:
             UserError: the disk is full or cannot be written to.
         """
         self._need_writable()
-        durable.write_text(self.file(name), durable.json_text(value, indent=1) + "\n")
+        durable.write_text(self.file(name), json_text(value, indent=1) + "\n")
         return self.file(name)
 
     def append_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -278,8 +278,7 @@ class RunFolder:
         with disk_errors(self.target):
             runfiles.refuse_taken(self.target, overwrite=self._overwrite)
             self.log("finished")
-            names = runfiles.result_files(self.path, self.kind)
-            self.config["files"] = {name: runfiles.sha256_of(self.path / name) for name in names}
+            self.config["files"] = runfiles.result_files(self.path, self.kind)
             self._write_config()
             for path in self.path.iterdir():
                 if path.is_file():
@@ -375,7 +374,7 @@ class RunFolder:
         elif old is not None:
             runfiles.remove(self.path, old, keep=(LOCK,))
         self._write_config()
-        self._log = runlock.LogFile(self.path / LOG)
+        self._log = runfiles.LogFile(self.path / LOG)
         self._log.setFormatter(LogFormatter("%(asctime)s %(message)s"))
         logging.getLogger("goldenlayers").addHandler(self._log)
         self.log("resumed" if self.resumed else "started")
@@ -387,10 +386,3 @@ class RunFolder:
 
 def _part(target: Path) -> Path:
     return Path(f"{target}.part")
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("goldenlayers")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

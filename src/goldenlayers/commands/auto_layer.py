@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldenlayers.commands import shared
-from goldenlayers.durable import disk_errors, json_text, read_text_file, write_text
+from goldenlayers.durable import disk_errors, read_text_file, write_text
 from goldenlayers.errors import UserError
-from goldenlayers.records import entry, parse_json
+from goldenlayers.records import entry, json_text, parse_json
 
 if TYPE_CHECKING:
     from goldenlayers.locating.ranking import LayerRanking

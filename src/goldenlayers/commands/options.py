@@ -235,7 +235,7 @@ def _bad_name(text: str) -> str:
 
 def to_record(config: Any) -> dict[str, Any]:
     """A config as plain YAML-ready values."""
-    from goldenlayers.durable import plain
+    from goldenlayers.records import plain
 
     return plain(config)
 

@@ -21,6 +21,7 @@ from goldenlayers.commands.options import (
     types_of,
 )
 from goldenlayers.errors import DataError, UserError
+from goldenlayers.records import plain
 from goldenlayers.shown import progress as progress
 from goldenlayers.shown import say
 
@@ -147,8 +148,6 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
 
     Names of models and data sets stay as they are, and so does what is not there.
     """
-    from goldenlayers.durable import plain
-
     files = [name for name in types_of(kind) if "Path" in str(types_of(kind)[name])]
     files += [name for name, role in roles(kind).items() if role is Role.SOURCE]
 
@@ -299,7 +298,7 @@ def inputs_of(config: Any) -> dict[str, str]:
         UserError: a file that cannot be read.
     """
     from goldenlayers.durable import reading
-    from goldenlayers.models.stamps import sha256_file
+    from goldenlayers.models.cache import sha256_file
 
     found: dict[str, str] = {}
     for name in ("delta", "text", "statistics"):

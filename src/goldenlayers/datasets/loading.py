@@ -12,8 +12,7 @@ from typing import Any
 from goldenlayers.datasets import registry, source
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
-from goldenlayers.datasets.hub import from_hub
-from goldenlayers.datasets.records import Doubled, Table, flaw
+from goldenlayers.datasets.reading import Doubled, Table, flaw
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches, shortened
 from goldenlayers.facts import Fact, repeats
@@ -56,27 +55,18 @@ def load_facts(
     table, wanted = _find(data, path)
     table = _unwrapped(table)
     if not table.rows:
-        raise _with_count(list(table.broken), len(table.broken))
+        raise _with_count(table.broken, len(table.broken))
     form = registry.choose(table.records, wanted, table.source, header=table.header)
-    facts, errors, notes, warnings = _read(table, form)
+    found = _read(table, form)
+    errors = found.skipped
     if errors and not skip_invalid:
         raise _with_count(errors, len(table.rows) + len(table.broken))
-    if not facts:
-        raise UserError(
-            f"{table.source} has no valid fact; its first error: {errors[0]}"
-            if errors
-            else f"{table.source} has no facts"
-        )
-    found = FactSet(
-        facts=tuple(facts if joint == "auto" else (fact.with_joint(joint) for fact in facts)),
-        name=table.name,
-        format=form.name,
-        source=table.source,
-        sha256=table.sha256,
-        skipped=tuple(errors),
-        notes=notes,
-        warnings=warnings,
-    )
+    if not found.facts:
+        first = f" valid fact; its first error: {errors[0]}" if errors else " facts"
+        raise UserError(f"{table.source} has no{first}")
+    if joint != "auto":
+        facts = tuple(fact.with_joint(joint) for fact in found)
+        found = dataclasses.replace(found, facts=facts)
     if limit is None:
         return found
     return found[:limit] if seed is None else found.sample(limit, seed)
@@ -118,7 +108,7 @@ def _find(
         if name == "starter":
             return source.from_package(), None
         if name.startswith("hub:"):
-            return from_hub(name.removeprefix("hub:")), None
+            return source.from_hub(name.removeprefix("hub:")), None
         prefix, colon, rest = name.partition(":")
         if colon and rest and registry.is_name(prefix):
             return source.from_file(rest), prefix
@@ -154,9 +144,7 @@ def _explain_name(name: str, prefix: str, rest: str) -> None:
         )
 
 
-def _read(
-    table: Table, form: registry.Format
-) -> tuple[list[Fact], list[DataError], tuple[str, ...], tuple[str, ...]]:
+def _read(table: Table, form: registry.Format) -> FactSet:
     """The facts of all good rows, the errors of the others in row order, notes, warnings."""
     read = form.reader_for(table.records)
     facts: list[Fact] = []
@@ -192,8 +180,22 @@ def _read(
             f"{len(renamed):,} facts had the id of an earlier one and were renamed to ID#2, ID#3 … "
             f"({_rows(renamed)})"
         )
-    notes += _repeated(facts)
-    return facts, errors, tuple(notes), _unread(unread)
+    doubled, contradicting = repeats(facts)  # they weigh double, or contradict in a batch
+    for pairs, what, how in (
+        (doubled, "repeat", "same prompt, same new answer"),
+        (contradicting, "contradict", "same prompt, another new answer"),
+    ):
+        notes += [f"{len(pairs):,} facts {what} an earlier one ({how})"] * bool(pairs)
+    return FactSet(
+        facts=tuple(facts),
+        name=table.name,
+        format=form.name,
+        source=table.source,
+        sha256=table.sha256,
+        skipped=tuple(errors),
+        notes=tuple(notes),
+        warnings=_unread(unread),
+    )
 
 
 def _unwrapped(table: Table) -> Table:
@@ -250,32 +252,15 @@ def _unique(fact: Fact, ids: set[str]) -> Fact:
     return fact if name == fact.id else dataclasses.replace(fact, id=name)
 
 
-def _repeated(facts: Sequence[Fact]) -> list[str]:
-    """Notes on facts edited twice: they weigh double, or contradict each other in a batch."""
-    doubled, contradicting = repeats(facts)
-    notes = []
-    if doubled:
-        notes.append(f"{len(doubled):,} facts repeat an earlier one (same prompt, same new answer)")
-    if contradicting:
-        notes.append(
-            f"{len(contradicting):,} facts contradict an earlier one "
-            "(same prompt, another new answer)"
-        )
-    return notes
-
-
-def _with_count(errors: list[DataError], rows: int) -> DataError:
+def _with_count(errors: Sequence[DataError], rows: int) -> DataError:
     """The first error, with what to do about it and about the others."""
     first = errors[0]
     mend = f"{first.fix.rstrip('.')}. " if first.fix else ""
     if len(errors) == 1:
-        return first.at(
-            fix=f"{mend}Mend this row, or pass over it with --skip-invalid (skip_invalid=True)"
-        )
-    return first.at(
-        fix=f"{mend}{len(errors):,} of {rows:,} rows are invalid: mend them, or keep the others "
-        "with --skip-invalid (skip_invalid=True)"
-    )
+        mend += "Mend this row, or pass over it"
+    else:
+        mend += f"{len(errors):,} of {rows:,} rows are invalid: mend them, or keep the others"
+    return first.at(fix=f"{mend} with --skip-invalid (skip_invalid=True)")
 
 
 def _rows(numbers: list[int]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
 
 from goldenlayers.datasets.jsonl import FACT_FIELDS, OTHER_NAMES
-from goldenlayers.datasets.records import loads
+from goldenlayers.datasets.reading import loads
 from goldenlayers.errors import DataError, UserError, shortened
 
 _DELIMITERS = "\t;,|"
@@ -18,22 +19,10 @@ _OWN_LISTS = frozenset(field.name for field in FACT_FIELDS if field.type == "lis
 _OBJECTS = frozenset(
     {"locality", "portability", "requested_rewrite", "single_hops", "new_single_hops", "orig"}
 )
-_LISTS = _OWN_LISTS | frozenset(
-    {
-        "answers",
-        "attribute_prompts",
-        "ground_truth",
-        "loc_ans",
-        "locality_ground_truth",
-        "locality_prompt",
-        "neighborhood_prompts",
-        "new_answer_alias",
-        "answer_alias",
-        "paraphrase_prompts",
-        "questions",
-        "rephrase",
-        "rephrase_prompt",
-    }
+_LISTS = _OWN_LISTS.union(
+    ("answers", "attribute_prompts", "ground_truth", "loc_ans", "locality_ground_truth"),
+    ("locality_prompt", "neighborhood_prompts", "new_answer_alias", "answer_alias"),
+    ("paraphrase_prompts", "questions", "rephrase", "rephrase_prompt"),
 )
 _NUMBERS = frozenset({"case_id", "known_id"})
 # What begins like this was meant as a list: "[INST]" was not.
@@ -113,10 +102,9 @@ def _delimiter(text: str) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    try:
+    with contextlib.suppress(csv.Error):
         return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error:
-        return []
+    return []
 
 
 def _header(cells: list[str], source: str) -> list[str]:

@@ -7,6 +7,7 @@ recomputed on the way out and every bit returns.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,15 +16,140 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from goldenlayers.delta.factors import Dense, LowRank
-from goldenlayers.delta.targets import Target, find_targets, hf_of
-from goldenlayers.errors import UserError
+from goldenlayers.delta.factors import Dense, LowRank, working_dtype
+from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models.identity import fingerprint, old_fingerprints
 from goldenlayers.models.model import comparable
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
+
+SUFFIX = ".weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One weight matrix that a delta changes. ``transposed``: stored (in, out), as Conv1D does."""
+
+    name: str
+    module: nn.Module
+    parameter: nn.Parameter
+    transposed: bool
+
+    @property
+    def path(self) -> str:
+        """The module's path, without ``.weight``."""
+        return self.name.removesuffix(SUFFIX)
+
+    def changed(self, base: Tensor, changes: list[LowRank | Dense]) -> Tensor:
+        """``base`` as stored plus the changes: summed in float32 or wider, rounded once."""
+        dtype = working_dtype(base, *(part for change in changes for part in tensors_of(change)))
+        total = base.to(dtype, copy=True)
+        for change in changes:
+            parts = [part.to(base.device, dtype) for part in tensors_of(change)]
+            if len(parts) == 1:
+                total += parts[0].T if self.transposed else parts[0]
+            else:
+                left, right = reversed(parts) if self.transposed else parts
+                total.addmm_(left, right.T)  # (out, R) @ (R, in), or the other way round
+        result = total.to(base.dtype)
+        if not torch.isfinite(result).all():
+            raise UserError(
+                f"with the delta added, '{self.name}' holds values too large for {base.dtype}",
+                fix="Scale the delta down, or load the model in float32",
+            )
+        return result
+
+
+def tensors_of(change: LowRank | Dense) -> tuple[Tensor, ...]:
+    """(left, right), or (value,)."""
+    return (change.left, change.right) if isinstance(change, LowRank) else (change.value,)
+
+
+def hf_of(model: Model | nn.Module) -> nn.Module:
+    """The transformers model inside a ``Model``, or the module itself."""
+    hf = model if isinstance(model, nn.Module) else getattr(model, "hf", None)
+    if not isinstance(hf, nn.Module):
+        raise UserError(
+            f"a delta cannot be applied to a {type(model).__name__}",
+            expected="a goldenlayers Model or a transformers model",
+        )
+    return hf
+
+
+class TargetFinder:
+    """Looks up changed parameters in one model and checks that the changes fit."""
+
+    def __init__(self, hf: nn.Module) -> None:
+        self.hf = hf
+        self._owners = Counter(
+            id(parameter)
+            for module in hf.modules()
+            for parameter in module._parameters.values()
+            if parameter is not None
+        )
+
+    def find(self, name: str, change: LowRank | Dense) -> Target:
+        """The matrix ``name`` and how it is stored.
+
+        Raises:
+            UserError: no such parameter, not a linear map, another shape, shared with another
+                module (tied embeddings), quantised, or not in memory.
+        """
+        path = name.removesuffix(SUFFIX)
+        try:
+            module = self.hf.get_submodule(path)
+        except AttributeError:
+            module = None
+        parameter = module._parameters.get("weight") if module is not None else None
+        if path == name or module is None or parameter is None:
+            raise UserError(
+                f"the model ({type(self.hf).__name__}) has no weight matrix '{name}'",
+                fix=near_matches(name, _likely_names(self.hf, name))
+                or "Load the model that the delta was made on",
+            )
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise UserError(
+                f"'{name}' belongs to a {type(module).__name__}",
+                expected="a linear map (torch.nn.Linear or transformers' Conv1D)",
+            )
+        if parameter.is_meta or not parameter.is_floating_point():
+            state = "not in memory" if parameter.is_meta else f"stored as {parameter.dtype}"
+            raise UserError(
+                f"'{name}' is {state}, so nothing can be added to it",
+                fix="Load the model in float32, float16 or bfloat16 on one device",
+            )
+        if self._owners[id(parameter)] > 1:
+            raise UserError(
+                f"'{name}' is shared with another module (tied embeddings?), "
+                "so a change would act on both",
+                fix="Edit a matrix inside a block, or load the model with untied embeddings",
+            )
+        transposed = isinstance(module, Conv1D)
+        stored = (parameter.shape[0], parameter.shape[1])
+        shape = stored[::-1] if transposed else stored
+        if change.shape != shape:
+            raise UserError(
+                f"the delta's change of '{name}' is {change.shape} (out, in)",
+                expected=f"{shape}, the model's",
+                fix="Load the model that the delta was made on",
+            )
+        return Target(name, module, parameter, transposed)
+
+
+def find_targets(hf: nn.Module, changes: Mapping[str, LowRank | Dense]) -> dict[str, Target]:
+    """``TargetFinder.find`` for every change of one delta."""
+    finder = TargetFinder(hf)
+    return {name: finder.find(name, change) for name, change in changes.items()}
+
+
+def _likely_names(hf: nn.Module, name: str) -> list[str]:
+    """Weight matrices whose path ends like ``name``: near matches among all would be slow."""
+    tail = name.split(".")[-2:]
+    return [known for known, _ in hf.named_parameters() if known.split(".")[-2:] == tail]
+
 
 Changes = Mapping[str, LowRank | Dense]
 
@@ -97,8 +223,7 @@ _IN_FORCE: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 def deltas_in_force(model: Model | nn.Module) -> int:
     """How many deltas are applied to the model right now."""
-    state = _IN_FORCE.get(hf_of(model))
-    return len(state.levels) if state else 0
+    return len(changes_in_force(model))
 
 
 def changes_in_force(model: Model | nn.Module) -> tuple[Changes, ...]:
@@ -124,24 +249,13 @@ def base_weight(hf: nn.Module, target: Target) -> Tensor:
 def base_fingerprint(model: Model | nn.Module) -> str:
     """Fingerprint of the model's untouched weights, whatever deltas are in force on it."""
     state = _IN_FORCE.get(hf_of(model))
-    if state is None:
-        return _fingerprint(model)
-    if state.fingerprint is None:
-        with state.suspended():
-            state.fingerprint = _fingerprint(model)
-    return state.fingerprint
-
-
-def _fingerprint(model: Model | nn.Module) -> str:
-    return fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
-
-
-def _is_base(model: Model | nn.Module, expected: str) -> bool:
-    """Whether ``expected``, of an older version, names the model's untouched weights."""
+    if state is not None and state.fingerprint is not None:
+        return state.fingerprint
     with untouched(model):
-        if isinstance(model, nn.Module):
-            return expected in old_fingerprints(model)
-        return model.is_known_as(expected)
+        found = fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
+    if state is not None:
+        state.fingerprint = found
+    return found
 
 
 def check_base(
@@ -162,8 +276,10 @@ def check_base(
     # Asked for even when nothing is compared: inside ``applied`` a Model could not compute it.
     found = base_fingerprint(model)
     known = not expected or found == expected or force
-    if not known and not comparable(expected, found):
-        known = _is_base(model, expected)
+    if not known and not comparable(expected, found):  # a fingerprint of an older version
+        with untouched(model):
+            plain = isinstance(model, nn.Module)
+            known = expected in old_fingerprints(model) if plain else model.is_known_as(expected)
     if not known:
         raise UserError(
             f"the delta was made on other weights ('{name or 'unnamed'}', {expected[:12]}) than "

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.delta import apply as _apply
+from goldenlayers.delta.apply import Target, TargetFinder, hf_of
 from goldenlayers.delta.core import WeightDelta
 from goldenlayers.delta.factors import Dense, LowRank, working_dtype
-from goldenlayers.delta.targets import Target, TargetFinder, hf_of
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 

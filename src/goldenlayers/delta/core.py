@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import goldenlayers
 from goldenlayers.delta import apply as _apply
 from goldenlayers.delta import files
+from goldenlayers.delta.apply import find_targets, hf_of
 from goldenlayers.delta.factors import Dense, LowRank
-from goldenlayers.delta.targets import find_targets, hf_of
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,13 +33,6 @@ class Norms(NamedTuple):
 
     absolute: float
     relative: float
-
-
-def _version() -> str:
-    try:
-        return version("goldenlayers")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +53,7 @@ class WeightDelta:
     layers: Sequence[int] = ()
     facts: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    created_with: str = field(default_factory=_version)
+    created_with: str = field(default_factory=lambda: goldenlayers.__version__)
     base_dtype: str = ""
 
     def __post_init__(self) -> None:
@@ -142,16 +135,14 @@ class WeightDelta:
                     fix="Add only deltas of one and the same model",
                 )
             changes[name] = change if mine is None else mine.plus(change)
-        methods = dict.fromkeys(
-            part for delta in (self, other) for part in delta.method.split("+") if part
-        )
+        methods = f"{self.method}+{other.method}".split("+")
         same = dict(self.settings) == dict(other.settings)
         settings = dict(self.settings) if same else {"parts": [*_parts(self), *_parts(other)]}
         return replace(
             self,
             changes=changes,
             base_dtype=self.base_dtype if self.base_dtype == other.base_dtype else "",
-            method="+".join(methods),
+            method="+".join(dict.fromkeys(part for part in methods if part)),
             layers=tuple(sorted({*self.layers, *other.layers})),
             facts=facts,
             settings=settings,
@@ -167,12 +158,10 @@ class WeightDelta:
 
     def to(self, device: str | torch.device) -> WeightDelta:
         """The same delta with its tensors on ``device``."""
-        moved: dict[str, LowRank | Dense] = {}
-        for name, change in self.changes.items():
-            if isinstance(change, LowRank):
-                moved[name] = LowRank(change.left.to(device), change.right.to(device))
-            else:
-                moved[name] = Dense(change.value.to(device))
+        moved = {
+            name: type(change)(*(one.to(device) for one in _apply.tensors_of(change)))
+            for name, change in self.changes.items()
+        }
         return replace(self, changes=moved)
 
     # --- size ------------------------------------------------------------------------------
@@ -270,9 +259,10 @@ class WeightDelta:
                     )
         return found
 
+    @contextmanager
     def applied(
         self, model: Model | nn.Module, *, force: bool = False, verify: bool = False
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """The model with this delta, inside a ``with`` block; every bit returns on the way out.
 
         Also after an exception. Deltas nest: inside two blocks the model carries their sum. What
@@ -288,10 +278,6 @@ class WeightDelta:
             UserError: on entering: another model, a missing or tied or quantised parameter, a
                 wrong shape, or a sum too large for the weight's dtype. The model is untouched.
         """
-        return self._in_force(model, force, verify)
-
-    @contextmanager
-    def _in_force(self, model: Model | nn.Module, force: bool, verify: bool) -> Iterator[None]:
         fingerprint = self.check(model, force=force, verify=verify)
         with _apply.apply(model, self.changes, fingerprint):
             yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from goldenlayers.delta.apply import tensors_of
 from goldenlayers.delta.factors import Dense, LowRank
 from goldenlayers.durable import SMALL, is_abandoned, lock, open_file, read_text_file
 from goldenlayers.errors import UserError
-from goldenlayers.records import entry, parse_json, refuse_odd, short
+from goldenlayers.records import entry, parse_json, plain, refuse_odd, short
 
 TENSORS = "delta.safetensors"
 RECORD = "delta.json"
@@ -42,23 +42,11 @@ _KINDS: dict[str, Any] = {
     "created_with": str,
 }
 FIELDS = tuple(_KINDS)
+_PARTS = {"low-rank": ("left", "right"), "dense": ("value",)}
 _OF_FACTS = ("id", "subject", "prompt", "target")
 _TYPES = ("F64", "F32", "F16", "BF16")
 _NAME = re.compile(r"[\w.:-]{1,500}")  # of a parameter: a module path
 _LARGEST = 1 << 20  # a layer's number, a matrix's rows or columns: far more than there are
-
-
-def plain(value: Any) -> Any:
-    """``value`` in what JSON knows: no NaN or infinity (None instead), anything odd as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    return str(value)
 
 
 def write(
@@ -69,20 +57,18 @@ def write(
     overwrite: bool,
 ) -> Path:
     """Write both files; at any moment the tensors there are a whole delta, old or new."""
-    tensors: dict[str, Tensor] = {}
-    for name, change in changes.items():
-        if isinstance(change, LowRank):
-            tensors[f"{name}.left"] = change.left.cpu().contiguous()
-            tensors[f"{name}.right"] = change.right.cpu().contiguous()
-        else:
-            tensors[f"{name}.value"] = change.value.cpu().contiguous()
+    tensors = {
+        f"{name}.{part}": tensor.cpu().contiguous()
+        for name, change in changes.items()
+        for part, tensor in zip(_PARTS[_kind(change)], tensors_of(change), strict=True)
+    }
     record = {
         "format": FORMAT,
         "schema": SCHEMA,
-        **{name: plain(fields[name]) for name in FIELDS},
+        **{name: plain(fields[name], odd=_as_text) for name in FIELDS},
         "parameters": {
             name: {
-                "kind": "low-rank" if isinstance(change, LowRank) else "dense",
+                "kind": _kind(change),
                 "shape": list(change.shape),
                 "rank": change.rank,
                 "norm": change.norm(),
@@ -171,6 +157,14 @@ def read(path: Path) -> tuple[dict[str, LowRank | Dense], dict[str, Any]]:
     except UserError as error:
         raise _damaged(file, error.found) from error
     return _assemble(file, tensors, record), {name: record[name] for name in FIELDS}
+
+
+def _as_text(value: Any) -> Any:
+    return list(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _kind(change: LowRank | Dense) -> str:
+    return "low-rank" if isinstance(change, LowRank) else "dense"
 
 
 def _find(path: Path) -> Path:
@@ -283,7 +277,7 @@ def _assemble(
     used = 0
     for name, about in record["parameters"].items():
         kind, shown = about.get("kind"), _shown(name)
-        parts = {"low-rank": ("left", "right"), "dense": ("value",)}.get(str(kind))
+        parts = _PARTS.get(str(kind))
         if parts is None:
             raise _damaged(
                 file, f"the kind of '{shown}' is {short(kind)}, not 'low-rank' or 'dense'"

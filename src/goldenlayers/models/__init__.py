@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from goldenlayers.models.catalogue import ModelRow, clear_cache, list_models, verify_cache
 from goldenlayers.models.model import Model
+from goldenlayers.models.packaged import ModelRow, clear_cache, list_models, verify_cache
 from goldenlayers.models.sources import load, locate, resolve_device
 
 if TYPE_CHECKING:

@@ -3,26 +3,33 @@
 A folder is written under a temporary name ending in ``.part`` and renamed when it is complete. Its
 manifest records where the weights came from and the size and SHA-256 of every file, so that a
 folder that was cut short, changed or made by an older converter is recognised and built anew.
+
+Files are hashed once, then again only when they were touched. A file's stamp is its device, inode,
+size and the times of its last change in content and in metadata; a record beside the file keeps the
+stamp at which it was last hashed. This finds damage and accidents; who can write to the folder can
+also write the record. Bits that rot on the disk keep the stamp: for these there is ``again=True``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import uuid
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from goldenlayers.durable import in_place_of
 from goldenlayers.errors import UserError
-from goldenlayers.models.stamps import STAMPS, has_sha256, sha256_file
 from goldenlayers.shown import say
 
 MANIFEST = "golden-manifest.json"
 CACHE_VARIABLE = "GOLDENLAYERS_CACHE"
+_ELSEWHERE = f"choose another folder with --cache-dir or ${CACHE_VARIABLE}"
 CONVERTER_VERSION = 1  # raise it when a conversion would now give other files
 
 Progress = Callable[[str], None]
@@ -33,7 +40,6 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
 
     Raises:
         UserError: no folder can have that name.
-
     """
     chosen = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
     if not chosen:
@@ -47,17 +53,17 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
     except RuntimeError as error:  # "~name" of nobody
         raise UserError(
             f"The cache folder {str(chosen)!r:.200} cannot be: {error}",
-            fix=f"Choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"C{_ELSEWHERE[1:]}",
         ) from error
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest; None when there is none that can be read."""
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; {} where there is none, or it is damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 Check = Literal["sizes", "touched", "all"]
@@ -73,10 +79,9 @@ def fault(
         source: what the weights must have been made from; None accepts any source.
         check: which files are hashed (a second or so per gigabyte): none, where their sizes are
             right; those that were touched since they were last hashed; or all.
-
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
+    manifest = json_object(folder / MANIFEST)
+    if not manifest:
         return "its manifest is missing or unreadable"
     if manifest.get("converter") != CONVERTER_VERSION:
         return "it was made by another version of the converter"
@@ -126,13 +131,8 @@ def _seal(folder: Path, source: dict[str, Any], about: dict[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest: dict[str, Any] = {
-        "schema": 2,
-        "converter": CONVERTER_VERSION,
-        "source": source,
-        "about": about,
-        "files": files,
-    }
+    manifest = {"schema": 2, "converter": CONVERTER_VERSION, "source": source, "about": about}
+    manifest["files"] = files
     manifest["sha256"] = _own_hash(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
@@ -168,7 +168,6 @@ def obtain(
 
     Raises:
         UserError: the cache folder cannot be written.
-
     """
     folder = root / key
     if fault(folder, source) is None:
@@ -185,20 +184,15 @@ def obtain(
             # of processes that were killed.
             for left_over in root.glob(f"{key}~*.part"):
                 shutil.rmtree(left_over, ignore_errors=True)
-            part = root / f"{key}~{uuid.uuid4().hex[:8]}.part"
-            part.mkdir()
-            try:
-                about = build(part)
-                _seal(part, source, about)
+            with in_place_of(folder) as part:
+                part.mkdir()
+                _seal(part, source, build(part))
                 if folder.exists():
                     shutil.rmtree(folder)
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"The model cache {root} cannot be written: {error.strerror or error}",
-            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"Free some space, or {_ELSEWHERE}",
         ) from error
     return folder
 
@@ -213,5 +207,46 @@ def require_space(root: Path, needed: int, what: str) -> None:
         raise UserError(
             f"{what} needs {needed / 1e9:.1f} GB of disk under {root}, "
             f"and {free / 1e9:.1f} GB are free",
-            fix=f"Free some space, or choose another folder with --cache-dir or ${CACHE_VARIABLE}",
+            fix=f"Free some space, or {_ELSEWHERE}",
         )
+
+
+STAMPS = ".golden-stamps.json"
+_SETTLED = 2_000_000_000  # nanoseconds: a write within the clock's tick would leave no trace
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def has_sha256(path: Path, sha256: str, *, again: bool = False) -> bool:
+    """Whether the file's bytes have that SHA-256.
+
+    Args:
+        path: a file; the record is kept in its folder, where that can be written.
+        sha256: what its bytes must have, as hexadecimal text.
+        again: hash it whatever the record says.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    before = _stamp(path)
+    record = json_object(path.parent / STAMPS)
+    if not again and record.get(path.name) == [*before, sha256]:
+        return True
+    if sha256_file(path) != sha256:
+        return False
+    if _stamp(path) == before and time.time_ns() - max(before[3:]) > _SETTLED:
+        record[path.name] = [*before, sha256]
+        # Where the folder cannot be written, files are hashed each time.
+        with contextlib.suppress(OSError), in_place_of(path.parent / STAMPS) as part:
+            part.write_text(json.dumps(record), encoding="utf-8")
+    return True
+
+
+def _stamp(path: Path) -> list[int]:
+    """Device, inode, size, and the times of the last change of content and of metadata (ns)."""
+    s = path.stat()
+    return [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns]

@@ -63,7 +63,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is none, it is not a JSON object, or the folder holds an adapter.
-
     """
     path = own_file(folder, "config.json")
     adapter = own_file(folder, "adapter_config.json")
@@ -94,7 +93,6 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
     Raises:
         UserError: entries of a wrong type; encoder-decoder, encoder-only, mixture of experts,
             quantised, custom code without permission, or a kind that transformers does not know.
-
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -121,11 +119,6 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
             f"{name} is a quantised checkpoint ({method}): its packed weights cannot be edited",
             fix="Use the unquantised checkpoint, or a GGUF file, which is unpacked when loaded",
         )
-    check_has_layers(config, name)
-
-
-def check_has_layers(config: dict[str, Any], name: str) -> None:
-    """Refuse a configuration that says it has no decoder layers."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
@@ -166,9 +159,7 @@ def _is_default_encoder_decoder(kind: str) -> bool:
 
 
 def _check_generating(config: dict[str, Any], kind: str, name: str) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
-    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     architectures = [str(item) for item in config.get("architectures") or []]
     wrong_head = any(item.endswith(_NOT_GENERATING) for item in architectures)
@@ -185,8 +176,7 @@ def _experts(config: dict[str, Any]) -> int:
     for part in (config, *(config.get(key) for key in ("text_config", "ffn_config", "llm_config"))):
         if not isinstance(part, dict) or any(part.get(key) is False for key in _EXPERT_SWITCHES):
             continue
-        counts = [part.get(key) for key in _EXPERT_KEYS]
-        for count in counts:
+        for count in map(part.get, _EXPERT_KEYS):
             values = count if isinstance(count, list) else [count]
             most = max([most, *(value for value in values if isinstance(value, int))])
     return most
@@ -199,7 +189,6 @@ def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
 
     Raises:
         UserError: says which entry, and how many layers there are.
-
     """
     most = 4 * weights.layers + 64
     left: list[tuple[str, Any, int]] = [("", config, 0)]
@@ -233,7 +222,6 @@ def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> N
 
     Raises:
         UserError: with both sizes.
-
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if wanted > 2 * elements + (1 << 20):
@@ -300,10 +288,8 @@ def check_loaded(report: dict[str, Any], config: dict[str, Any], name: str) -> N
 
     Raises:
         UserError: weights are missing, of another shape, or have no place in the model.
-
     """
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"The checkpoint of {name} lacks {len(missing)} of its model's weights, among them "
             f"{missing[0]}: they would be random",
@@ -332,8 +318,7 @@ def is_harmless(key: str, config: dict[str, Any]) -> bool:
     if any(pattern.search(key) for pattern in _HARMLESS):
         return True
     # Layers that predict further tokens ahead come after the model's own (GLM, DeepSeek).
-    ahead = config.get("num_nextn_predict_layers")
-    own = config.get("num_hidden_layers")
+    ahead, own = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
     found = re.match(r"model\.layers\.(\d{1,6})\.", key)
     if found and isinstance(ahead, int) and isinstance(own, int):
         return own <= int(found[1]) < own + ahead
@@ -348,7 +333,6 @@ def check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
 
     Raises:
         UserError: none of the known tokenizer files is there, or what is wrong with one.
-
     """
     there = [known for known in _TOKENIZER_FILES if own_file(folder, known) is not None]
     for known in _TOKENIZER_EXTRAS:

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ def kind_of(path: Path) -> str:
 
     Raises:
         UserError: the system does not let us look.
-
     """
     try:
         mode = path.stat().st_mode
@@ -51,7 +51,6 @@ def own_file(folder: Path, name: str) -> Path | None:
     Raises:
         UserError: the name is no plain file name, it is no regular file, or a link leads out of
             the folder (to anything but the hub's own cache).
-
     """
     if not name or name in (".", "..") or any(c in name for c in "/\\\0") or len(name) > 255:
         raise UserError(
@@ -66,7 +65,8 @@ def own_file(folder: Path, name: str) -> Path | None:
             raise UserError(f"The link {path} leads to nothing", fix=_AGAIN)
         return None
     if kind != "file":
-        raise UserError(f"{path} is {_a(kind)}", expected="a regular file")
+        kind = "a directory" if kind == "directory" else kind
+        raise UserError(f"{path} is {kind}", expected="a regular file")
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(home) for home in _homes(folder)):
         raise UserError(
@@ -88,16 +88,11 @@ def _homes(folder: Path) -> list[Path]:
     return homes
 
 
-def _a(kind: str) -> str:
-    return "a directory" if kind == "directory" else kind
-
-
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
         UserError: the file is too large, cannot be read, or is not a JSON object.
-
     """
     try:
         with path.open("rb") as stream:
@@ -125,13 +120,7 @@ class Weights:
     @property
     def elements(self) -> int:
         """Number of weights in all tensors."""
-        total = 0
-        for shape in self.shapes.values():
-            size = 1
-            for length in shape:
-                size *= length
-            total += size
-        return total
+        return sum(prod(shape) for shape in self.shapes.values())
 
     @property
     def layers(self) -> int:
@@ -145,20 +134,12 @@ def find_weights(folder: Path) -> Weights:
 
     Raises:
         UserError: weights are missing, incomplete, damaged, empty, or there are pickles only.
-
     """
-    files = []
-    missing = []
-    names = _shards(folder)
-    for name in names:
-        path = own_file(folder, name)
-        if path is None:
-            missing.append(name)
-        else:
-            files.append(path)
-    if missing:
+    found = {name: own_file(folder, name) for name in _shards(folder)}
+    files = [path for path in found.values() if path is not None]
+    if missing := [name for name, path in found.items() if path is None]:
         raise UserError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing, "
+            f"{folder} is incomplete: {len(missing)} of {len(found)} weight files are missing, "
             f"among them {missing[0]}",
             fix=_AGAIN,
         )

@@ -8,14 +8,14 @@ passes through, which norm precedes the head, and what happens between the head 
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.models.layers import Block, LayerMap, Matrix
-from goldenlayers.models.trial import Trial, run_trial
+from goldenlayers.models.layers import Block, LayerMap, Matrix, Trial, run_trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -170,7 +170,7 @@ class _Finder:
         names = [
             name
             for name, module in block.named_modules()
-            if _ATTENTION.search(name) and any(p.dim() > 1 for p in module.parameters())
+            if _ATTENTION.search(name) and _has_matrix(module)
         ]
         depth = min((name.count(".") for name in names), default=0)
         return [name for name in names if name.count(".") == depth]
@@ -192,7 +192,7 @@ class _Finder:
             several = (
                 isinstance(module, nn.ModuleList) and sum(map(_has_matrix, module.children())) > 1
             )
-            stacked = not _is_convolution(module) and any(
+            stacked = not isinstance(module, nn.modules.conv._ConvNd) and any(
                 parameter.dim() == 3 and min(parameter.shape) > 1
                 for parameter in module.parameters(recurse=False)
             )
@@ -258,12 +258,8 @@ class _Finder:
         if "mlp" in self.overrides:
             self._at(self.overrides["mlp"], "mlp", below=path)
             return f"{path}.{self.overrides['mlp']}"
-        parents = [m.path.rpartition(".")[0].split(".") for m in matrices]
-        shared: list[str] = []
-        for parts in zip(*parents, strict=False):
-            if len(set(parts)) > 1:
-                break
-            shared.append(parts[0])
+        parents = zip(*(m.path.split(".")[:-1] for m in matrices), strict=False)
+        shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents)]
         together = ".".join(shared) or path
         if together != path:
             return together
@@ -295,10 +291,6 @@ class _Finder:
 
 def _is_list(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList | nn.Sequential)
-
-
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.conv._ConvNd)
 
 
 def _has_matrix(module: nn.Module) -> bool:

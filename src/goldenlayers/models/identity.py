@@ -13,8 +13,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,8 +85,12 @@ class Checkpoint:
         aliases: dict[int, list[str]] = defaultdict(list)
         for name, parameter in hf.named_parameters(remove_duplicate=False):
             aliases[id(parameter)].append(name)
-        self._places = _Places(stored, [name for names in aliases.values() for name in names])
         self._aliases = {name: aliases[id(parameter)] for name, parameter in hf.named_parameters()}
+        self._by_end: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(stored):
+            self._by_end[_end(name)].append(name)
+        ends = {_end(name) for names in aliases.values() for name in names}
+        self._others = [name for name in sorted(stored) if _end(name) not in ends]
         self.dtypes: dict[str, torch.dtype] = {}
         for name, parameter in hf.named_parameters():
             if found := self._candidates(name, parameter):
@@ -150,40 +155,28 @@ class Checkpoint:
 
     def _candidates(self, name: str, parameter: Tensor) -> list[str]:
         """What in the files may be the parameter: of its shape, and named alike."""
-        keys = dict.fromkeys(
-            key for alias in self._aliases[name] for key in self._places.named_like(alias)
-        )
+        keys = dict.fromkeys(k for alias in self._aliases[name] for k in self._named_like(alias))
         return [key for key in keys if self.stored[key].shape == tuple(parameter.shape)]
 
+    def _named_like(self, name: str) -> list[str]:
+        """Stored names that a parameter's may stand for, the likeliest first.
 
-class _Stored:
-    """A tensor in a file, unread."""
-
-    def __init__(self, file: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        self.file, self.dtype, self.shape = file, dtype, shape
-
-
-class _Places:
-    """Finds stored names by parameter names, which may begin otherwise ("transformer.", "model.").
-
-    What no parameter is named like (GPT-NeoX stores its head as "embed_out") may be any. A wrong
-    match does no harm, as values are compared.
-    """
-
-    def __init__(self, stored: Iterable[str], parameters: Iterable[str]) -> None:
-        self._names = set(stored)
-        self._by_end: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self._names):
-            self._by_end[_end(name)].append(name)
-        ends = {_end(name) for name in parameters}
-        self._others = [name for name in sorted(self._names) if _end(name) not in ends]
-
-    def named_like(self, name: str) -> list[str]:
-        """The stored names that may be meant, the likeliest first."""
-        if name in self._names:
+        They may begin otherwise ("transformer.", "model."). What no parameter is named like
+        (GPT-NeoX stores its head as "embed_out") may be any. A wrong match does no harm, as values
+        are compared.
+        """
+        if name in self.stored:
             return [name]
         alike = self._by_end.get(_end(name), self._others)
         return sorted(alike, key=lambda one: -_shared_end(name, one))
+
+
+class _Stored(NamedTuple):
+    """A tensor in a file, unread."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 def _end(name: str) -> str:
@@ -197,12 +190,8 @@ def _end(name: str) -> str:
 
 def _shared_end(one: str, other: str) -> int:
     """How many parts at their ends two names share."""
-    count = 0
-    for a, b in zip(reversed(one.split(".")), reversed(other.split(".")), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 _STORED_TYPES: dict[str, torch.dtype] = {
@@ -224,32 +213,23 @@ def _stored_in(file: Path) -> Iterator[tuple[str, _Stored]]:
 
 def _exact_hash(weights: Iterable[Named]) -> str:
     """SHA-256 over names, shapes and exact values."""
-
-    def put(digest: Any, piece: Tensor) -> None:
-        form, bits = _narrowest(piece)
-        digest.update(form)
-        digest.update(bits.numpy().data)
-
-    return KIND + _hash(weights, put)[: _LENGTH - len(KIND)]
+    return KIND + _hash(weights, _narrowest)[: _LENGTH - len(KIND)]
 
 
 def _rounded_hash(weights: Iterable[Named]) -> str:
     """SHA-256 over names, shapes and values rounded to bfloat16."""
-
-    def put(digest: Any, piece: Tensor) -> None:
-        bits = piece.to(torch.bfloat16).cpu().view(torch.int16)
-        digest.update(bits.numpy().data)  # numpy has no bfloat16
-
-    return _hash(weights, put)
+    return _hash(weights, lambda piece: (b"", piece.to(torch.bfloat16).cpu().view(torch.int16)))
 
 
-def _hash(weights: Iterable[Named], put: Callable[[Any, Tensor], None]) -> str:
+def _hash(weights: Iterable[Named], bits: Callable[[Tensor], tuple[bytes, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         values = weight.reshape(-1)
         for start in range(0, values.numel(), _CHUNK):
-            put(digest, values[start : start + _CHUNK].contiguous())
+            form, found = bits(values[start : start + _CHUNK].contiguous())
+            digest.update(form)
+            digest.update(found.numpy().data)  # numpy has no bfloat16, so these are integers
     return digest.hexdigest()
 
 

@@ -53,7 +53,6 @@ class Model:
         tokenizer: its tokenizer.
         layers: where its blocks and their matrices are.
         folder: the checkpoint it was loaded from, None for a model made in memory.
-
     """
 
     name: str
@@ -82,7 +81,6 @@ class Model:
 
         Raises:
             UserError: the model has no decoder blocks that the layer map can find.
-
         """
         from goldenlayers.models.layers import LayerMap
 

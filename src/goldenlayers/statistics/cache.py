@@ -16,7 +16,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from goldenlayers.durable import json_text, read_text_file
+from goldenlayers.durable import discard, in_place_of, read_text_file
 from goldenlayers.errors import UserError
-from goldenlayers.models.cache import models_root
-from goldenlayers.models.stamps import has_sha256, sha256_file
-from goldenlayers.records import entry, parse_json, short
+from goldenlayers.models.cache import has_sha256, models_root, sha256_file
+from goldenlayers.records import entry, json_text, made, parse_json, plain, short
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
@@ -55,7 +55,16 @@ class Manifest:
     n_rows: int
     settled: bool
     source: str
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layers: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: Model, sums: MomentSums, *, settled: bool, source: str) -> Manifest:
+        """What ``sums`` give, before they are stored under any settings."""
+        layers = {
+            str(layer): {"path": model.layers[layer].down.path, "error": sums.error(layer)}
+            for layer in sums.layers
+        }
+        return cls({}, sums.n_tokens, sums.n_rows, settled, source, layers)
 
 
 class StatisticsCache:
@@ -88,16 +97,16 @@ class StatisticsCache:
     def whole_layers(self, model: Model, layers: Sequence[int]) -> list[int]:
         """Those of ``layers`` whose files are there, of this down projection, and undamaged."""
         manifest = self.manifest()
+        records = manifest.layers if manifest is not None else {}
         found: list[int] = []
-        for layer in layers if manifest is not None else ():
-            record = manifest.layers.get(str(layer)) if manifest is not None else None
-            down = model.layers[layer].down
+        for layer in layers:
+            record, down = records.get(str(layer)), model.layers[layer].down
             if record is None or record["path"] != down.path:
                 continue
             if fault := _fault(self.path(layer), record["sha256"], down.in_features):
                 self._say(f"{self.path(layer).name} {fault}")
-                continue
-            found.append(layer)
+            else:
+                found.append(layer)
         return found
 
     def path(self, layer: int) -> Path:
@@ -110,25 +119,30 @@ class StatisticsCache:
             return file.get_tensor(_TENSOR)
 
     def write(self, model: Model, sums: MomentSums, *, settled: bool, source: str) -> Manifest:
-        """Store the means of ``sums``, beside the layers that are there already."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Store the means of ``sums``, beside the layers that are there already.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        manifest = Manifest.of(model, sums, settled=settled, source=source)
+        manifest.settings = self.settings
         before = self.manifest()
-        same = before is not None and before.n_rows == sums.n_rows
-        manifest = Manifest(
-            self.settings, sums.n_tokens, sums.n_rows, settled, source,
-            dict(before.layers) if before is not None and same else {},
-        )  # fmt: skip
-        for layer in sums.layers:
-            path = self.path(layer)
-            _replace(path, {_TENSOR: sums.mean(layer).float()})
-            manifest.layers[str(layer)] = {
-                "path": model.layers[layer].down.path,
-                "sha256": sha256_file(path),
-                "error": sums.error(layer),
-            }
-        part = self.folder / f"{MANIFEST}.{uuid.uuid4().hex}.part"
-        part.write_text(_seal(asdict(manifest)), encoding="utf-8")
-        part.replace(self.folder / MANIFEST)
+        if before is not None and before.n_rows == sums.n_rows:
+            manifest.layers = before.layers | manifest.layers
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for layer in sums.layers:
+                path = self.path(layer)
+                with in_place_of(path) as part:
+                    save_file({_TENSOR: sums.mean(layer).float()}, part)
+                manifest.layers[str(layer)]["sha256"] = sha256_file(path)
+            with in_place_of(self.folder / MANIFEST) as part:
+                part.write_text(_seal(asdict(manifest)), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the key statistics could not be written to '{self.folder}' ({error})",
+                fix="Make room there, name another cache folder, or go without a cache",
+            ) from error
         shutil.rmtree(self.folder / CHECKPOINT, ignore_errors=True)
         self._sweep()
         return manifest
@@ -137,10 +151,7 @@ class StatisticsCache:
         """Remove what killed passes left, but nothing that another process may be writing."""
         for path in self.folder.glob("*.part"):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                discard(path)
 
     def save_checkpoint(self, sums: MomentSums, stop_rows: int) -> None:
         """Keep the sums between two batches, so that a killed pass can go on from here.
@@ -148,22 +159,18 @@ class StatisticsCache:
         Raises:
             OSError, SafetensorError: the disk is full or not writable.
         """
-        part = self.folder / f"{CHECKPOINT}.{uuid.uuid4().hex}.part"
+        final = self.folder / CHECKPOINT
+        part, old = (self.folder / f"{CHECKPOINT}~{uuid.uuid4().hex}.part" for _ in range(2))
         try:
             self._write_checkpoint(part, sums, stop_rows)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        final = self.folder / CHECKPOINT
-        old = self.folder / f"{CHECKPOINT}.{uuid.uuid4().hex}.part"
-        try:
-            # A kill between the two renames costs the checkpoint, never gives a wrong one.
-            if final.exists():
-                final.replace(old)
-            part.replace(final)
-        except OSError:  # another process collects the same statistics and was quicker
-            shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # another process collects the same statistics and was quicker
+                # A kill between the two renames costs the checkpoint, never gives a wrong one.
+                if final.exists():
+                    final.replace(old)
+                part.replace(final)
+        finally:
+            discard(part)
+            discard(old)
 
     def _write_checkpoint(self, part: Path, sums: MomentSums, stop_rows: int) -> None:
         part.mkdir(parents=True)
@@ -216,30 +223,16 @@ class StatisticsCache:
         return True
 
     def _say(self, problem: str) -> None:
-        if problem in self._said:
-            return
-        self._said.add(problem)
-        warnings.warn(
-            shown(
-                f"cached key statistics in {self.folder.name}: {problem}; they are collected again"
-            ),
-            stacklevel=3,
-        )
-
-
-def _replace(path: Path, tensors: dict[str, Tensor]) -> None:
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        save_file(tensors, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        if problem not in self._said:
+            self._said.add(problem)
+            said = f"cached key statistics in {self.folder.name}: {problem}"
+            warnings.warn(shown(f"{said}; they are collected again"), stacklevel=3)
 
 
 def _seal(record: Mapping[str, Any]) -> str:
     """A record as JSON, with a hash of all that it says."""
-    text = json_text(record)
-    return json_text({**json.loads(text), "sha256": _hash(json.loads(text))}, indent=1)
+    said = plain(record)
+    return json_text({**said, "sha256": _hash(said)}, indent=1)
 
 
 def _sealed(path: Path) -> dict[str, Any]:
@@ -261,24 +254,16 @@ def _manifest(record: Mapping[str, Any]) -> Manifest:
     Raises:
         UserError: a field is missing, or something else than it should be.
     """
-    hints = {
-        "settings": dict[str, Any],
-        "n_tokens": int,
-        "n_rows": int,
-        "settled": bool,
-        "source": str,
-        "layers": dict[str, dict[str, Any]],
-    }
-    found = {name: entry(record, name, hint, MANIFEST) for name, hint in hints.items()}
-    if found["n_tokens"] < 1 or found["n_rows"] < 1:
+    manifest = made(Manifest, record, MANIFEST)
+    if manifest.n_tokens < 1 or manifest.n_rows < 1:
         raise UserError(f"{MANIFEST} counts no tokens")
-    for layer, about in found["layers"].items():
+    for layer, about in manifest.layers.items():
         where = f"layer {short(layer)} of {MANIFEST}"
         for name in ("path", "sha256"):
             entry(about, name, str, where)
         # JSON has no infinity, which stands for an error that is not known.
         about["error"] = entry(about, "error", float, where, math.inf)
-    return Manifest(**found)
+    return manifest
 
 
 def _fault(path: Path, sha256: str, width: int) -> str | None:
@@ -349,8 +334,3 @@ def _tokenizer_hash(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else type(tokenizer).__name__
     return _hash([rules, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map])
-
-
-def in_memory(sums: MomentSums) -> dict[int, Tensor]:
-    """The same values as the cache would hold, without a cache."""
-    return {layer: sums.mean(layer).to(torch.float32) for layer in sums.layers}

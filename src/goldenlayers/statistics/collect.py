@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,14 @@ from torch import Tensor
 
 from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
-from goldenlayers.errors import UserError, check_seed
+from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
 from goldenlayers.models.broken import not_a_number
 from goldenlayers.shown import progress as progress_bar
 from goldenlayers.shown import shown
-from goldenlayers.statistics.cache import FORMAT, StatisticsCache, in_memory, model_settings
+from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
 from goldenlayers.statistics.corpus import open_documents
-from goldenlayers.statistics.moments import MEMORY_LIMIT, MomentSums
-from goldenlayers.statistics.result import KeyStatistics
+from goldenlayers.statistics.moments import MEMORY_LIMIT, KeyStatistics, MomentSums
 from goldenlayers.statistics.sources import (
     SAMPLE_LENGTH,
     TEXT_LENGTH,
@@ -98,9 +98,7 @@ def collect(
     stop_rows: int,
     *,
     settled: Callable[[MomentSums], bool] = lambda _sums: False,
-    cache: StatisticsCache | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: Progress | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> bool:
     """Fill ``sums`` (empty, or as a checkpoint left them) up to ``stop_rows`` rows of ``source``.
 
@@ -108,8 +106,6 @@ def collect(
     checkpoint as without it, so a pass that was killed ends with identical bits.
     """
     collector = KeyCollector(model, list(sums.layers), sums, source.skip)
-    saved = time.monotonic()
-    pause = checkpoint_seconds
     if sums.n_rows and settled(sums):
         return True
     with (
@@ -119,50 +115,40 @@ def collect(
     ):
         for n_rows in batches:
             collector.end_batch(n_rows * source.tokens_per_row)
-            if progress is not None:
-                progress(sums.n_tokens, stop_rows * source.tokens_per_row)
+            on_batch()
             if settled(sums):
                 return True
-            now = time.monotonic()
-            if cache is not None and now - saved >= pause and sums.n_rows < stop_rows:
-                try:
-                    cache.save_checkpoint(sums, stop_rows)
-                except (OSError, SafetensorError) as error:
-                    warnings.warn(shown(f"no checkpoint could be saved ({error})"), stacklevel=3)
-                    cache = None
-                saved = time.monotonic()
-                # Where the sums are so large that saving is slow, save less often.
-                pause = max(checkpoint_seconds, 20 * (saved - now)) if checkpoint_seconds else 0.0
     return False
 
 
-def key_statistics(
-    model: Model,
-    layers: Sequence[int] | None = None,
-    *,
-    text: str | Path = "model",
-    tokens: int | None = None,
-    seed: int = 0,
-    ridge: float = DEFAULT_RIDGE,
-    settle: float = DEFAULT_SETTLE,
-    length: int | None = None,
-    batch_tokens: int = 4096,
-    cache_dir: str | Path | None = None,
-    cache: bool = True,
-    memory_limit: int = MEMORY_LIMIT,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: Progress | None = None,
-) -> KeyStatistics:
-    """C = E[k kᵀ] of the down projection's input, for all wanted layers in one pass over a text.
+class _Checkpoints:
+    """Saves the sums every so many seconds, between two batches, as long as there is room."""
 
-    The first position of every row (and every BOS) is left out of the mean; see
-    :mod:`goldenlayers.statistics.sources`. Cached on disk by weights, text and settings; only the
-    layers that are missing there are collected, from the same text. A pass that was killed goes
-    on from its last checkpoint.
+    def __init__(self, store: StatisticsCache, sums: MomentSums, stop_rows: int, pause: float):
+        self.store, self.sums, self.stop_rows = store, sums, stop_rows
+        self.shortest = self.pause = pause
+        self.saved = time.monotonic()
 
-    Args:
-        model: the model, in evaluation mode as loading leaves it.
-        layers: which layers, all if None.
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self.saved < self.pause or self.sums.n_rows >= self.stop_rows:
+            return
+        try:
+            self.store.save_checkpoint(self.sums, self.stop_rows)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(shown(f"no checkpoint could be saved ({error})"), stacklevel=3)
+            self.pause = math.inf
+            return
+        self.saved = time.monotonic()
+        # Where the sums are so large that saving is slow, save less often.
+        self.pause = max(self.shortest, 20 * (self.saved - now)) if self.shortest else 0.0
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """Which text key statistics are made of, how much of it, and how.
+
+    Attributes:
         text: ``"model"``: sampled from the model itself. A path: a JSON-lines file with a field
             "text", or a plain text file. ``"hub:NAME[@CONFIGURATION][:SPLIT]"``: a data set of the
             hub (extra ``hub``). ``"none"``: no statistics, C = I (another algorithm: it warns).
@@ -176,138 +162,174 @@ def key_statistics(
             width tokens are in. 0 never stops early.
         length: tokens per row; 256 for a text, 128 when sampling, or the context if shorter.
         batch_tokens: tokens per forward pass (a text).
-        cache_dir: as for loading models: the folder ``statistics`` in it is used.
-        cache: False keeps everything in memory, without checkpoints.
         memory_limit: bytes; running sums larger than this are kept on disk.
         checkpoint_seconds: how often the sums so far are saved; 0 for after every batch.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    text: str | Path = "model"
+    tokens: int | None = None
+    seed: int = 0
+    ridge: float = DEFAULT_RIDGE
+    settle: float = DEFAULT_SETTLE
+    length: int | None = None
+    batch_tokens: int = 4096
+    memory_limit: int = MEMORY_LIMIT
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ridge < math.inf:
+            raise UserError(f"the ridge is {self.ridge}", expected="0 or more")
+        for name in ("tokens", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}", expected="1 or more")
+        if not 0 <= self.settle < math.inf:
+            raise UserError(f"settle is {self.settle}", expected="0 (never stop early) or more")
+        check_seed(self.seed)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> StatisticsSettings:
+        """Those settings; one that there is not is the user's error."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                fix = near_matches(name, known)
+                raise UserError(f"key statistics have no setting '{name}'", fix=fix)
+        return cls(**settings)
+
+    def source(self, model: Model) -> Source:
+        """The source that ``text`` names, with rows that fit the model's context."""
+        sampled = self.text == "model"
+        context = model.encoder.max_length
+        length = self.length
+        if length is None:
+            length = min(SAMPLE_LENGTH if sampled else TEXT_LENGTH, context or TEXT_LENGTH)
+        source: Source
+        if sampled:
+            source = SampledSource(model, length=length, seed=self.seed)
+        else:
+            documents = open_documents(self.text)
+            source = TextSource(
+                documents, model, length=length, batch_tokens=self.batch_tokens, seed=self.seed
+            )
+        if source.tokens_per_row < 1 or (context is not None and length > context):
+            raise UserError(
+                f"the length of a row is {length} tokens",
+                expected=f"{source.skip + 1} to {context or 'any number of'} tokens",
+            )
+        return source
+
+    def budget(self, model: Model) -> int:
+        """Tokens at most."""
+        return BUDGET_WIDTHS * model.layers.d_mlp if self.tokens is None else self.tokens
+
+    def settled(self, sums: MomentSums, d_mlp: int) -> bool:
+        """Whether C is known well enough."""
+        enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp
+        return enough and sums.mean_error() <= self.settle
+
+
+def key_statistics(
+    model: Model,
+    layers: Sequence[int] | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> KeyStatistics:
+    """C = E[k kᵀ] of the down projection's input, for all wanted layers in one pass over a text.
+
+    The first position of every row (and every BOS) is left out of the mean; see
+    :mod:`goldenlayers.statistics.sources`. Cached on disk by weights, text and settings; only the
+    layers that are missing there are collected, from the same text. A pass that was killed goes
+    on from its last checkpoint.
+
+    Args:
+        model: the model, in evaluation mode as loading leaves it.
+        layers: which layers, all if None.
+        cache_dir: as for loading models: the folder ``statistics`` in it is used.
+        cache: False keeps everything in memory, without checkpoints.
         progress: called with (tokens done, tokens at most) after each batch; a bar on a terminal
             when left out.
+        settings: the fields of :class:`StatisticsSettings`: ``text``, ``tokens``, ``seed``, …
 
     Raises:
         UserError: a layer out of range, a text that is missing, empty or shorter than min(tokens,
-            MLP width), a setting out of range, NaN keys.
+            MLP width), a setting out of range or unknown, NaN keys.
         DataError: a row of the text that cannot be read.
     """
     wanted = sorted(set(range(len(model.layers)) if layers is None else layers))
     widths = {layer: model.layers[layer].down.in_features for layer in wanted}
     if not wanted:
         raise UserError("no layers were asked for", expected="at least one layer")
-    if text == "none":
+    how = StatisticsSettings.of(settings)
+    if how.text == "none":
         warnings.warn(
             "NO KEY STATISTICS: C is the identity. Editors that use it are other algorithms than "
             "published, and usually worse",
             stacklevel=2,
         )
         return KeyStatistics.identity(widths)
-    if not 0 <= ridge < math.inf:
-        raise UserError(f"the ridge is {ridge}", expected="0 or more")
-    budget = BUDGET_WIDTHS * model.layers.d_mlp if tokens is None else tokens
-    _positive("tokens", budget)
-    _positive("batch_tokens", batch_tokens)
-    if not 0 <= settle < math.inf:
-        raise UserError(f"settle is {settle}", expected="0 (never stop early) or more")
-    check_seed(seed)
-    source = open_source(model, text, length=length, batch_tokens=batch_tokens, seed=seed)
-    settings: dict[str, Any] = {
+    source, budget = how.source(model), how.budget(model)
+    about = {
         "format": FORMAT,
         **model_settings(model),
         "text": source.identity,
         "tokens": budget,
-        "settle": settle,
+        "settle": how.settle,
         "batch_rows": source.batch_rows,
     }
-    store = StatisticsCache(settings, cache_dir) if cache else None
+    store = StatisticsCache(about, cache_dir) if cache else None
+    folder = store.folder if store is not None else None
     there = store.whole_layers(model, wanted) if store is not None else []
-    missing = [layer for layer in wanted if layer not in there]
     manifest = store.manifest() if store is not None else None
-    values: dict[int, Tensor] = {}
-    errors: dict[int, float] = {}
-    if missing:
+    moments: dict[int, Tensor] = {}
+    if missing := {layer: widths[layer] for layer in wanted if layer not in there}:
         # Layers that come later are averaged over the very tokens of those that are there.
         again = manifest if manifest is not None and manifest.layers else None
         stop_rows = again.n_rows if again else math.ceil(budget / source.tokens_per_row)
-        if store is not None:
-            with disk_errors(store.folder):
-                store.folder.mkdir(parents=True, exist_ok=True)
-        sums = MomentSums.empty(
-            {layer: widths[layer] for layer in missing},
-            memory_limit=memory_limit,
-            folder=store.folder if store is not None else None,
-        )
+        if folder is not None:
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        sums = MomentSums.empty(missing, memory_limit=how.memory_limit, folder=folder)
+        saves = store and _Checkpoints(store, sums, stop_rows, how.checkpoint_seconds)
+
+        def enough(sums: MomentSums) -> bool:
+            return not again and how.settled(sums, model.layers.d_mlp)
+
         with closing(sums), ExitStack() as bars:
             if store is not None:
                 store.load_checkpoint(sums, stop_rows)
-            if progress is None:
-                progress = bars.enter_context(progress_bar("key statistics", "tokens"))
-            settled = collect(
-                model,
-                source,
-                sums,
-                stop_rows,
-                settled=lambda s: not again and _settled(s, settle, model.layers.d_mlp),
-                cache=store,
-                checkpoint_seconds=checkpoint_seconds,
-                progress=progress,
-            )
+            told = progress or bars.enter_context(progress_bar("key statistics", "tokens"))
+
+            def on_batch() -> None:
+                told(sums.n_tokens, stop_rows * source.tokens_per_row)
+                if saves is not None:
+                    saves()
+
+            settled = collect(model, source, sums, stop_rows, settled=enough, on_batch=on_batch)
             settled = again.settled if again else settled
             _check(model, sums, source, budget, settled)
             if store is not None:
-                try:
-                    manifest = store.write(model, sums, settled=settled, source=source.description)
-                except (OSError, SafetensorError) as error:
-                    raise UserError(
-                        f"the key statistics could not be written to '{store.folder}' ({error})",
-                        fix="Make room there, name another cache folder, or go without a cache",
-                    ) from error
+                manifest = store.write(model, sums, settled=settled, source=source.description)
             else:
-                values = in_memory(sums)
-                errors = {layer: sums.error(layer) for layer in sums.layers}
-            n_tokens = sums.n_tokens
-    else:
-        assert manifest is not None
-        settled, n_tokens = manifest.settled, manifest.n_tokens
-    if manifest is not None:
-        errors = {layer: float(manifest.layers[str(layer)]["error"]) for layer in wanted}
+                manifest = Manifest.of(model, sums, settled=settled, source=source.description)
+                moments = {layer: sums.mean(layer).float() for layer in sums.layers}
+    assert manifest is not None
     return KeyStatistics(
-        wanted,
-        store.read if store is not None else values.__getitem__,
-        n_tokens=n_tokens,
-        source=source.description,
-        settled=settled,
-        errors=errors,
-        ridge=ridge,
-        folder=store.folder if store is not None else None,
+        tuple(wanted),
+        store.read if store is not None else moments.__getitem__,
+        manifest.n_tokens,
+        source.description,
+        manifest.settled,
+        {layer: float(manifest.layers[str(layer)]["error"]) for layer in wanted},
+        how.ridge,
+        folder,
     )
-
-
-def open_source(
-    model: Model, text: str | Path, *, length: int | None, batch_tokens: int, seed: int
-) -> Source:
-    """The source that ``text`` names, with rows that fit the model's context."""
-    sampled = text == "model"
-    context = model.encoder.max_length
-    if length is None:
-        length = min(SAMPLE_LENGTH if sampled else TEXT_LENGTH, context or TEXT_LENGTH)
-    if sampled:
-        source: Source = SampledSource(model, length=length, seed=seed)
-    else:
-        documents = open_documents(text)
-        source = TextSource(documents, model, length=length, batch_tokens=batch_tokens, seed=seed)
-    if source.tokens_per_row < 1 or (context is not None and length > context):
-        raise UserError(
-            f"the length of a row is {length} tokens",
-            expected=f"{source.skip + 1} to {context or 'any number of'} tokens",
-        )
-    return source
-
-
-def _settled(sums: MomentSums, settle: float, d_mlp: int) -> bool:
-    return settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp and sums.mean_error() <= settle
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} is {value}", expected="1 or more")
 
 
 def _check(model: Model, sums: MomentSums, source: Source, budget: int, settled: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from goldenlayers.datasets.source import of_hub
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches
 
@@ -100,15 +101,14 @@ class FileDocuments(Documents):
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             row += raw[: error.start].count(b"\n")
-            raise DataError("not UTF-8 text", source=self.name, row=row) from None
+            raise DataError("not UTF-8 text").at(source=self.name, row=row) from None
         if not self.json_lines:
             return text
         try:
             record = json.loads(text)
         except ValueError as error:
-            raise DataError(
-                f"broken JSON ({error})", source=self.name, row=row, expected="one object per line"
-            ) from None
+            wrong = DataError(f"broken JSON ({error})", expected="one object per line")
+            raise wrong.at(source=self.name, row=row) from None
         return _text_of(record, self.name, row)
 
 
@@ -120,25 +120,11 @@ class HubDocuments(Documents):
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            import datasets  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise UserError(
-                f"reading 'hub:{address}' needs the package 'datasets'",
-                fix="Install goldenlayers[hub]",
-            ) from None
+        self.name = f"hub:{address}"
         rest, _, split = address.partition(":")
         name, _, configuration = rest.partition("@")
-        try:
-            self.rows: Any = datasets.load_dataset(
-                name, configuration or None, split=split or "train"
-            )
-        except Exception as error:  # whatever the hub client raises, the user sees one line
-            raise UserError(
-                f"the data set '{name}' could not be loaded ({type(error).__name__}: {error})",
-                expected="hub:NAME[@CONFIGURATION][:SPLIT]",
-            ) from error
-        self.name = f"hub:{address}"
+        form = "hub:NAME[@CONFIGURATION][:SPLIT]"
+        self.rows = of_hub(self.name, name, configuration or None, split or "train", expected=form)
         fingerprint = str(getattr(self.rows, "_fingerprint", ""))
         self.identity = {"kind": "hub", "address": address, "fingerprint": fingerprint}
         if not len(self.rows):
@@ -157,11 +143,9 @@ def _text_of(record: Any, source: str, row: int) -> str:
         found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise DataError(
             "there is no text",
-            source=source,
-            row=row,
             field=FIELD,
             expected=f"an object with a string '{FIELD}' (found: {found or 'no fields'})",
-        )
+        ).at(source=source, row=row)
     return text
 
 

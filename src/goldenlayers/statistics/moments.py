@@ -1,6 +1,7 @@
-"""Sums of k kᵀ over many tokens for many layers at once, and how far their means have settled.
+"""Second moments of keys: running sums of k kᵀ, and the statistics as the editors use them.
 
-Accumulating is apart from the result: sums are updated here, frozen by :meth:`MomentSums.mean`.
+Accumulating is apart from the result: :class:`MomentSums` is updated, :class:`KeyStatistics` reads
+what became of it, a covariance per layer, factorised on demand.
 
 Shapes: B rows (texts of equal length), T tokens, F MLP width, S width of the sketch.
 """
@@ -9,13 +10,18 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from goldenlayers.covariance import DEFAULT_RIDGE, Covariance
+from goldenlayers.errors import UserError
 
 # Only the upper half of K Kᵀ is computed, in strips of this many rows; narrower strips waste less
 # on the diagonal blocks but multiply more slowly.
@@ -147,3 +153,106 @@ def _signs(width: int) -> Tensor:
     """Ω: (S, F) of ±1, always the same for a width."""
     generator = torch.Generator().manual_seed(width)
     return torch.randint(0, 2, (SKETCH, width), generator=generator).float().mul_(2).sub_(1)
+
+
+# Covariances kept in memory: a factorised one of F = 1536 takes 38 MB, of F = 14336 3.3 GB.
+KEEP_BYTES = 2 << 30
+
+
+class MissingLayerError(UserError, KeyError):
+    """The statistics do not hold this layer."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would quote the message
+
+
+@dataclass(eq=False, repr=False)
+class KeyStatistics(Mapping[int, Covariance]):
+    """Layer → :class:`~goldenlayers.covariance.Covariance` of the down projection's input.
+
+    A layer is read from disk (memory-mapped) when first asked for. Covariances with their factors
+    are kept up to ``keep_bytes``, the least recently used one is dropped first, and the last one
+    used always stays.
+
+    Attributes:
+        layers: in rising order.
+        read: gives a layer's C, (F, F); can be sent to another process if that is.
+        n_tokens: how many tokens the means are over (0: no statistics at all, C is the identity).
+        source: what text it was, in words.
+        settled: whether collecting stopped early because the estimate had settled.
+        errors: layer → estimated ‖Ĉ − C‖/‖C‖ (Frobenius).
+        ridge: share of the mean diagonal that every covariance adds to its diagonal.
+        folder: where it is cached, None if nowhere.
+        keep_bytes: bounds the covariances that are kept in memory.
+    """
+
+    layers: tuple[int, ...]
+    read: Callable[[int], Tensor]
+    n_tokens: int
+    source: str
+    settled: bool = False
+    errors: Mapping[int, float] = field(default_factory=dict)
+    ridge: float = DEFAULT_RIDGE
+    folder: Path | None = None
+    keep_bytes: int = KEEP_BYTES
+    _kept: OrderedDict[int, Covariance] = field(default_factory=OrderedDict, init=False)
+
+    @classmethod
+    def identity(cls, widths: Mapping[int, int]) -> KeyStatistics:
+        """C = I for each layer of width F: what an editor does without statistics."""
+        read = partial(_identity, dict(widths))
+        return cls(tuple(sorted(widths)), read, 0, "none (identity)", ridge=0.0)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether there are no statistics at all: C is the identity."""
+        return self.n_tokens == 0
+
+    def __getitem__(self, layer: int) -> Covariance:
+        """The layer's covariance.
+
+        Raises:
+            MissingLayerError: the layer was not collected (a KeyError too).
+        """
+        if layer not in self._kept:
+            if layer not in self.layers:
+                raise MissingLayerError(
+                    f"the key statistics do not hold layer {layer!r}",
+                    expected="one of " + ", ".join(map(str, self.layers)),
+                )
+            self._kept[layer] = Covariance.from_matrix(self.read(layer), self.ridge)
+        self._kept.move_to_end(layer)
+        # Twice: the factor is as large as the matrix.
+        while len(self._kept) > 1 and self.keep_bytes < 2 * sum(
+            covariance.moment.nbytes for covariance in self._kept.values()
+        ):
+            self._kept.popitem(last=False)
+        return self._kept[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.layers
+
+    def describe(self) -> str:
+        """In one line: source, tokens, how far the estimate has settled."""
+        if self.is_identity:
+            return "NO key statistics: C is the identity"
+        worst = max(self.errors.values(), default=float("nan"))
+        mean = sum(self.errors.values()) / max(1, len(self.errors))
+        return (
+            f"key statistics of {len(self)} layers from {self.n_tokens} tokens of {self.source}"
+            f"{', settled early' if self.settled else ''} "
+            f"(relative error about {mean:.1%}, worst layer {worst:.1%}), ridge {self.ridge:g}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<KeyStatistics: {self.describe()}>"
+
+
+def _identity(widths: Mapping[int, int], layer: int) -> Tensor:
+    return torch.eye(widths[layer])

@@ -136,16 +136,7 @@ class RayEngine:
         old = start.job.statistics
         if not isinstance(old, KeyStatistics):
             return start
-        references = {layer: self._ray.put(old._read(layer).numpy()) for layer in old}
-        new = KeyStatistics(
-            old.layers,
-            StoredMoments(references),
-            n_tokens=old.n_tokens,
-            source=old.source,
-            settled=old.settled,
-            errors=old.errors,
-            ridge=old.ridge,
-            is_identity=old.is_identity,
-            keep_bytes=old.keep_bytes // self.workers,
-        )
+        references = {layer: self._ray.put(old.read(layer).numpy()) for layer in old}
+        read, keep = StoredMoments(references), old.keep_bytes // self.workers
+        new = replace(old, read=read, folder=None, keep_bytes=keep)
         return replace(start, job=replace(start.job, statistics=new))

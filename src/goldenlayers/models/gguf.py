@@ -1,13 +1,15 @@
 """The header of a GGUF file, read within bounds: every count is held against the file's size first.
 
-A file that passes is whole, and its tensors lie inside it, side by side. What its entries say
-about the model is held against its tensors in :mod:`goldenlayers.models.gguf_checks`. Format: GGUF
-version 2 and 3, little-endian, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+A file that passes is whole, its tensors lie inside it side by side, and what its entries say about
+the model fits its tensors and its own vocabulary. Format: GGUF version 2 and 3, little-endian,
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
+import re
 import struct
 from dataclasses import dataclass, field
 from math import prod
@@ -17,19 +19,8 @@ from typing import Any
 from goldenlayers.errors import UserError, shortened
 from goldenlayers.models.files import kind_of
 
-_SCALARS = {  # GGUF value type -> struct code
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+# GGUF value type -> struct code
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Most that a header may count. The largest files have some 1,500 tensors, 60 entries and 300,000
 # words; a key may have 65,535 bytes by the format, a tensor's name 64.
@@ -72,7 +63,6 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises:
         UserError: not a GGUF file, or one that was cut off or damaged; says what was found where.
-
     """
     try:
         if kind_of(path) != "file":
@@ -195,7 +185,7 @@ class _Reader:
             raise self.wrong(f"{what} has the unknown type {kind}", "a type from 0 to 12")
         if kind == _BOOL and self.place < self.size and self.data[self.place] > 1:
             raise self.wrong(f"{what} is {self.data[self.place]}", "0 or 1 for false or true")
-        return self.number(_SCALARS[kind], what)
+        return self.number(f"<{_SCALARS[kind]}", what)
 
     def array(self, what: str) -> list[Any]:
         kind = self.number("<I", f"the item type of {what}")
@@ -207,7 +197,7 @@ class _Reader:
             raise self.wrong(
                 f"{what} is an array of items of type {kind}", "an array of numbers or strings"
             )
-        code = f"<{count}{_SCALARS[kind][1]}"
+        code = f"<{count}{_SCALARS[kind]}"
         self.need(struct.calcsize(code), what)
         items = list(struct.unpack_from(code, self.data, self.place))
         self.place += struct.calcsize(code)
@@ -252,3 +242,147 @@ class _Reader:
                 expected=f"at least {shortened(str(start + end))} bytes",
                 fix=_AGAIN,
             )
+
+
+_ENCODERS = ("t5", "t5encoder", "bert", "nomic-bert", "clip")
+_IDS = ("bos", "eos", "unknown", "padding")
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.")
+# Entries of an architecture that transformers reads: whole numbers above 0 (some families give
+# one per layer), and finite numbers above 0.
+_WHOLE = (
+    *("block_count", "context_length", "embedding_length", "feed_forward_length"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+    *("attention.value_length", "attention.sliding_window", "rope.dimension_count", "vocab_size"),
+)
+_FINITE = (
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"),
+    *("rope.scaling.factor", "rope.freq_base_swa", "attn_logit_softcapping"),
+    *("final_logit_softcapping",),
+)
+_MOST = 1 << 31
+
+
+def check_model(path: Path, header: GgufHeader) -> None:
+    """Refuse a kind of model that cannot be handled, or entries that contradict the tensors.
+
+    Raises:
+        UserError: names the entry, what it says and what was expected.
+    """
+    arch = header.values.get("general.architecture")
+    if not isinstance(arch, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", arch):
+        raise _wrong(path, "general.architecture", arch, "the name of a model family")
+    _refuse_unsupported(path, header)
+    for key in _FINITE:
+        value = header.values.get(f"{arch}.{key}", 0)
+        if not isinstance(value, float | int) or not 0 <= value < math.inf:
+            raise _wrong(path, f"{arch}.{key}", value, "a finite number")
+    for key in _WHOLE:
+        value = header.values.get(f"{arch}.{key}", 1)
+        # A layer without attention or without an MLP counts 0 of them.
+        least = 0 if isinstance(value, list) or key.endswith("sliding_window") else 1
+        if not all(_is_whole(v, least) for v in (value if isinstance(value, list) else [value])):
+            raise _wrong(path, f"{arch}.{key}", value, "a whole number above 0")
+    _check_layers(path, header)
+    _check_vocabulary(path, header)
+
+
+def _refuse_unsupported(path: Path, header: GgufHeader) -> None:
+    arch, values = header.architecture, header.values
+    experts, parts = values.get(f"{arch}.expert_count", 0), values.get("split.count", 0)
+    for key, value in ((f"{arch}.expert_count", experts), ("split.count", parts)):
+        if not _is_whole(value, 0):
+            raise _wrong(path, key, value, "a whole number")
+    if experts > 1:
+        raise UserError(
+            f"{path} is a mixture-of-experts model ({experts} experts), not supported yet",
+            fix="Choose a dense model",
+        )
+    if parts > 1:
+        raise UserError(
+            f"{path} is one of {parts} parts of a split GGUF file",
+            fix="Join the parts first (llama-gguf-split --merge)",
+        )
+    if arch in _ENCODERS:
+        raise UserError(
+            f"{path} holds a model of the kind '{arch}'", expected="a decoder-only language model"
+        )
+
+
+def _check_layers(path: Path, header: GgufHeader) -> None:
+    """The layers that are counted are those that have tensors, of the width that is stated."""
+    arch = header.architecture
+    count = header.values.get(f"{arch}.block_count")
+    if not isinstance(count, int):
+        raise _wrong(path, f"{arch}.block_count", count, "the number of layers")
+    there = {int(found[1]) for name in header.tensors if (found := _BLOCK.match(name))}
+    if there != set(range(min(count, len(header.tensors) + 1))):
+        raise UserError(
+            f"{path} says {arch}.block_count {count}, and its tensors are of {len(there)} layers"
+            + (f" ({min(there)} to {max(there)})" if there else ""),
+            fix=_AGAIN,
+        )
+    width = header.values.get(f"{arch}.embedding_length")
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is not None and isinstance(width, int) and embedding.dims[0] != width:
+        raise _wrong(path, f"{arch}.embedding_length", width, f"{embedding.dims[0]}, as the tensor")
+    key = f"{arch}.attention.head_count"
+    heads, groups = header.values.get(key), header.values.get(f"{key}_kv")
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise _wrong(path, f"{key}_kv", groups, f"a divisor of the {heads} heads")
+
+
+def _check_vocabulary(path: Path, header: GgufHeader) -> None:
+    values = header.values
+    kind = values.get("tokenizer.ggml.model")
+    if not isinstance(kind, str):
+        raise _wrong(path, "tokenizer.ggml.model", kind, "the kind of tokenizer, such as gpt2")
+    tokens = _strings(path, values, "tokenizer.ggml.tokens")
+    if not tokens:
+        raise _wrong(path, "tokenizer.ggml.tokens", None, "the vocabulary, a list of texts")
+    embedding = header.tensors.get("token_embd.weight")
+    rows = embedding.dims[-1] if embedding is not None else len(tokens)
+    if len(tokens) > rows:
+        raise UserError(
+            f"{path} has {len(tokens)} tokens in tokenizer.ggml.tokens and {rows} embeddings",
+            fix=_AGAIN,
+        )
+    for key in ("scores", "token_type"):
+        items = values.get(f"tokenizer.ggml.{key}")
+        if items is None:
+            continue
+        if not isinstance(items, list) or len(items) != len(tokens):
+            size = len(items) if isinstance(items, list) else None
+            raise _wrong(path, f"tokenizer.ggml.{key}", size, f"{len(tokens)} numbers")
+        for place, item in enumerate(items):
+            if not isinstance(item, int | float) or math.isnan(item):
+                raise _wrong(path, f"tokenizer.ggml.{key}[{place}]", item, "a number")
+    for place, merge in enumerate(_strings(path, values, "tokenizer.ggml.merges")):
+        if merge.count(" ") != 1 or not merge.strip():
+            raise _wrong(path, f"tokenizer.ggml.merges[{place}]", merge, "two pieces and a space")
+    for key in (f"tokenizer.ggml.{name}_token_id" for name in _IDS):
+        token = values.get(key, 0)
+        if not _is_whole(token, 0) or token >= len(tokens):
+            raise _wrong(path, key, token, f"a token below {len(tokens)}")
+    for key in ("add_bos_token", "add_eos_token", "add_space_prefix"):
+        flag = values.get(f"tokenizer.ggml.{key}", False)
+        if not isinstance(flag, bool):
+            raise _wrong(path, f"tokenizer.ggml.{key}", flag, "true or false")
+    for key in ("tokenizer.chat_template", "tokenizer.ggml.pre"):
+        if not isinstance(values.get(key, ""), str):
+            raise _wrong(path, key, values[key], "a text")
+
+
+def _strings(path: Path, values: dict[str, Any], key: str) -> list[str]:
+    items = values.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise _wrong(path, key, type(items).__name__, "a list of texts")
+    return items
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+
+
+def _wrong(path: Path, key: str, found: Any, expected: str) -> UserError:
+    said = f"says {key} {str(found)[:80]!r}" if found is not None else f"does not say {key}"
+    return UserError(f"{path} {said}", expected=expected, fix=_AGAIN)
