@@ -261,7 +261,7 @@ def test_a_method_of_somebody_else_works_everywhere(
     model.hf.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
     facts = [
-        {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target_new}
+        {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target}
         for f in some_facts(4)
     ]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts))
@@ -321,7 +321,7 @@ def test_a_recorded_method_has_the_runs_options() -> None:
     assert recorded_method("published", settings).fixed_layer(30) == 5
     gone = recorded_method("kta", settings)
     assert (gone.name, gone.label, gone.scoring.fence) == ("kta", "kta", None)
-    fact = Fact("a", "Rome", "Rome is", "big")
+    fact = Fact("Rome", "Rome is", "big", id="a")
     with pytest.raises(NotImplementedError, match="kta traces no tokens"):
         gone.grids(Work(tiny("llama"), [fact]), [fact])
     damaged = LocateRun("mine", LayerRanking.fixed("lga", 4, 2), settings={"scope": "mpl"})

@@ -39,7 +39,7 @@ def lga_rows(
     Every fact must have its old answer (see ``known.fill_old_answers``). When memory runs out the
     batch is halved and tried again.
     """
-    encoded = [(old_text(model, f), model.encoder.fact(f, f.target_new)) for f in facts]
+    encoded = [(old_text(model, f), model.encoder.fact(f, f.target)) for f in facts]
 
     def run(members: list[int]) -> list[Row]:
         old, new = zip(*(encoded[i] for i in members), strict=True)
@@ -76,7 +76,7 @@ def saliency_rows(
 
     One matrix's gradient of one fact exists at a time, formed from its factors.
     """
-    encoded = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+    encoded = [model.encoder.fact(fact, fact.target) for fact in facts]
     sizes = [
         sum(m.in_features * m.out_features for m in block.matrices(scope))
         for block in model.layers.blocks
@@ -119,7 +119,7 @@ def _row(fact: Fact) -> Row:
     return {
         "fact": fact.id,
         "old": fact.target_old,
-        "new": fact.target_new,
+        "new": fact.target,
         "old_is_generated": fact.target_old_is_generated,
     }
 

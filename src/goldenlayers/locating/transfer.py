@@ -227,7 +227,7 @@ class _ProbeFinder:
 
         def encode(text: str, subject: str | None = None, prefix: str = "") -> Encoding | None:
             nonlocal too_long
-            answer = fact.target_new if self.how.align and subject is not None else ""
+            answer = fact.target if self.how.align and subject is not None else ""
             joint = fact.joint_of(text, answer)
             try:
                 return self.work.model.encoder.encode(prefix + text, answer, subject, joint)
