@@ -18,7 +18,7 @@ from goldenlayers.decoding import Settled, joints_record, settle_joints
 from goldenlayers.editors.incontext import in_context_prefix
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.errors import DataError
-from goldenlayers.evaluation.questions import questions
+from goldenlayers.evaluation.metrics import questions
 from goldenlayers.evaluation.tokenised import Texts
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.joints import Joint, join, sure_joint
@@ -265,7 +265,7 @@ def test_everyone_reads_the_decision(model: Model, monkeypatch: pytest.MonkeyPat
             want = model.encoder.encode(
                 question.prompt, spec.answer, joint=settled.joint_of(question.prompt, spec.answer)
             )
-            (reading, *_) = [r for r in texts.readings(u, "", None) if r.targets == spec.targets]
+            (reading, *_) = [r for r in texts.readings(u, "", -1, None) if r.targets == spec.targets]
             assert reading.targets == want.answer_ids
             seen += (question.prompt, spec.answer) in glued
     assert seen >= 7
