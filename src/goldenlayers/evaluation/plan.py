@@ -225,8 +225,7 @@ class EvaluationPlan:
                         raise UserError("a prompt changes no weights")
                     on_text.append(u)
                 elif question.scoring.needs == "forced":
-                    state = self._reference(u)
-                    mine = self._texts.readings(u, prefix, carrier[u], state)
+                    mine = self._texts.readings(u, prefix, self._reference(u), carrier[u])
                     readings += [(u, one) for one in mine]
                 else:
                     prompts[question.scoring.needs][u] = self._texts.open_prompt(u, prefix)

@@ -91,7 +91,7 @@ class Texts:
             self.specs[u] = [Spec("", tuple(ids), count)]
 
     def readings(
-        self, u: int, prefix: str, carrier: int, reference: Tensor | None
+        self, u: int, prefix: str, reference: Tensor | None, carrier: int = -1
     ) -> list[Reading]:
         """The forced readings of a question under an edit, its prompt behind ``prefix``.
 
