@@ -65,11 +65,6 @@ def verbatim(record: Record, name: str, *, at: str = "") -> str:
     return value
 
 
-def optional_text(record: Record, name: str) -> str | None:
-    """The text ``name``, or None where the record has none."""
-    return None if record.get(name) is None else text(record, name)
-
-
 def texts(record: Record, name: str, row: Row) -> tuple[str, ...]:
     """A list of prompts, given as one string or a list; () when missing, empty ones noted."""
     value = record.get(name)
