@@ -21,7 +21,7 @@ from goldenlayers.facts import Fact
 
 def ask(fact: Fact, around: Around) -> Iterator[Question]:
     for n, prompt in enumerate((fact.prompt, *fact.rephrasings)):
-        yield Question("belief", n, prompt=prompt, answer=fact.target_new)
+        yield Question("belief", n, prompt=prompt, answer=fact.target)
 
 
 def believed(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
@@ -48,9 +48,9 @@ def test_a_metric_from_outside_is_scored_as_a_slow_loop_would() -> None:
     found = {(r["fact"], r["metric"], r["probe"]): r["score"] for r in rows}
     for fact, delta in zip(data, deltas, strict=True):
         for n, prompt in enumerate((fact.prompt, *fact.rephrasings)):
-            was = math.exp(-forced(model, prompt, fact.target_new)[2])
+            was = math.exp(-forced(model, prompt, fact.target)[2])
             with delta.applied(model):
-                now = math.exp(-forced(model, prompt, fact.target_new)[2])
+                now = math.exp(-forced(model, prompt, fact.target)[2])
             assert found[fact.id, "belief", n] == pytest.approx(100 * now, abs=1e-3)
             gain = found[fact.id, "belief_gain", n]
             assert gain == pytest.approx(100 * (now - was), abs=1e-3) and gain != 0

@@ -24,7 +24,7 @@ def fact(**changes) -> Fact:
         "id": "f",
         "subject": "France",
         "prompt": "The capital of France is",
-        "target_new": "Rome",
+        "target": "Rome",
         "target_old": "Paris",
     }
     return Fact(**(values | changes))
@@ -38,9 +38,18 @@ def test_a_fact_is_immutable_and_knows_its_subject_span():
         made.prompt = "x"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_fact_needs_no_id_and_one_made_of_its_content_stays():
+    made = Fact(subject="France", prompt="The capital of {} is", target=" Rome")
+    same = Fact("France", "The capital of France is", "Rome", target_old="Paris", joint="space")
+    assert made.id == same.id and made.id.startswith("fact-") and made.joint == "space"
+    assert Fact(subject="France", prompt="The capital of {} is", target="Oslo").id != made.id
+    assert dataclasses.replace(made, target="Oslo").id == made.id
+    assert fact().id == "f"
+
+
 def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
-    made = fact(subject=" France", target_new=" Rome\n", target_old=" Paris", prompt="France is ")
-    assert (made.subject, made.target_new, made.target_old) == ("France", "Rome", "Paris")
+    made = fact(subject=" France", target=" Rome\n", target_old=" Paris", prompt="France is ")
+    assert (made.subject, made.target, made.target_old) == ("France", "Rome", "Paris")
     assert made.prompt == "France is "
     probe = Probe(" Q: ", " A ", aliases=(" B ",))
     assert (probe.prompt, probe.answer, probe.aliases) == (" Q: ", "A", ("B",))
@@ -50,15 +59,16 @@ def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
     ("changes", "field"),
     [
         ({"id": " "}, "id"),
+        ({"id": None}, "id"),
         ({"subject": ""}, "subject"),
         ({"prompt": ""}, "prompt"),
-        ({"target_new": "  "}, "target_new"),
+        ({"target": "  "}, "target"),
         ({"target_old": ""}, "target_old"),
-        ({"target_new": 1998}, "target_new"),
-        ({"target_new": "Par\ud800is"}, "target_new"),
+        ({"target": 1998}, "target"),
+        ({"target": "Par\ud800is"}, "target"),
         ({"subject": "Spain"}, "subject"),
-        ({"target_new": "Paris "}, "target_new"),
-        ({"target_new": "Lutetia", "old_aliases": ("Lutetia",)}, "target_new"),
+        ({"target": "Paris "}, "target"),
+        ({"target": "Lutetia", "old_aliases": ("Lutetia",)}, "target"),
         ({"rephrasings": ("ok", " ")}, "rephrasings[2]"),
         ({"rephrasings": "France has the capital"}, "rephrasings"),
         ({"old_aliases": None}, "old_aliases"),
@@ -197,13 +207,13 @@ def test_a_row_error_keeps_what_it_knew_when_it_is_placed():
 def test_facts_that_repeat_or_contradict_an_earlier_one():
     first, other = fact(id="a"), fact(id="b", prompt="France has the capital")
     again = fact(id="c", prompt="The capital  of France is ", rephrasings=["x"])
-    against = fact(id="d", target_new="Oslo")
+    against = fact(id="d", target="Oslo")
     assert repeats([first, other]) == ([], [])
     assert repeats([first, other, again, against]) == ([(first, again)], [(first, against)])
     refuse_contradictions([first, other, again])
     with pytest.raises(DataError, match=r"'d' contradicts fact 'a'.*'Rome' and 'Oslo'") as said:
         refuse_contradictions([first, again, against], "Mend it")
     assert str(said.value).endswith("Mend it.")
-    more = [first, against, fact(id="e", target_new="Bonn")]
+    more = [first, against, fact(id="e", target="Bonn")]
     with pytest.raises(DataError, match="2 facts contradict an earlier one"):
         refuse_contradictions(more)

@@ -72,6 +72,8 @@ class Format:
 
 _FACT = frozenset({"subject", "prompt", "target_new"})
 _PROBES = frozenset({"locality", "portability"})
+_NEW = {"target": "target_new"}
+_NEW_AND_OLD = {**_NEW, "target_old": "ground_truth"}
 
 # The order decides where a record fits several: the more particular one comes first.
 _OURS = (
@@ -92,7 +94,7 @@ _OURS = (
             for name, key in {
                 "subject": "subject",
                 "prompt": "prompt",
-                "target_new": "target_new",
+                "target": "target_new",
                 "target_old": "target_true",
             }.items()
         },
@@ -103,7 +105,7 @@ _OURS = (
         frozenset({"subject", "src", "alt"}),
         zsre.read_mend,
         families=("zsre",),
-        spelled={"prompt": "src", "target_new": "alt", "target_old": "answers"},
+        spelled={"prompt": "src", "target": "alt", "target_old": "answers"},
     ),
     Format(
         "zsre-knowedit",
@@ -112,7 +114,7 @@ _OURS = (
         knowedit.reader("zsre"),
         objects=_PROBES,
         families=("zsre", "knowedit"),
-        spelled={"target_old": "ground_truth"},
+        spelled=_NEW_AND_OLD,
     ),
     Format(
         "wiki-counterfact",
@@ -121,13 +123,14 @@ _OURS = (
         knowedit.reader("wiki-counterfact"),
         objects=_PROBES,
         families=("knowedit",),
-        spelled={"target_old": "ground_truth"},
+        spelled=_NEW_AND_OLD,
     ),
     Format(
         "wiki-recent",
         "wiki_recent of KnowEdit (no old answers)",
         _FACT,
         knowedit.reader("wiki-recent"),
+        spelled=_NEW,
         objects=_PROBES,
         families=("knowedit",),
     ),
@@ -137,7 +140,7 @@ _OURS = (
         frozenset({"text", "labels", "concept"}),
         knowedit.read_wikibio,
         families=("knowedit",),
-        spelled={"subject": "concept", "prompt": "text", "target_new": "labels"},
+        spelled={"subject": "concept", "prompt": "text", "target": "labels"},
     ),
     Format(
         "counterfact-flat",
@@ -145,7 +148,7 @@ _OURS = (
         _FACT | {"ground_truth"},
         counterfact.read_flat,
         families=("counterfact",),
-        spelled={"target_old": "ground_truth"},
+        spelled=_NEW_AND_OLD,
     ),
     Format(
         "known",
@@ -153,7 +156,7 @@ _OURS = (
         frozenset({"subject", "attribute", "prompt", "relation_id"}),
         reader_for=known.reader_for,
         families=("known-1000",),
-        spelled={"target_old": "attribute"},
+        spelled={"target_old": "attribute", "target": "attribute"},
         note=known.NOTE,
     ),
     Format(

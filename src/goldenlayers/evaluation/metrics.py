@@ -100,11 +100,11 @@ class Metric:
 
 
 def _rewrite(fact: Fact, around: Around) -> Iterator[Question]:
-    return _prompts("rewrite", (fact.prompt,), fact.target_new)
+    return _prompts("rewrite", (fact.prompt,), fact.target)
 
 
 def _rephrase(fact: Fact, around: Around) -> Iterator[Question]:
-    return _prompts("rephrase", fact.rephrasings, fact.target_new)
+    return _prompts("rephrase", fact.rephrasings, fact.target)
 
 
 def _locality(fact: Fact, around: Around) -> Iterator[Question]:
@@ -116,13 +116,13 @@ def _portability(fact: Fact, around: Around) -> Iterator[Question]:
 
 
 def _generation(fact: Fact, around: Around) -> Iterator[Question]:
-    yield from _prompts("generation_rewrite", (fact.prompt,), fact.target_new)
-    yield from _prompts("generation_rephrase", fact.rephrasings, fact.target_new)
+    yield from _prompts("generation_rewrite", (fact.prompt,), fact.target)
+    yield from _prompts("generation_rephrase", fact.rephrasings, fact.target)
     yield from _probes("generation_portability", fact.portability)
 
 
 def _counterfact(fact: Fact, around: Around) -> Iterator[Question]:
-    new, old = fact.target_new, fact.target_old
+    new, old = fact.target, fact.target_old
     missing = None if old else "the fact has no old answer"
     yield from _prompts("efficacy", (fact.prompt,), new, old, missing)
     yield from _prompts("paraphrase", fact.rephrasings, new, old, missing)

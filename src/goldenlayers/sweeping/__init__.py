@@ -120,7 +120,8 @@ def sweep(
         raise UserError(f"unknown engine '{engine}'", expected="local or ray")
     size = chunk_size(chunk, model.device.type)
     facts = settle_joints(model, facts)
-    plain = Job(tuple(facts), method, metrics_of(metrics), settings, seed, evidence)
+    asked = metrics_of(metrics)
+    plain = Job(tuple(facts), method, asked, settings, seed, evidence)
     ledger = Ledger(plain, where, done)
     tasks = ledger.tasks(size)
     if tasks and statistics is None and chosen.needs_statistics:
@@ -166,7 +167,7 @@ def sweep(
         cells,
         {
             "model": model.name,
-            "metrics": [metric.name for metric in job.metrics],
+            "metrics": [metric.name for metric in asked],
             "seed": seed,
             "edit": asdict(settings),
         },

@@ -43,7 +43,7 @@ class Job:
 
     facts: tuple[Fact, ...]
     method: str
-    metrics: tuple[Metric, ...]
+    metrics: tuple[str | Metric, ...]
     settings: EditSettings
     seed: int = 0
     evidence: bool = False
