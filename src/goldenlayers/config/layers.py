@@ -30,7 +30,7 @@ from goldenlayers.errors import UserError
 class LocateConfig(ApartOptions, ModelOptions):
     """Find the golden layer: the one layer at which a model's facts are best edited."""
 
-    method: Literal["lga", "transfer", "cma", "saliency", "middle", "published"] = "lga"
+    method: Annotated[str, arg(metavar="METHOD")] = "lga"
     """lga: Layer Gradient Analysis (arXiv 2602.20207). transfer: key transfer analysis, forward
     passes only. cma: causal mediation analysis (arXiv 2202.05262). saliency: mean absolute
     gradient. middle, published: choices that look at no facts (half depth; the depth published

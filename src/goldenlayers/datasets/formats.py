@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 
 from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
@@ -35,10 +36,10 @@ class Format:
 
     name: str
     title: str
-    keys: frozenset[str]
+    keys: AbstractSet[str]
     read: Reader | None = None
     _: KW_ONLY
-    objects: frozenset[str] = frozenset()
+    objects: AbstractSet[str] = frozenset()
     families: tuple[str, ...] = ()
     reader_for: Callable[[Sequence[object]], Reader] | None = None
     spelled: Mapping[str, str] = field(default_factory=dict)
