@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from goldenlayers.datasets import list_datasets, load_facts
-from goldenlayers.datasets.hub import parse_address
+from goldenlayers.datasets.arrow import parse_address
 from goldenlayers.errors import DataError, UserError
 
 

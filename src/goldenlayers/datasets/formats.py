@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 
-from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
+from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.errors import UserError, near_matches, shortened
 from goldenlayers.facts import Fact
@@ -72,102 +72,54 @@ class Format:
 
 
 _FACT = frozenset({"subject", "prompt", "target_new"})
-_PROBES = frozenset({"locality", "portability"})
 _NEW = {"target": "target_new"}
 _NEW_AND_OLD = {**_NEW, "target_old": "ground_truth"}
+_PROBES = frozenset({"locality", "portability"})
+_NESTED = {
+    name: f"requested_rewrite.{key}"
+    for name, key in {
+        **_NEW,
+        "subject": "subject",
+        "prompt": "prompt",
+        "target_old": "target_true",
+    }.items()
+}
+_MEND = {"prompt": "src", "target": "alt", "target_old": "answers"}
+_BIO = {"subject": "concept", "prompt": "text", "target": "labels"}
+_KNOWN = {"target": "attribute", "target_old": "attribute"}
 
 # The order decides where a record fits several: the more particular one comes first.
+# fmt: off
 _OURS = (
-    Format(
-        "mquake",
-        "MQuAKE: edits with multi-hop questions",
-        frozenset({"requested_rewrite", "questions"}),
-        mquake.read,
-    ),
-    Format(
-        "counterfact-nested",
-        "CounterFact, the original form",
-        frozenset({"requested_rewrite"}),
-        counterfact.read_nested,
-        families=("counterfact",),
-        spelled={
-            name: f"requested_rewrite.{key}"
-            for name, key in {
-                "subject": "subject",
-                "prompt": "prompt",
-                "target": "target_new",
-                "target_old": "target_true",
-            }.items()
-        },
-    ),
-    Format(
-        "zsre-mend",
-        "ZsRE, the form of MEND",
-        frozenset({"subject", "src", "alt"}),
-        zsre.read_mend,
-        families=("zsre",),
-        spelled={"prompt": "src", "target": "alt", "target_old": "answers"},
-    ),
-    Format(
-        "zsre-knowedit",
-        "ZsRE of KnowEdit",
-        _FACT | {"ground_truth", "rephrase_prompt"},
-        knowedit.reader("zsre"),
-        objects=_PROBES,
-        families=("zsre", "knowedit"),
-        spelled=_NEW_AND_OLD,
-    ),
-    Format(
-        "wiki-counterfact",
-        "wiki_counterfact of KnowEdit",
-        _FACT | {"ground_truth"},
-        knowedit.reader("wiki-counterfact"),
-        objects=_PROBES,
-        families=("knowedit",),
-        spelled=_NEW_AND_OLD,
-    ),
-    Format(
-        "wiki-recent",
-        "wiki_recent of KnowEdit (no old answers)",
-        _FACT,
-        knowedit.reader("wiki-recent"),
-        spelled=_NEW,
-        objects=_PROBES,
-        families=("knowedit",),
-    ),
-    Format(
-        "wikibio",
-        "WikiBio of KnowEdit: a sentence after a passage",
-        frozenset({"text", "labels", "concept"}),
-        knowedit.read_wikibio,
-        families=("knowedit",),
-        spelled={"subject": "concept", "prompt": "text", "target": "labels"},
-    ),
-    Format(
-        "counterfact-flat",
-        "CounterFact, the flat form of EasyEdit",
-        _FACT | {"ground_truth"},
-        counterfact.read_flat,
-        families=("counterfact",),
-        spelled=_NEW_AND_OLD,
-    ),
-    Format(
-        "known",
-        "known facts of ROME (known_1000), each given a false answer of its relation",
-        frozenset({"subject", "attribute", "prompt", "relation_id"}),
-        reader_for=known.reader_for,
-        families=("known-1000",),
-        spelled={"target_old": "attribute", "target": "attribute"},
-        note=known.NOTE,
-    ),
-    Format(
-        "jsonl",
-        "our own fields, as JSON lines or a table (see --schema)",
-        _FACT,
-        jsonl.read,
-        also=jsonl.OTHER_NAMES,
-    ),
+    Format("mquake", "MQuAKE: edits with multi-hop questions",
+           {"requested_rewrite", "questions"}, mquake.read),
+    Format("counterfact-nested", "CounterFact, the original form",
+           {"requested_rewrite"}, counterfact.read_nested,
+           families=("counterfact",), spelled=_NESTED),
+    Format("zsre-mend", "ZsRE, the form of MEND",
+           {"subject", "src", "alt"}, knowedit.read_mend, families=("zsre",), spelled=_MEND),
+    Format("zsre-knowedit", "ZsRE of KnowEdit",
+           _FACT | {"ground_truth", "rephrase_prompt"}, knowedit.reader("zsre"),
+           objects=_PROBES, families=("zsre", "knowedit"), spelled=_NEW_AND_OLD),
+    Format("wiki-counterfact", "wiki_counterfact of KnowEdit",
+           _FACT | {"ground_truth"}, knowedit.reader("wiki-counterfact"),
+           objects=_PROBES, families=("knowedit",), spelled=_NEW_AND_OLD),
+    Format("wiki-recent", "wiki_recent of KnowEdit (no old answers)",
+           _FACT, knowedit.reader("wiki-recent"),
+           objects=_PROBES, families=("knowedit",), spelled=_NEW),
+    Format("wikibio", "WikiBio of KnowEdit: a sentence after a passage",
+           {"text", "labels", "concept"}, knowedit.read_wikibio,
+           families=("knowedit",), spelled=_BIO),
+    Format("counterfact-flat", "CounterFact, the flat form of EasyEdit",
+           _FACT | {"ground_truth"}, counterfact.read_flat,
+           families=("counterfact",), spelled=_NEW_AND_OLD),
+    Format("known", "known facts of ROME (known_1000), each given a false answer of its relation",
+           {"subject", "attribute", "prompt", "relation_id"}, reader_for=known.reader_for,
+           families=("known-1000",), spelled=_KNOWN, note=known.NOTE),
+    Format("jsonl", "our own fields, as JSON lines or a table (see --schema)",
+           _FACT, jsonl.read, also=jsonl.OTHER_NAMES),
 )
+# fmt: on
 FORMATS: Registry[Format] = Registry(
     "format", "goldenlayers.datasets", [(one.name, one) for one in _OURS]
 )

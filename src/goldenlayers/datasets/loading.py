@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from goldenlayers.datasets import formats, source
+from goldenlayers.datasets.arrow import from_hub
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
-from goldenlayers.datasets.hub import from_hub
 from goldenlayers.datasets.records import Doubled, Table, flaw
 from goldenlayers.durable import absolute
 from goldenlayers.errors import DataError, UserError, near_matches, shortened

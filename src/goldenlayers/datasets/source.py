@@ -8,7 +8,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from goldenlayers.datasets import arrow, reading, tables
+from goldenlayers.datasets import arrow, records, tables
 from goldenlayers.datasets.records import Table, lines, whole
 from goldenlayers.errors import UserError, shortened
 
@@ -52,7 +52,7 @@ def from_file(path: str | os.PathLike[str]) -> Table:
             if arrow.is_saved(place):
                 return arrow.from_folder(place, str(path))
             raise _directory(place)
-        raw = reading.file_bytes(place)
+        raw = records.file_bytes(place)
     except FileNotFoundError:
         raise UserError(f"there is no file {shown}", fix=_near_files(place)) from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -70,10 +70,10 @@ def from_file(path: str | os.PathLike[str]) -> Table:
 def parse(raw: bytes, name: str, source: str) -> Table:
     """The records in the bytes of a file."""
     digest = hashlib.sha256(raw).hexdigest()
-    raw = reading.unpacked(raw, source)
+    raw = records.unpacked(raw, source)
     if raw.startswith(arrow.PARQUET):
         return Table(name, source, digest, arrow.parquet_rows(raw, source))
-    text = reading.decoded(raw, source)
+    text = records.decoded(raw, source)
     begin = text.lstrip()[:1]
     if not begin:
         raise UserError(f"{source} is empty", expected="at least one record")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.generation import OnBatch, free_answers, sampled
+from goldenlayers.evaluation.generation import free_answers, sampled
 from goldenlayers.evaluation.heldout import HeldOut, no_text
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, Question, questions
 from goldenlayers.evaluation.reading import (
@@ -233,8 +233,8 @@ class EvaluationPlan:
                 outcomes[u] = Outcome(reason=reason_of(error))
         outcomes |= self._forced(readings, how)
         outcomes |= self._on_text(on_text, carrier, how)
-        outcomes |= self._generated(prompts["generated"], carrier, how.selection)
-        return outcomes | self._sampled(prompts["sampled"], carrier, how.selection)
+        outcomes |= self._written(prompts["generated"], carrier, how, sample=False)
+        return outcomes | self._written(prompts["sampled"], carrier, how, sample=True)
 
     def _forced(self, asked: Sequence[tuple[int, Reading]], how: Pass) -> dict[int, Outcome]:
         readings = [one for _, one in asked]
@@ -272,48 +272,31 @@ class EvaluationPlan:
             return {u: found[carrier[u]] for u in chosen}
         return dict.fromkeys(chosen, text.before() if how.keep else text.applied(how.first_layer))
 
-    def _generated(
-        self, prompts: Mapping[int, Ids], carrier: Mapping[int, int], selection: Selection | None
+    def _written(
+        self, prompts: Mapping[int, Ids], carrier: Mapping[int, int], how: Pass, *, sample: bool
     ) -> dict[int, Outcome]:
+        """The questions that are answered by text: the greedy answer, or a sample of the model."""
         if not prompts:
             return {}
-        texts = free_answers(
-            self.model,
-            list(prompts.values()),
-            [self._texts.new_tokens(u) for u in prompts],
-            batch_size=self.batch_size or 32,
-            on_batch=_selecting(selection, [carrier[u] for u in prompts]),
-        )
-        return {u: Outcome(text=text) for u, text in zip(prompts, texts, strict=True)}
+        of_row = [carrier[u] for u in prompts]
 
-    def _sampled(
-        self, prompts: Mapping[int, Ids], carrier: Mapping[int, int], selection: Selection | None
-    ) -> dict[int, Outcome]:
-        if not prompts:
-            return {}
-        asked = [self.questions[u] for u in prompts]
-        drawn = sampled(
-            self.model,
-            list(prompts.values()),
-            [f"{self.seed}/{self.facts[one.fact].id}/{one.probe}" for one in asked],
-            batch_size=self.batch_size or 32,
-            on_batch=_selecting(selection, [carrier[u] for u in prompts]),
-        )
-        decode = self.model.tokenizer.decode
-        return {
-            u: Outcome(tokens=tuple(tokens), text=str(decode(tokens)))
-            for u, tokens in zip(prompts, drawn, strict=True)
-        }
+        def select(members: list[int]) -> None:
+            if how.selection is not None:
+                how.selection.select([of_row[m] for m in members])
 
-
-def _selecting(selection: Selection | None, carriers: list[int]) -> OnBatch:
-    """Sets the edit of each row of a batch; ``carriers`` has one place per row."""
-
-    def select(members: list[int]) -> None:
-        if selection is not None:
-            selection.select([carriers[m] for m in members])
-
-    return select
+        model, rows = self.model, list(prompts.values())
+        more: dict[str, Any] = {"batch_size": self.batch_size or 32, "on_batch": select}
+        if not sample:
+            limits = [self._texts.new_tokens(u) for u in prompts]
+            found = [Outcome(text=text) for text in free_answers(model, rows, limits, **more)]
+        else:
+            asked = [self.questions[u] for u in prompts]
+            seeds = [f"{self.seed}/{self.facts[one.fact].id}/{one.probe}" for one in asked]
+            found = [
+                Outcome(tokens=tuple(tokens), text=str(model.tokenizer.decode(tokens)))
+                for tokens in sampled(model, rows, seeds, **more)
+            ]
+        return dict(zip(prompts, found, strict=True))
 
 
 def first_block(model: Model, deltas: Sequence[WeightDelta]) -> int:

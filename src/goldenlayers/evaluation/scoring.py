@@ -198,11 +198,8 @@ def _compare(question: Question, before: Outcome, after: Outcome, words: Words) 
 def _generated(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Whether free greedy decoding begins with the answer or an alias of it."""
     right = matches_answer(after.text, question.answer or "", question.aliases)
-    evidence: dict[str, Any] = {
-        "answer": question.answer,
-        "before": before.text,
-        "after": after.text,
-    }
+    evidence: dict[str, Any] = {"answer": question.answer}
+    evidence |= {"before": before.text, "after": after.text}
     if question.aliases:
         evidence["aliases"] = list(question.aliases)
     return [(100.0 * right, evidence)]
@@ -210,11 +207,8 @@ def _generated(question: Question, before: Outcome, after: Outcome, words: Words
 
 def _fluency(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Weighted 2- and 3-gram entropy of the sampled tokens."""
-    evidence = {
-        "fluency_before": round(fluency(before.tokens), 6),
-        "before": before.text,
-        "after": after.text,
-    }
+    was = round(fluency(before.tokens), 6)
+    evidence = {"fluency_before": was, "before": before.text, "after": after.text}
     return [(fluency(after.tokens), evidence)]
 
 
@@ -222,12 +216,8 @@ def _kl(question: Question, before: Outcome, after: Outcome, words: Words) -> Sc
     """KL(p_before ‖ p_after) of the next token behind an unrelated prompt, in nats."""
     # The untouched model is its own reference: no pass was made, and nothing moved.
     kl = 0.0 if after is before else _number(after.reads[0].kl)
-    evidence = {
-        "prompt": question.prompt,
-        "before": words(before.reads[0].tokens),
-        "after": words(after.reads[0].tokens),
-    }
-    return [(kl, evidence)]
+    was, now = words(before.reads[0].tokens), words(after.reads[0].tokens)
+    return [(kl, {"prompt": question.prompt, "before": was, "after": now})]
 
 
 def _perplexity(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:

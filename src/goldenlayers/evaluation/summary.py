@@ -57,14 +57,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN, which JSON does not know, becomes None."""
-        numbers = {name: getattr(self, name) for name in ("mean", "se", "low", "high")}
-        return {
-            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-            "facts": self.facts,
-            "scored": self.scored,
-            "unscored": self.unscored,
-            "reasons": dict(self.reasons),
-        }
+        values = {**vars(self), "reasons": dict(self.reasons)}
+        return {name: None if value != value else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
