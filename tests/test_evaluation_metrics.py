@@ -7,14 +7,14 @@ import pickle
 from collections.abc import Iterator
 
 import pytest
-from evaluation_slow import deltas_of, facts, forced, model_of
+from evaluation_slow import TEXT, deltas_of, facts, forced, model_of
 
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import DEFAULT_METRICS, METRICS, Metric, Question, Scoring, evaluate
 from goldenlayers.evaluation.metrics import Around, lower_is_better, metrics_of, questions
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, problem, score_range
-from goldenlayers.evaluation.scoring import Outcome, Scored, Words
+from goldenlayers.evaluation.scoring import POSITIVE, Outcome, Scored, Words
 from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.facts import Fact
 
@@ -79,6 +79,21 @@ def test_its_rows_are_checked_like_ours(registered: None) -> None:
     fine = {"fact": "tongue", "metric": "belief_gain", "probe": 0, "score": 1.0}
     assert expected.problem(fine) == ""
     assert "no probe 1 of 'belief_gain'" in expected.problem({**fine, "probe": 1})
+
+
+def test_a_metric_of_the_held_out_text_needs_one(registered: None) -> None:
+    def surprise(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
+        return [(sum(read.nll or 0 for read in after.reads), {})]
+
+    def once(fact: Fact, around: Around) -> Iterator[Question]:
+        yield Question("surprise", 0)
+
+    metric = Metric("surprise", once, Scoring(surprise, "held-out", (("", POSITIVE),)))
+    model = model_of("gpt2")
+    with pytest.raises(UserError, match="needs a held-out text"):
+        evaluate(model, facts(), metrics=[metric])
+    found = evaluate(model, facts()[:1], metrics=[metric, "perplexity"], text=TEXT, text_tokens=40)
+    assert found["surprise"].mean == pytest.approx(math.log(found["perplexity"].mean), abs=1e-5)
 
 
 def test_workers_get_metrics_as_objects() -> None:

@@ -17,7 +17,13 @@ from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefi
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.evaluation.batch import run_batch, score_under
 from goldenlayers.evaluation.heldout import HeldOut
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of, questions
+from goldenlayers.evaluation.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    metrics_of,
+    need_text,
+    questions,
+)
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, check_ids
 from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.evaluation.scoring import ScoreRow as Row
@@ -151,7 +157,7 @@ def evaluate(
         "seed": seed,
         "batch_size": _batch_size(batch_size),
     }
-    if any(metric.scoring.needs == "held-out" for metric in asked):
+    if need_text(asked):
         # One for all plans: every fact's perplexity is of this text.
         size = job.options["batch_size"]
         job.options["text"] = HeldOut(model, text, text_tokens, batch_size=size)

@@ -226,6 +226,11 @@ def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(metric.name for metric in metrics_of(names))
 
 
+def need_text(metrics: Iterable[str | Metric]) -> bool:
+    """Whether one of the metrics reads a held-out text, as perplexity does."""
+    return any(metric.scoring.needs == "held-out" for metric in metrics_of(metrics))
+
+
 def metric_of(row: str) -> Metric | None:
     """The metric that a row's name belongs to, of those at hand; or an installed one so called."""
     found = next((metric for metric in METRICS.known() if row in metric.rows), None)

@@ -17,7 +17,13 @@ from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
 from goldenlayers.evaluation.heldout import HeldOut, no_text
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, Question, questions
+from goldenlayers.evaluation.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    Question,
+    need_text,
+    questions,
+)
 from goldenlayers.evaluation.reading import (
     Ids,
     Pass,
@@ -81,7 +87,7 @@ class EvaluationPlan:
         check_ids(facts)
         self.questions: list[Question] = questions(facts, metrics, others=others, seed=seed)
         self._held_out = text
-        if text is None and any(q.scoring.needs == "held-out" for q in self.questions):
+        if text is None and need_text(metrics):
             raise no_text()
         self._texts = Texts(model, self.questions, self.facts)
         self._before: dict[int, Outcome] | None = None
