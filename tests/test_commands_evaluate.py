@@ -280,7 +280,7 @@ def test_a_batch_by_an_editor_of_single_facts_is_refused_before_the_layer_is_sou
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for costly in ("locate.locate", "statistics.key_statistics"):
+    for costly in ("locating.locate", "statistics.key_statistics"):
         monkeypatch.setattr(f"goldenlayers.{costly}", None)
     facts = ["starter"] if command == "evaluate" else ["--facts", "starter"]
     arguments = [command, str(checkpoint), *facts, "--out", str(tmp_path / "run")]

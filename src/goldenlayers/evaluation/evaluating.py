@@ -47,10 +47,7 @@ _LESS = "Use a smaller --dtype such as bfloat16, or edit fewer facts together (-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found: the rows, and the figures made of them.
-
-    ``found["rewrite"]`` is the estimate of a metric: ``found["rewrite"].mean``.
-    """
+    """What :func:`evaluate` found: rows and figures; ``found["rewrite"].mean`` is a metric's."""
 
     rows: tuple[Row, ...]
     summary: Summary
