@@ -133,7 +133,7 @@ _NAMES = 8  # shown of a record's fields
 def names() -> tuple[str, ...]:
     """All names a format may be called by; imports nothing."""
     families = (family for form in FORMATS.known() for family in form.families)
-    return tuple(sorted({*FORMATS, *families}))
+    return tuple(sorted(map(plain_name, {*FORMATS, *families})))
 
 
 def plain_name(name: str) -> str:
@@ -159,9 +159,9 @@ def choose(
     forms = among = FORMATS.values()
     if wanted is not None:
         plain = plain_name(wanted)
-        among = tuple(f for f in forms if plain == f.name or plain in f.families)
-        if not among and plain in FORMATS:
-            among = (FORMATS[plain],)  # says why it is not there
+        among = tuple(f for f in forms if plain in map(plain_name, (f.name, *f.families)))
+        if not among and wanted in FORMATS:
+            among = (FORMATS[wanted],)  # says why it is not there
         if not among:
             raise UserError(
                 f"'{shortened(wanted)}' is not a known format", fix=near_matches(plain, names())
@@ -221,7 +221,8 @@ def _refusal(
     of = "columns of its first line" if header else "fields of its first record"
     fields = f"({of}: {shown or 'none'})"
     near, share = among[0], -1.0
-    for form in reversed(among):  # our own is the simplest one to get to
+    # Our own is the simplest one to get to; others' come last.
+    for form in sorted(among[::-1], key=lambda form: form not in _OURS):
         mean = sum(form.nearness(record) for record in looked_at) / len(looked_at)
         if mean > share:
             near, share = form, mean
