@@ -222,7 +222,8 @@ def _refusal(
     fields = f"({of}: {shown or 'none'})"
     near, share = among[0], -1.0
     # Our own is the simplest one to get to; others' come last.
-    for form in sorted(among[::-1], key=lambda form: form not in _OURS):
+    ours = [form for form in reversed(among) if form in _OURS]
+    for form in (*ours, *(form for form in among if form not in ours)):
         mean = sum(form.nearness(record) for record in looked_at) / len(looked_at)
         if mean > share:
             near, share = form, mean
