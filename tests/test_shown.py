@@ -158,7 +158,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.hf.save_pretrained(folder / "model")
     model.tokenizer.save_pretrained(folder / "model")
     shutil.copytree(folder / "model", folder / NAME)
-    other = fact(id="b", subject="Toko", prompt="Toko plays the", target="piano")
+    other = fact(id="b", subject="Toko", prompt="Toko plays the", target_new="piano")
     other |= {"target_old": "drums", "rephrasings": ["What Toko plays is"]}
     for name, fields in FIELDS.items():
         rows = [fact(**fields), other]

@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from goldenlayers.errors import UserError, near_matches
+from goldenlayers.shown import shown
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ class Registry(Generic[T]):
                 found.append(self[name])
             except UserError as error:
                 if not broken:
-                    warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+                    warnings.warn(shown(str(error)), RuntimeWarning, stacklevel=2)
         return tuple(found)
 
     @cached_property
