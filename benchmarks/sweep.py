@@ -33,7 +33,8 @@ from goldenlayers.datasets import load_facts
 from goldenlayers.editors import EditSettings, Workbench
 from goldenlayers.editors.updates import rome_update
 from goldenlayers.editors.values import fact_prompts
-from goldenlayers.evaluation.questions import Question, questions
+from goldenlayers.evaluation.metrics import Question, questions
+from goldenlayers.evaluation.scoring import ANSWER, STAY
 from goldenlayers.facts import Fact
 from goldenlayers.models import Model, load
 from goldenlayers.statistics import key_statistics
@@ -166,7 +167,7 @@ class OneFact:
 
 
 def asked(question: Question) -> bool:
-    return question.reason is None and question.rule in ("answer", "stay")
+    return question.reason is None and question.scoring in (ANSWER, STAY)
 
 
 @torch.no_grad()
@@ -184,7 +185,7 @@ def row_of(model: Model, fact: Fact, layer: int, question: Question, before: Any
     if before is None:
         return row | {"score": None}
     said, answer = answers(model, question)
-    wanted = answer if question.rule == "answer" else before[0]
+    wanted = answer if question.scoring == ANSWER else before[0]
     hits = [a == b for a, b in zip(said, wanted, strict=True)]
     return row | {"score": round(100 * sum(hits) / len(hits), 6)}
 

@@ -44,7 +44,7 @@ FACTS = some_facts(6)
 
 def write(path: Path, facts: Any) -> None:
     names = ("id", "subject", "prompt", "target_new", "target_old", "rephrasings")
-    rows = [{name: getattr(fact, name) for name in names} for fact in facts]
+    rows = [{name: getattr(fact, name.removesuffix("_new")) for name in names} for fact in facts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

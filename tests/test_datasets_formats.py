@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from goldenlayers.datasets import list_datasets, load_facts
+from goldenlayers.datasets import FORMATS, Format, Record, Row, list_datasets, load_facts
+from goldenlayers.datasets.fields import text
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Probe
+from goldenlayers.facts import Fact, Probe
 
 KNOWEDIT = {
     "subject": "Ada",
@@ -297,3 +298,46 @@ def test_a_field_that_only_some_rows_have_is_counted(tmp_path):
     rows = [without("jsonl", "subject")] * 2 + [without("jsonl", "prompt")]
     with pytest.raises(UserError, match="'subject' is in 1 of the first 3 rows"):
         load_facts(write(tmp_path / "f.json", rows))
+
+
+def outside(name: str, *keys: str) -> Format:
+    def read(record: Record, row: Row) -> list[Fact]:
+        subject = text(record, "subject")
+        return [
+            Fact(subject, f"{subject} is", text(record, "target_new"), id=f"{name}-{row.number}")
+        ]
+
+    return Format(name, f"the form {name}", set(keys), read, families=("mine",))
+
+
+def test_formats_from_outside_are_recognised_where_they_are_more_particular(tmp_path):
+    forms = (
+        outside("my_short", "subject", "target_new"),
+        outside("long", "subject", "prompt", "target_new", "mood"),
+    )
+    try:
+        for form in forms:
+            FORMATS.register(form.name, form)
+        ours = {"subject": "Ada", "prompt": "Ada is", "target_new": "x"}
+        path = tmp_path / "f.json"
+
+        def read(record: dict, name: str = "auto") -> str:
+            path.write_text(json.dumps([record]))
+            return load_facts(name, path=path)[0].id
+
+        assert read(ours) == "fact-1"  # ours fits, and has all its keys
+        assert read(ours | {"mood": "gay"}) == "long-1"
+        assert read({"subject": "Ada", "target_new": "x"}) == "my_short-1"
+        for name in ("my_short", "my-short", "MINE"):
+            assert read(ours, name) == "my_short-1"
+        assert [i.title for i in list_datasets()][-2:] == ["the form my_short", "the form long"]
+        # What fits none is still told of ours.
+        with pytest.raises(UserError, match="The nearest is 'jsonl'"):
+            read({"prompt": "Ada is", "x": "y"})
+        with pytest.raises(UserError, match="there is format 'long' already"):
+            FORMATS.register("long", forms[0])
+    finally:
+        for form in forms:
+            FORMATS.unregister(form.name)
+    with pytest.raises(UserError, match="not a known format"):
+        read(ours, "my-short")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from goldenlayers.datasets import load_facts, schema_text, write_jsonl
-from goldenlayers.datasets.jsonl import EXAMPLE, FACT_FIELDS, PROBE_FIELDS
+from goldenlayers.datasets.jsonl import EXAMPLE, FACT_FIELDS, OTHER_NAMES, PROBE_FIELDS
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, Probe
 
@@ -29,7 +29,8 @@ def test_only_three_fields_are_required(tmp_path):
 
 
 def test_the_schema_names_every_field_of_fact_and_probe_and_its_example_loads(tmp_path):
-    assert {field.name for field in FACT_FIELDS} == set(Fact.__dataclass_fields__) - {"joints"}
+    names = {OTHER_NAMES.get(name, name) for name in Fact.__dataclass_fields__}
+    assert {field.name for field in FACT_FIELDS} == names - {"joints"}
     assert {field.name for field in PROBE_FIELDS} == set(Probe.__dataclass_fields__)
     text = schema_text()
     assert all(f"  {field.name} " in text for field in FACT_FIELDS + PROBE_FIELDS)

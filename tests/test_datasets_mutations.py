@@ -12,7 +12,7 @@ import pytest
 from test_datasets_formats import RECORDS, records_of
 from test_datasets_tables import CONTAINERS, parquet, save_to_disk
 
-from goldenlayers.datasets import load_facts, reading, write_jsonl
+from goldenlayers.datasets import load_facts, write_jsonl
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 
@@ -115,7 +115,7 @@ def damaged(raw: bytes, rng: random.Random) -> bytes:
 
 def test_damaged_files_of_any_container_end_in_facts_or_user_errors(tmp_path, monkeypatch):
     """Damage before the packing and after it; what is said can be shown and stays short."""
-    monkeypatch.setattr(reading, "LIMIT", 1 << 22)
+    monkeypatch.setattr("goldenlayers.datasets.reading.LIMIT", 1 << 22)
     rng = random.Random("containers")
     path = tmp_path / "f"
     ends = {"facts": 0, "errors": 0}

@@ -46,7 +46,7 @@ def build() -> Iterator[ModuleType]:
 
 def as_fact(row: dict[str, Any]) -> Fact:
     return Fact(
-        **{name: row[name] for name in FIELDS[:6]},
+        **{name.removesuffix("_new"): row[name] for name in FIELDS[:6]},
         rephrasings=tuple(row["rephrasings"]),
         locality=tuple(Probe(p["prompt"], p["answer"], p["kind"]) for p in row["locality"]),
         portability=tuple(Probe(p["prompt"], p["answer"], p["kind"]) for p in row["portability"]),

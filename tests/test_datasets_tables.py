@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_datasets_formats import RECORDS, records_of
 
-from goldenlayers.datasets import FactSet, load_facts, reading
+from goldenlayers.datasets import FactSet, load_facts
 from goldenlayers.datasets.reading import loads
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Probe
@@ -237,7 +237,7 @@ def test_damaged_gzip_and_too_much_data(tmp_path, monkeypatch):
     refused(tmp_path, gzip.compress(packed), "gzip twice")
     assert read(tmp_path, packed).name == "f"
     assert load_facts(saved(tmp_path, packed, "facts.json.gz")).name == "facts"
-    monkeypatch.setattr(reading, "LIMIT", 1 << 20)
+    monkeypatch.setattr("goldenlayers.datasets.reading.LIMIT", 1 << 20)
     refused(tmp_path, gzip.compress(b" " * (5 << 20)), "more than 1 MiB")
     refused(tmp_path, b" " * (5 << 20), "more than 1 MiB")
 

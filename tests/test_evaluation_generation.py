@@ -20,8 +20,10 @@ from evaluation_slow import (
 from reference import full_logits
 
 from goldenlayers.evaluation.answer_matching import matches_answer, normalise_answer
-from goldenlayers.evaluation.metrics import fluency, summarise
+from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.evaluation.scoring import fluency
+from goldenlayers.evaluation.summary import summarise
 from goldenlayers.facts import Probe
 
 
@@ -29,9 +31,8 @@ from goldenlayers.facts import Probe
 def test_kl_generation_fluency_and_perplexity_against_slow_loops(name: str) -> None:
     model = model_of(name)
     data, deltas = facts(), deltas_of(model)
-    plan = EvaluationPlan(
-        model, data, ["kl", "generation", "fluency", "perplexity"], text=TEXT, text_tokens=80
-    )
+    asked = ["kl", "generation", "fluency", "perplexity"]
+    plan = EvaluationPlan(model, data, asked, text=HeldOut(model, TEXT, 80))
     rows = plan.score(deltas)
     found = {(r["fact"], r["metric"], r["probe"]): r for r in rows}
     clean = slow_perplexity(model, TEXT, 80)
@@ -45,13 +46,13 @@ def test_kl_generation_fluency_and_perplexity_against_slow_loops(name: str) -> N
             kl = float((before.exp() * (before - after)).sum())
             assert row["score"] == pytest.approx(kl, rel=1e-3, abs=1e-5) and kl > 0
             assert fact.subject not in row["evidence"]["prompt"]
-        asked: list[tuple[str, int, str, str]] = [("rewrite", 0, fact.prompt, fact.target)]
-        asked += [("rephrase", n, p, fact.target) for n, p in enumerate(fact.rephrasings)]
-        asked += [
+        probes: list[tuple[str, int, str, str]] = [("rewrite", 0, fact.prompt, fact.target)]
+        probes += [("rephrase", n, p, fact.target) for n, p in enumerate(fact.rephrasings)]
+        probes += [
             ("portability", n, p.prompt, p.answer or "") for n, p in enumerate(fact.portability)
         ]
         fluent = fact.generation_prompts or (fact.prompt,)
-        for kind, n, prompt, answer in asked:
+        for kind, n, prompt, answer in probes:
             row = found[fact.id, f"generation_{kind}", n]
             assert row["evidence"]["before"] == slow_answer(model, prompt, [answer])
             with delta.applied(model):

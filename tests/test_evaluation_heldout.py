@@ -20,7 +20,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, reading
 from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.evaluation.scorers import Outcome
+from goldenlayers.evaluation.scoring import Outcome
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
@@ -108,7 +108,8 @@ def test_rows_are_those_of_plans_that_share_nothing(model: Model, kind: str) -> 
     after = [row["score"] for row in rows if row["metric"] == "perplexity"]
     assert after == pytest.approx([slow(model, delta)] * 5, rel=1e-4)
     for fact in facts():
-        plan = EvaluationPlan(model, [fact], **text)
+        own = HeldOut(model, TEXT, TOKENS)
+        plan = EvaluationPlan(model, [fact], ["rewrite", "perplexity"], text=own)
         with nullcontext() if delta is None else delta.applied(model):
             alone = plan.score_applied()
         assert alone == alike([row for row in rows if row["fact"] == fact.id])

@@ -12,11 +12,13 @@ from evaluation_slow import TOKENIZER, deltas_of, facts, forced, model_of, slow_
 
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.metrics import summarise
+from goldenlayers.evaluation.metrics import METRICS, questions
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.evaluation.questions import METRICS, questions
 from goldenlayers.evaluation.reading import Reading, merge
+from goldenlayers.evaluation.summary import summarise
 from goldenlayers.facts import Fact, Probe
+
+ALL_BUT_PERPLEXITY = [name for name in METRICS if name != "perplexity"]
 
 
 @pytest.mark.parametrize("name", list(TOKENIZER))
@@ -85,7 +87,7 @@ def test_dense_and_mixed_edits_share_a_pass() -> None:
 
 def test_an_unedited_model_is_at_the_base_rate() -> None:
     model = model_of("gemma3")
-    plan = EvaluationPlan(model, facts(), METRICS[:-1])
+    plan = EvaluationPlan(model, facts(), ALL_BUT_PERPLEXITY)
     rows = plan.score_applied()
     by = {m: [r["score"] for r in rows if r["metric"] == m] for m in {r["metric"] for r in rows}}
     assert {s for s in by["locality"] if s is not None} == {100.0}
@@ -149,7 +151,7 @@ def test_a_prefix_that_overflows_the_context_is_unscored() -> None:
 def test_missing_probes_are_counted_with_their_reason() -> None:
     model = model_of("gpt2")
     bare = facts()[2]
-    rows = EvaluationPlan(model, [bare], METRICS[:-1]).score_applied()
+    rows = EvaluationPlan(model, [bare], ALL_BUT_PERPLEXITY).score_applied()
     reasons = {r["metric"]: r.get("reason") for r in rows}
     assert reasons["rewrite"] is None
     assert reasons["rephrase"] == "the fact has no rephrasings"
@@ -217,8 +219,8 @@ def test_a_model_that_breaks_down_is_unscored_not_wrong() -> None:
 
 def test_nothing_is_dropped() -> None:
     model = model_of("gpt2")
-    asked = questions(facts(), METRICS[:-1])
-    rows = EvaluationPlan(model, facts(), METRICS[:-1]).score_applied()
+    asked = questions(facts(), ALL_BUT_PERPLEXITY)
+    rows = EvaluationPlan(model, facts(), ALL_BUT_PERPLEXITY).score_applied()
     assert [(r["fact"], r["metric"], r["probe"]) for r in rows] == [
         (facts()[u.fact].id, metric, u.probe) for u in asked for metric in u.row_metrics
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from goldenlayers.evaluation.retention import retention
+from goldenlayers.evaluation.summary import retention
 
 
 def sequence(final: list[float | None], at_once: list[float | None]) -> list[dict[str, Any]]:

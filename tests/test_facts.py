@@ -24,7 +24,7 @@ def fact(**changes) -> Fact:
         "id": "f",
         "subject": "France",
         "prompt": "The capital of France is",
-        "target_new": "Rome",
+        "target": "Rome",
         "target_old": "Paris",
     }
     return Fact(**(values | changes))
@@ -36,6 +36,15 @@ def test_a_fact_is_immutable_and_knows_its_subject_span():
     assert made.prompt[start:end] == "France"
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.prompt = "x"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_fact_needs_no_id_and_one_made_of_its_content_stays():
+    made = Fact(subject="France", prompt="The capital of {} is", target=" Rome")
+    same = Fact("France", "The capital of France is", "Rome", target_old="Paris", joint="space")
+    assert made.id == same.id and made.id.startswith("fact-") and made.joint == "space"
+    assert Fact(subject="France", prompt="The capital of {} is", target="Oslo").id != made.id
+    assert dataclasses.replace(made, target="Oslo").id == made.id
+    assert fact().id == "f"
 
 
 def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
@@ -50,15 +59,16 @@ def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
     ("changes", "field"),
     [
         ({"id": " "}, "id"),
+        ({"id": None}, "id"),
         ({"subject": ""}, "subject"),
         ({"prompt": ""}, "prompt"),
-        ({"target_new": "  "}, "target_new"),
+        ({"target": "  "}, "target"),
         ({"target_old": ""}, "target_old"),
-        ({"target_new": 1998}, "target_new"),
-        ({"target_new": "Par\ud800is"}, "target_new"),
+        ({"target": 1998}, "target"),
+        ({"target": "Par\ud800is"}, "target"),
         ({"subject": "Spain"}, "subject"),
-        ({"target_new": "Paris "}, "target_new"),
-        ({"target_new": "Lutetia", "old_aliases": ("Lutetia",)}, "target_new"),
+        ({"target": "Paris "}, "target"),
+        ({"target": "Lutetia", "old_aliases": ("Lutetia",)}, "target"),
         ({"rephrasings": ("ok", " ")}, "rephrasings[2]"),
         ({"rephrasings": "France has the capital"}, "rephrasings"),
         ({"old_aliases": None}, "old_aliases"),

@@ -18,7 +18,7 @@ from goldenlayers.decoding import Settled, joints_record, settle_joints
 from goldenlayers.editors.incontext import in_context_prefix
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.errors import DataError
-from goldenlayers.evaluation.questions import questions
+from goldenlayers.evaluation.metrics import questions
 from goldenlayers.evaluation.tokenised import Texts
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.joints import Joint, join, sure_joint

@@ -18,7 +18,7 @@ from sweep_helpers import FAST, some_facts
 from goldenlayers.cli import main
 from goldenlayers.config import LocateConfig
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.metrics import overall_by_fact
+from goldenlayers.evaluation.summary import overall_by_fact
 from goldenlayers.locating import published_layer
 from goldenlayers.locating.ranking import LayerRanking, LayerScore
 from goldenlayers.racing import VerifiedChoice, best_layers, race, verify, with_neighbours

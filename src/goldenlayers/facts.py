@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
@@ -34,7 +35,7 @@ class Probe:
     joint: Joint = "auto"
 
     def __post_init__(self) -> None:
-        _check_text(self.prompt, "prompt")
+        check_text(self.prompt, "prompt")
         _fix_joint(self, self.answer)
         _strip(self, "answer", optional=True)
         _texts(self, "aliases", strip=True)
@@ -44,18 +45,19 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact edit: after it, the model should answer ``prompt`` with ``target_new``.
+    """One fact edit: after it, the model should answer ``prompt`` with ``target``.
 
-    Terms as in ROME and MEMIT: ``subject`` stands in ``prompt``; ``target_old`` is the answer now
-    (None when the data has none: it is then filled with the model's own greedy continuation and
-    ``target_old_is_generated`` is set). ``rephrasings`` ask the same in other words; ``locality``
-    probes must not move; ``portability`` probes must follow from the edit.
+    ``subject`` stands in ``prompt``; ``target_old`` is the answer now (None when the data has none:
+    it is then filled with the model's own greedy continuation and ``target_old_is_generated`` is
+    set). ``rephrasings`` ask the same in other words; ``locality`` probes must not move;
+    ``portability`` probes must follow from the edit. ``id`` is the fact's name in results; left
+    out, it is made of subject, prompt and target.
 
     Prompts are kept letter for letter. ``joint`` says what stands between the prompt (or a
     rephrasing) and its answer: "space", "none", or "auto", which goes by their characters and,
     where these leave it open, by what the model finds likelier. A prompt that ends in white space
     brings its own joint, whatever ``joint`` says. Space around the subject and the answers is
-    dropped; that before ``target_new`` means the joint "space". ``joints`` holds what the model
+    dropped; that before ``target`` means the joint "space". ``joints`` holds what the model
     has decided, as (prompt, answer, joint): see :func:`goldenlayers.decoding.settle_joints`.
 
     Where a prompt, a rephrasing or a generation prompt has one "{}" and the subject is not
@@ -67,10 +69,9 @@ class Fact:
             alias of it.
     """
 
-    id: str
     subject: str
     prompt: str
-    target_new: str
+    target: str
     target_old: str | None = None
     target_old_is_generated: bool = False
     relation: str | None = None
@@ -81,38 +82,41 @@ class Fact:
     old_aliases: tuple[str, ...] = ()
     joint: Joint = "auto"
     joints: tuple[tuple[str, str, Joint], ...] = ()
+    id: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_text(self.id, "id")
-        _check_text(self.prompt, "prompt")
+        check_text(self.prompt, "prompt")
         _fix_joint(self, self.target)
-        for name in ("subject", "target_new"):
+        for name in ("subject", "target"):
             _strip(self, name)
         for name in ("target_old", "relation"):
             _strip(self, name, optional=True)
-        for name in ("rephrasings", "generation_prompts"):
-            _texts(self, name)
         _texts(self, "old_aliases", strip=True)
         for name in ("locality", "portability"):
             _probes(self, name)
         object.__setattr__(self, "prompt", _filled(self.prompt, self.subject))
         for name in ("rephrasings", "generation_prompts"):
+            _texts(self, name)
             texts = tuple(_filled(text, self.subject) for text in getattr(self, name))
             object.__setattr__(self, name, texts)
         object.__setattr__(self, "joints", tuple(self.joints))
+        if self.id == "":
+            told = "\n".join((self.subject, self.prompt, self.target)).encode()
+            object.__setattr__(self, "id", f"fact-{hashlib.sha256(told).hexdigest()[:12]}")
+        check_text(self.id, "id")
         if find_subject(self.subject, self.prompt) is None:
             raise _subject_missing(self.subject, self.prompt)
         if self.target == self.target_old:
             raise DataError(
                 f"the new answer equals the old answer ('{_short(self.target)}')",
-                field="target_new",
+                field="target",
                 reason="the new answer equals the old answer",
             )
         if self.target in self.old_aliases:
             raise DataError(
                 f"the new answer '{_short(self.target)}' is right already: the data has it "
                 f"beside the old answer '{_short(self.target_old or '')}'",
-                field="target_new",
+                field="target",
                 reason="the new answer is among the old answer's aliases",
             )
 
@@ -258,27 +262,26 @@ def _plain(text: str) -> tuple[str, list[int]]:
 def _subject_missing(subject: str, prompt: str) -> DataError:
     problem = f"the subject '{_short(subject)}' is not in the prompt '{_short(prompt)}'"
     near = near_subject(subject, prompt)
+    expected, fix = "the subject letter for letter in the prompt", ""
+    reason = "the subject is not in the prompt"
     if near is None:
-        return DataError(
-            problem,
-            field="subject",
-            expected="the subject letter for letter in the prompt, or one {} in its place",
-            reason="the subject is not in the prompt",
-        )
-    return DataError(
-        problem,
-        field="subject",
-        expected="the subject letter for letter in the prompt "
-        "(it is there but for case, accents, quotation marks, dashes or spaces)",
-        fix=f"Write the subject as the prompt has it: '{near}'",
-        reason="the subject is not in the prompt letter for letter (case, accents, marks, spaces)",
-    )
+        expected += ", or one {} in its place"
+    else:
+        expected += " (it is there but for case, accents, quotation marks, dashes or spaces)"
+        fix = f"Write the subject as the prompt has it: '{near}'"
+        reason += " letter for letter (case, accents, marks, spaces)"
+    return DataError(problem, field="subject", expected=expected, fix=fix, reason=reason)
 
 
-def _check_text(value: object, field: str) -> str:
+def check_text(value: object, field: str) -> str:
     """``value`` as text that is not empty and can be written as UTF-8."""
     if not isinstance(value, str):
-        raise _not_text(value, field)
+        raise DataError(
+            f"{field} is {type(value).__name__} {_short(repr(value), 40)}, not text",
+            field=field,
+            expected="text",
+            reason=f"{field} is not text",
+        )
     if not value.strip():
         fix = "Leave the answer out if only the prediction matters" if field == "answer" else ""
         raise DataError(f"{field} is empty", field=field, fix=fix)
@@ -293,21 +296,12 @@ def _check_text(value: object, field: str) -> str:
     return value
 
 
-def _not_text(value: object, field: str) -> DataError:
-    return DataError(
-        f"{field} is {type(value).__name__} {_short(repr(value), 40)}, not text",
-        field=field,
-        expected="text",
-        reason=f"{field} is not text",
-    )
-
-
 def _strip(made: Fact | Probe, name: str, *, optional: bool = False) -> None:
     value = getattr(made, name)
     if value is None and optional:
         return
     # The dataclass is frozen for everyone else; this is still its construction.
-    object.__setattr__(made, name, _check_text(value, name).strip())
+    object.__setattr__(made, name, check_text(value, name).strip())
 
 
 def _fix_joint(made: Fact | Probe, answer: object) -> None:
@@ -335,7 +329,7 @@ def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:
     kept = []
     for place, value in enumerate(values, 1):
         try:
-            text = _check_text(value, name)
+            text = check_text(value, name)
         except DataError as error:
             raise error.at(field=f"{name}[{place}]") from None
         kept.append(text.strip() if strip else text)
@@ -362,8 +356,8 @@ def repeats(facts: Iterable[Fact]) -> tuple[Pairs, Pairs]:
     """Facts that ask what an earlier one asks: the same subject and prompt, spaces apart.
 
     Returns:
-        Pairs of the first fact that asks it and a later one: those with the same new answer, and
-        those with another one, which no single edit of both can give.
+        Pairs of the first fact and a later one: those with the same new answer, and those with
+        another one, which no single edit of both can give.
     """
     first: dict[tuple[str, str], Fact] = {}
     doubled: Pairs = []
@@ -382,7 +376,7 @@ def contradiction(first: Fact, later: Fact) -> DataError:
         f"fact '{_short(later.id)}' contradicts fact '{_short(first.id)}': "
         f"'{_short(first.prompt)}' cannot be answered with both '{_short(first.target)}' "
         f"and '{_short(later.target)}'",
-        field="target_new",
+        field="target",
         fix="Leave one of them out",
         reason="it contradicts an earlier fact (same prompt, another new answer)",
     )

@@ -26,7 +26,7 @@ from study import STUDY
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors import EditSettings
 from goldenlayers.evaluation import evaluate
-from goldenlayers.evaluation.metrics import fact_scores
+from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.facts import Fact
 
 METRICS = ("rewrite", "rephrase", "locality")

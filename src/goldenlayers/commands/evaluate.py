@@ -32,9 +32,9 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
-    from goldenlayers.evaluation import METRICS, evaluate
+    from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
     from goldenlayers.evaluation.evaluating import METHODS, in_sequence
-    from goldenlayers.evaluation.questions import check_metrics
+    from goldenlayers.evaluation.metrics import check_metrics, need_text
     from goldenlayers.evaluation.rows import Expected, each_once
 
     if config.method not in METHODS:
@@ -44,8 +44,8 @@ def run(config: EvaluateConfig) -> int:
             f"unknown method '{config.method}'", fix=near_matches(config.method, METHODS)
         )
     shared.refuse_out(config, "evaluate", resume=True)
-    metrics = METRICS[:4] if not config.metrics else check_metrics(config.metrics)
-    text = _text(config.text) if "perplexity" in metrics else None
+    metrics = DEFAULT_METRICS if not config.metrics else check_metrics(config.metrics)
+    text = _text(config.text) if need_text(metrics) else None
     delta = _delta(config)
     facts = shared.load_facts(config) if delta is None else _held_by(delta, config)
     refuse_batch(config.method, config.mode, len(facts))

@@ -32,7 +32,7 @@ _FREE = ("device", "chunk")
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.editors import edited_layers, editor
-    from goldenlayers.evaluation.questions import DEFAULT_METRICS, check_metrics
+    from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
 
     editor(config.method)

@@ -28,7 +28,7 @@ from goldenlayers.comparing.rules import (
 from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.comparing.sweeps import SweepRun
 from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.evaluation.metrics import resampled_means, spearman
+from goldenlayers.evaluation.summary import resampled_means, spearman
 from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix

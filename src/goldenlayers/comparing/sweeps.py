@@ -12,7 +12,8 @@ from typing import Any
 
 from goldenlayers.comparing.runs import other_weights
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.rows import Row, each_once, problem, refuse_wrong
+from goldenlayers.evaluation.rows import each_once, problem, refuse_wrong
+from goldenlayers.evaluation.scoring import ScoreRow
 from goldenlayers.records import entry
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
@@ -125,7 +126,7 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
     return summary
 
 
-def _problem(row: Row) -> str:
+def _problem(row: ScoreRow) -> str:
     return problem(row) or ("" if "layer" in row else "it names no layer")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.durable import write_text
 from goldenlayers.errors import DataError, UserError, shortened
-from goldenlayers.facts import Fact, Probe
+from goldenlayers.facts import Fact, Probe, check_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,12 @@ def read(record: Record, row: Row) -> Iterable[Fact]:
             "it is neither true nor false",
             field="target_old_is_generated",
         )
-    yield Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself
+    values["target"] = check_text(values.pop("target_new"), "target_new")
+    try:
+        fact = Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself
+    except DataError as error:
+        raise error.at(field="target_new" if error.field == "target" else error.field) from None
+    yield fact
 
 
 def _probes(value: object, name: str, row: Row) -> tuple[Probe, ...]:
@@ -209,8 +214,8 @@ def _near(name: str, known: frozenset[str]) -> str:
 def to_record(fact: Fact) -> dict[str, object]:
     """The fact as one line's object, without the fields that are empty."""
     record: dict[str, object] = {}
-    for name in ("id", "relation", "subject", "prompt", "target_new", "target_old"):
-        record[name] = getattr(fact, name)
+    for name in ("id", "relation", "subject", "prompt", "target", "target_old"):
+        record[OTHER_NAMES.get(name, name)] = getattr(fact, name)
     record["target_old_is_generated"] = fact.target_old_is_generated
     record["joint"] = _own(fact.joint)
     for name in ("old_aliases", "rephrasings", "generation_prompts"):

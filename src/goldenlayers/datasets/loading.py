@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from goldenlayers.datasets import registry, source
+from goldenlayers.datasets import formats, source
 from goldenlayers.datasets.factset import FactSet
 from goldenlayers.datasets.fields import Row
 from goldenlayers.datasets.reading import Doubled, Table, flaw
@@ -56,7 +56,7 @@ def load_facts(
     table = _unwrapped(table)
     if not table.rows:
         raise _with_count(table.broken, len(table.broken))
-    form = registry.choose(table.records, wanted, table.source, header=table.header)
+    form = formats.choose(table.records, wanted, table.source, header=table.header)
     found = _read(table, form)
     errors = found.skipped
     if errors and not skip_invalid:
@@ -89,7 +89,7 @@ def list_datasets() -> tuple[DatasetInfo, ...]:
         DatasetInfo("starter", False, "well-known facts that ship with the package"),
         *(
             DatasetInfo(form.name, True, form.title, form.families, tuple(sorted(form.keys)))
-            for form in registry.FORMATS
+            for form in formats.FORMATS.values()
         ),
     )
 
@@ -100,7 +100,7 @@ def _find(
     """The records, and the name of the format that was asked for."""
     name = os.fspath(data)
     if path is not None:
-        wanted = None if registry.plain_name(name) in {"auto", "starter"} else name
+        wanted = None if formats.plain_name(name) in {"auto", "starter"} else name
         return source.from_file(path), wanted
     if not name.strip():
         raise UserError("the data has no name", expected="'starter', a file, or FORMAT:PATH")
@@ -110,7 +110,7 @@ def _find(
         if name.startswith("hub:"):
             return source.from_hub(name.removeprefix("hub:")), None
         prefix, colon, rest = name.partition(":")
-        if colon and rest and registry.is_name(prefix):
+        if colon and rest and formats.is_name(prefix):
             return source.from_file(rest), prefix
         if not source.exists(name):
             _explain_name(name, prefix, rest)
@@ -122,31 +122,31 @@ def absolute_name(data: str) -> str:
     if data == "starter" or data.startswith("hub:"):
         return data
     prefix, colon, rest = data.partition(":")
-    if colon and rest and registry.is_name(prefix):
+    if colon and rest and formats.is_name(prefix):
         return f"{prefix}:{absolute(rest)}"
     return absolute(data)
 
 
 def _explain_name(name: str, prefix: str, rest: str) -> None:
     """Says what is wrong with a name that is no file; nothing if it may have been meant as one."""
-    if registry.is_name(name):
+    if formats.is_name(name):
         raise UserError(f"'{shortened(name)}' is a format, not a file", fix=f"Give {name}:PATH")
     if rest and source.exists(rest):
         raise UserError(
             f"'{shortened(prefix)}' is not a known format",
-            fix=near_matches(prefix, registry.names()),
+            fix=near_matches(prefix, formats.names()),
         )
     if not any(mark in name for mark in ("/", "\\", ".", ":")):
         raise UserError(
             f"'{shortened(name)}' is neither a built-in data set nor a file",
             expected="'starter', a file, or FORMAT:PATH",
-            fix=near_matches(name, ("starter", *registry.names())),
+            fix=near_matches(name, ("starter", *formats.names())),
         )
 
 
-def _read(table: Table, form: registry.Format) -> FactSet:
+def _read(table: Table, form: formats.Format) -> FactSet:
     """The facts of all good rows, the errors of the others in row order, notes, warnings."""
-    read = form.reader_for(table.records)
+    read = form.reader(table.records)
     facts: list[Fact] = []
     errors = list(table.broken)
     left_out: dict[str, list[int]] = {}
@@ -219,7 +219,7 @@ def _lists(
     found: dict[str, object], source: str, depth: int = 0
 ) -> Iterator[tuple[str, list[Any]]]:
     """The lists of records in an object that is no record itself, and in the objects within it."""
-    if registry.nearness(found) > 0.5:
+    if formats.nearness(found) > 0.5:
         return
     if isinstance(found, Doubled):
         raise UserError(f"{source} holds '{shortened(found.key)}' twice")

@@ -53,7 +53,8 @@ def read(record: Record, row: Row) -> Iterable[Fact]:
                 old_aliases=_aliases(record, question, edit["target_old"]),
             )
         except DataError as error:
-            raise error.at(field=f"{at}.{error.field}") from None
+            name = "target_new" if error.field == "target" else error.field
+            raise error.at(field=f"{at}.{name}") from None
         made.append(fact)
     return made
 

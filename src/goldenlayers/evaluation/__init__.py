@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from goldenlayers.evaluation.evaluating import Evaluation, evaluate
-from goldenlayers.evaluation.metrics import Estimate, Summary, summarise
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, METRICS, Metric, Question
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.evaluation.questions import DEFAULT_METRICS, METRICS
-from goldenlayers.evaluation.retention import retention
+from goldenlayers.evaluation.scoring import Scoring
+from goldenlayers.evaluation.summary import Estimate, Summary, retention, summarise
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -14,6 +14,9 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "EvaluationPlan",
+    "Metric",
+    "Question",
+    "Scoring",
     "Summary",
     "evaluate",
     "retention",

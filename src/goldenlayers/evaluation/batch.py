@@ -12,8 +12,9 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.files import RECORD, TENSORS
 from goldenlayers.editors.batch import edit_together, failure
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, first_block
-from goldenlayers.evaluation.questions import FAILED
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan, first_block
+from goldenlayers.evaluation.scoring import FAILED
+from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact, repeats
 
 if TYPE_CHECKING:

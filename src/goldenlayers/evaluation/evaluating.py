@@ -17,12 +17,18 @@ from goldenlayers.editors import EDITORS, EditSettings, editor, in_context_prefi
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.evaluation.batch import run_batch, score_under
 from goldenlayers.evaluation.heldout import HeldOut
-from goldenlayers.evaluation.metrics import Summary, summarise
-from goldenlayers.evaluation.plan import Edit, EvaluationPlan, Row, check_ids
-from goldenlayers.evaluation.questions import DEFAULT_METRICS, check_metrics, questions
-from goldenlayers.evaluation.retention import retention
+from goldenlayers.evaluation.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    metrics_of,
+    need_text,
+    questions,
+)
+from goldenlayers.evaluation.plan import Edit, EvaluationPlan, check_ids
 from goldenlayers.evaluation.rows import Expected, each_once
+from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.evaluation.sequential import run_sequence
+from goldenlayers.evaluation.summary import Estimate, Summary, retention, summarise
 from goldenlayers.facts import Fact, refuse_contradictions
 from goldenlayers.memory import fitting, memory_told
 
@@ -41,7 +47,7 @@ _LESS = "Use a smaller --dtype such as bfloat16, or edit fewer facts together (-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found: the rows, and the figures made of them."""
+    """What :func:`evaluate` found: rows and figures; ``found["rewrite"].mean`` is a metric's."""
 
     rows: tuple[Row, ...]
     summary: Summary
@@ -51,6 +57,9 @@ class Evaluation:
     n_facts: int
     seconds: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, metric: str) -> Estimate:
+        return self.summary[metric]
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``summary.json``; in the mode "sequential" with the forgetting curve."""
@@ -76,7 +85,7 @@ def evaluate(
     delta: WeightDelta | None = None,
     layer: int | None = None,
     mode: Mode = "single",
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
     value_cache: dict[tuple[Any, ...], Value] | None = None,
@@ -106,7 +115,7 @@ def evaluate(
         mode: "single": each fact edited by itself on the untouched model. "batch": all edited
             together, then all scored. "sequential": edited one after another; each also scored
             right after its own edit (rewrite_at_once), all scored after the last.
-        metrics: names of ``METRICS``; missing probes are counted as unscored.
+        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         settings: of the editor.
         statistics: key statistics per layer; see :func:`goldenlayers.editors.edit`.
         value_cache: shared between calls, lets editors that differ in the solve alone share the
@@ -134,20 +143,18 @@ def evaluate(
     """
     start = time.perf_counter()
     check_seed(seed)
-    metrics = check_metrics(metrics)
+    asked = metrics_of(metrics)
     _check(facts, method, delta, layer, mode)
     with untouched(model):
         facts = settle_joints(model, facts)
         others = None if others is None else settle_joints(model, others)
-    job = Job(model, facts, metrics, seed, on_rows, on_progress)
+    job = Job(model, facts, asked, seed, on_rows, on_progress)
     job.options = {
         "others": others,
-        "text": text,
-        "text_tokens": text_tokens,
         "seed": seed,
         "batch_size": _batch_size(batch_size),
     }
-    if "perplexity" in job.metrics:
+    if need_text(asked):
         # One for all plans: every fact's perplexity is of this text.
         size = job.options["batch_size"]
         job.options["text"] = HeldOut(model, text, text_tokens, batch_size=size)
@@ -185,7 +192,7 @@ def evaluate(
         time.perf_counter() - start,
         {
             "model": model.name,
-            "metrics": list(job.metrics),
+            "metrics": [metric.name for metric in asked],
             "seed": seed,
             "edit": dataclasses.asdict(settings) if method in EDITORS else {},
         },
@@ -204,7 +211,7 @@ class Job:
         self,
         model: Model,
         facts: list[Fact],
-        metrics: tuple[str, ...],
+        metrics: tuple[Metric, ...],
         seed: int,
         on_rows: Callable[[list[Row]], None] | None,
         on_progress: Callable[[int, int], None] | None,

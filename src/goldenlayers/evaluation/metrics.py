@@ -1,389 +1,276 @@
-"""From rows to figures, and the figures that need no model. NumPy only.
+"""The metrics: what each asks of a model about a fact, one question per future row, and how it
+scores the answer. Nothing here needs a model.
 
-A row is a mapping ``{"fact", "metric", "probe", "kind"?, "score", "evidence"}``, one per fact and
-probe; a score of None or NaN means unscored, and the row says why. Rows of a sweep hold "layer"
-as well: hand in one layer's rows at a time. Scores are taken in the unit the rows carry and every
-figure comes back in it.
-
-Shapes: B facts, M metrics, S bootstrap resamples.
+A question that the data cannot fill (no rephrasings, no answer) is there with its reason, so it
+is counted.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from goldenlayers.errors import UserError, near_matches
+from goldenlayers.evaluation.scoring import (
+    ANSWER,
+    COMPARE,
+    FLUENCY,
+    GENERATED,
+    KL,
+    PERPLEXITY,
+    STAY,
+    Range,
+    Scoring,
+)
+from goldenlayers.facts import Fact, Probe
+from goldenlayers.registry import Registry
 
-Floats = NDArray[np.float64]
+KL_PROMPTS = 5
+FLUENCY_PROMPTS = 3
 
-OVERALL_METRICS = ("rewrite", "rephrase", "locality", "portability")
-COUNTERFACT_METRICS = ("efficacy_success", "paraphrase_success", "neighborhood_success")
-BY_KIND = frozenset({"portability", "generation_portability"})
-"""Metrics whose probes are averaged within each kind first, then over the kinds."""
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One probe of one fact under one metric.
+
+    ``metric`` names its rows, and ``probe`` numbers those of one name. ``other`` is an answer to
+    compare ``answer`` with; ``aliases`` are as good as ``answer``. ``reason``: why it cannot be
+    scored, if so. ``fact``, the fact's place in the list, and ``scoring`` are filled in by
+    :func:`questions`.
+    """
+
+    metric: str
+    probe: int | None
+    kind: str = ""
+    prompt: str = ""
+    answer: str | None = None
+    other: str | None = None
+    aliases: tuple[str, ...] = ()
+    reason: str | None = None
+    fact: int = 0
+    scoring: Scoring = ANSWER
+
+    @property
+    def row_metrics(self) -> tuple[str, ...]:
+        """The metrics of the rows this question gives."""
+        return tuple(self.metric + ending for ending, _ in self.scoring.rows)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over facts and how sure it is.
+class Around:
+    """What a metric may use beside the fact: other facts, and the seed of a draw from them."""
 
-    Attributes:
-        mean: NaN when nothing was scored.
-        se: standard error over facts; NaN below two facts.
-        low: lower end of the percentile bootstrap interval over facts; NaN below two facts. Where
-            all facts score the same the interval has no width, which is not certainty.
-        high: its upper end.
-        facts: facts with at least one scored row.
-        scored: rows with a score.
-        unscored: rows without one; they never count as 0.
-        reasons: how often each reason for an unscored row occurs.
-    """
+    facts: tuple[Fact, ...]
+    seed: int = 0
 
-    mean: float
-    se: float
-    low: float
-    high: float
-    facts: int
-    scored: int
-    unscored: int
-    reasons: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN, which JSON does not know, becomes None."""
-        numbers = {name: getattr(self, name) for name in ("mean", "se", "low", "high")}
-        return {
-            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-            "facts": self.facts,
-            "scored": self.scored,
-            "unscored": self.unscored,
-            "reasons": dict(self.reasons),
-        }
+    @cached_property
+    def unrelated(self) -> list[tuple[str, str]]:
+        """(fact's id, prompt) of every locality prompt; without any, the facts' own prompts."""
+        found = [(fact.id, probe.prompt) for fact in self.facts for probe in fact.locality]
+        return found or [(fact.id, fact.prompt) for fact in self.facts]
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What :func:`summarise` found.
+class Metric:
+    """What is asked about a fact, and how it is scored.
 
     Attributes:
-        metrics: one estimate per metric, in the order of the rows.
-        kinds: for each metric whose rows name kinds, one estimate per kind.
-        overall: mean of the means of the metrics named in ``overall_of``; None when none has a row.
-        counterfact_score: harmonic mean of CounterFact's three success rates; None when one of
-            them has no row.
+        name: what it is asked for by.
+        ask: the questions about a fact. A draw depends on ``Around.seed`` and the fact's id alone.
+        scoring: how the questions are put and scored.
+        questions: names of the questions, where they are others than the metric's.
+        by_kind: whether probes are averaged within each kind first, then over the kinds.
+        lower_is_better: it has no golden layer then: an edit that changes nothing would be best.
     """
 
-    metrics: Mapping[str, Estimate]
-    kinds: Mapping[str, Mapping[str, Estimate]]
-    overall: Estimate | None
-    overall_of: tuple[str, ...]
-    counterfact_score: Estimate | None
+    name: str
+    ask: Callable[[Fact, Around], Iterable[Question]]
+    scoring: Scoring = ANSWER
+    questions: tuple[str, ...] = ()
+    by_kind: bool = False
+    lower_is_better: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """The body of an evaluation's ``summary.json``."""
-        return {
-            "metrics": {name: one.to_json() for name, one in self.metrics.items()},
-            "kinds": {
-                name: {kind: one.to_json() for kind, one in kinds.items()}
-                for name, kinds in self.kinds.items()
-            },
-            "overall": self.overall.to_json() if self.overall else None,
-            "overall_of": list(self.overall_of),
-            "counterfact_score": (
-                self.counterfact_score.to_json() if self.counterfact_score else None
-            ),
-        }
+    @cached_property
+    def rows(self) -> Mapping[str, Range]:
+        """The names of its rows, each with the lowest and highest score."""
+        names = self.questions or (self.name,)
+        return {name + ending: bounds for name in names for ending, bounds in self.scoring.rows}
 
 
-def fact_scores(
-    rows: Iterable[Mapping[str, Any]], metric: str, *, kind: str | None = None
-) -> dict[str, float]:
-    """Mean score over the probes of each fact, for one metric (and one kind of probe, if given).
+def _rewrite(fact: Fact, around: Around) -> Iterator[Question]:
+    return _prompts("rewrite", (fact.prompt,), fact.target)
 
-    For the metrics in ``BY_KIND``, mean over the probes of a kind, then over the kinds. A fact
-    whose rows are all unscored is NaN; a fact without a row is absent. Facts in order of the rows.
+
+def _rephrase(fact: Fact, around: Around) -> Iterator[Question]:
+    return _prompts("rephrase", fact.rephrasings, fact.target)
+
+
+def _locality(fact: Fact, around: Around) -> Iterator[Question]:
+    return _probes("locality", fact.locality)
+
+
+def _portability(fact: Fact, around: Around) -> Iterator[Question]:
+    return _probes("portability", fact.portability)
+
+
+def _generation(fact: Fact, around: Around) -> Iterator[Question]:
+    yield from _prompts("generation_rewrite", (fact.prompt,), fact.target)
+    yield from _prompts("generation_rephrase", fact.rephrasings, fact.target)
+    yield from _probes("generation_portability", fact.portability)
+
+
+def _counterfact(fact: Fact, around: Around) -> Iterator[Question]:
+    new, old = fact.target, fact.target_old
+    missing = None if old else "the fact has no old answer"
+    yield from _prompts("efficacy", (fact.prompt,), new, old, missing)
+    yield from _prompts("paraphrase", fact.rephrasings, new, old, missing)
+    name = "neighborhood"
+    near = [(n, p) for n, p in enumerate(fact.locality) if p.kind == name]
+    for n, p in near:
+        # The right answer is to stay ahead of the new one. In CounterFact it is the old answer.
+        right = p.answer or old
+        missing = None if right else "the probe has no answer"
+        if right == new:
+            missing = "the probe's own answer is the new answer"
+        yield Question(name, n, p.kind, p.prompt, right, new, reason=missing)
+    if not near:
+        yield Question(name, None, reason="the fact has no neighbourhood probes")
+
+
+def _fluency(fact: Fact, around: Around) -> Iterator[Question]:
+    return _prompts("fluency", fact.generation_prompts[:FLUENCY_PROMPTS] or (fact.prompt,))
+
+
+def _kl(fact: Fact, around: Around) -> Iterator[Question]:
+    own = {fact.prompt, *fact.rephrasings}
+    own |= {probe.prompt for probe in (*fact.locality, *fact.portability)}
+    subject = fact.subject.casefold()
+    free = [
+        text for owner, text in around.unrelated
+        if owner != fact.id and text not in own and subject not in text.casefold()
+    ]  # fmt: skip
+    free = list(dict.fromkeys(free))
+    draw = random.Random(f"{around.seed}/kl/{fact.id}")
+    drawn = draw.sample(free, min(KL_PROMPTS, len(free)))
+    return _prompts("kl", drawn, missing="there are no unrelated prompts")
+
+
+def _perplexity(fact: Fact, around: Around) -> Iterator[Question]:
+    yield Question("perplexity", 0)
+
+
+def _prompts(
+    metric: str,
+    prompts: Sequence[str],
+    answer: str | None = None,
+    other: str | None = None,
+    reason: str | None = None,
+    missing: str = "the fact has no rephrasings",
+) -> Iterator[Question]:
+    """One question per prompt; where there is none, one that says so."""
+    for n, prompt in enumerate(prompts):
+        yield Question(metric, n, "", prompt, answer, other, reason=reason)
+    if not prompts:
+        yield Question(metric, None, reason=missing)
+
+
+def _probes(metric: str, probes: Sequence[Probe]) -> Iterator[Question]:
+    what = metric.removeprefix("generation_")
+    for n, p in enumerate(probes):
+        reason = None if p.answer or what == "locality" else "the probe has no answer"
+        yield Question(metric, n, p.kind, p.prompt, p.answer, aliases=p.aliases, reason=reason)
+    if not probes:
+        yield Question(metric, None, reason=f"the fact has no {what} probes")
+
+
+_GENERATION = ("generation_rewrite", "generation_rephrase", "generation_portability")
+_OURS = (
+    Metric("rewrite", _rewrite),
+    Metric("rephrase", _rephrase),
+    Metric("locality", _locality, STAY),
+    Metric("portability", _portability, by_kind=True),
+    Metric("generation", _generation, GENERATED, _GENERATION, by_kind=True),
+    Metric("counterfact", _counterfact, COMPARE, ("efficacy", "paraphrase", "neighborhood")),
+    Metric("fluency", _fluency, FLUENCY),
+    Metric("kl", _kl, KL, lower_is_better=True),
+    Metric("perplexity", _perplexity, PERPLEXITY, lower_is_better=True),
+)
+METRICS: Registry[Metric] = Registry(
+    "metric", "goldenlayers.metrics", [(one.name, one) for one in _OURS]
+)
+"""What can be asked for."""
+DEFAULT_METRICS = ("rewrite", "rephrase", "locality", "portability")
+"""What is asked for where nothing is named, and what Overall is made of."""
+
+
+def metrics_of(wanted: Iterable[str | Metric]) -> tuple[Metric, ...]:
+    """The metrics, each once; names stand for those of ``METRICS``.
+
+    Raises:
+        UserError: none, or an unknown one.
     """
-    probes: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        if row["metric"] != metric or (kind is not None and _kind(row) != kind):
-            continue
-        kinds = probes.setdefault(row["fact"], {})
-        score = _score(row)
-        if not math.isnan(score):
-            kinds.setdefault(_kind(row) if metric in BY_KIND else "", []).append(score)
-    return {
-        fact: _mean([_mean(scores) for scores in kinds.values()]) for fact, kinds in probes.items()
-    }
+    found = dict.fromkeys(METRICS[one] if isinstance(one, str) else one for one in wanted)
+    if not found:
+        raise UserError("no metric is asked for", fix=near_matches("", METRICS))
+    return tuple(found)
 
 
-def overall_by_fact(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = OVERALL_METRICS
-) -> dict[str, float]:
-    """Each fact's own Overall: the mean of those of ``metrics`` that are scored for it."""
-    per_metric = [fact_scores(rows, metric) for metric in metrics]
-    facts = dict.fromkeys(fact for scores in per_metric for fact in scores)
-    return {
-        fact: _mean([s[fact] for s in per_metric if not math.isnan(s.get(fact, math.nan))])
-        for fact in facts
-    }
+def check_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """The metrics' names without repetition.
+
+    Raises:
+        UserError: none, or an unknown one.
+    """
+    return tuple(metric.name for metric in metrics_of(names))
 
 
-def summarise(
-    rows: Iterable[Mapping[str, Any]],
+def need_text(metrics: Iterable[str | Metric]) -> bool:
+    """Whether one of the metrics reads a held-out text, as perplexity does."""
+    return any(metric.scoring.needs == "held-out" for metric in metrics_of(metrics))
+
+
+def metric_of(row: str) -> Metric | None:
+    """The metric that a row's name belongs to, of those at hand; or an installed one so called."""
+    found = next((metric for metric in METRICS.known() if row in metric.rows), None)
+    if found is None and row in METRICS:
+        try:
+            return METRICS[row]
+        except UserError:  # a row can be read without the package that made it
+            return None
+    return found
+
+
+def lower_is_better(row: str) -> bool:
+    """Whether rows of this name have no golden layer, as of kl."""
+    metric = metric_of(row)
+    return metric is not None and metric.lower_is_better
+
+
+def questions(
+    facts: Sequence[Fact],
+    metrics: Iterable[str | Metric] = DEFAULT_METRICS,
     *,
-    overall: Sequence[str] = OVERALL_METRICS,
-    resamples: int = 2000,
-    level: float = 0.95,
+    others: Sequence[Fact] | None = None,
     seed: int = 0,
-) -> Summary:
-    """Every metric of the rows with its standard error and bootstrap interval.
-
-    The unit of resampling is the fact, and all metrics see the same resamples, so the interval of
-    Overall (and of CounterFact's score) carries how the metrics move together.
+) -> list[Question]:
+    """All questions of the facts, fact by fact.
 
     Args:
-        rows: one per fact and probe.
-        overall: metrics whose means are averaged, where present. Fluency is left out by default: it
-            lives near 600 and would drown the rest unless its rows were rescaled.
-        resamples: S, number of bootstrap resamples.
-        level: coverage of the intervals.
-        seed: of the resampling.
+        facts: the facts to be judged.
+        metrics: metrics, or their names in ``METRICS``.
+        others: whose locality prompts are the unrelated prompts of kl; default ``facts``.
+        seed: of that draw; each fact's draw depends on its id alone.
 
     Raises:
-        ValueError: ``level`` outside (0, 1) or ``resamples`` below 1.
+        UserError: no metric, or an unknown one.
     """
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level {level} must lie in (0, 1), resamples {resamples} above 0")
-    rows = list(rows)
-    columns: list[tuple[str, str | None]] = []
-    names = list(dict.fromkeys(row["metric"] for row in rows))
-    for name in names:
-        kinds = dict.fromkeys(_kind(row) for row in rows if row["metric"] == name and _kind(row))
-        columns += [(name, None), *((name, kind) for kind in kinds)]
-    facts = {fact: i for i, fact in enumerate(dict.fromkeys(row["fact"] for row in rows))}
-    values = np.full((len(facts), len(columns)), np.nan)  # (B, M)
-    for column, (name, kind) in enumerate(columns):
-        for fact, score in fact_scores(rows, name, kind=kind).items():
-            values[facts[fact], column] = score
-    means = _nan_mean(values)  # (M,)
-    drawn = resampled_means(values, resamples, seed)  # (S, M)
-    tail = 50 * (1 - level)
-
-    def estimate(used: list[int], combine: Callable[[Floats], Floats], slopes: Floats) -> Estimate:
-        """One figure made of the means of the ``used`` columns; ``slopes`` are its derivatives."""
-        some = values[:, used]
-        n = int((~np.isnan(some)).any(axis=1).sum())
-        value = float(combine(means[used]))
-        se = low = high = math.nan
-        if n > 1 and not math.isnan(value):
-            se = _joint_se(some, means[used], slopes)
-            replicates = combine(drawn[:, used])
-            # A resample in which a metric has no fact says nothing of the combined figure.
-            low, high = np.nanpercentile(replicates, [tail, 100 - tail]).tolist()
-        own = [row for c in used for row in rows if _belongs(row, *columns[c])]
-        reasons = Counter(_reason(row) for row in own if math.isnan(_score(row)))
-        lost = reasons.total()
-        return Estimate(value, se, low, high, n, len(own) - lost, lost, dict(reasons))
-
-    single = {
-        column: estimate([i], lambda m: m[..., 0], np.ones(1)) for i, column in enumerate(columns)
-    }
-    where = {name: i for i, (name, kind) in enumerate(columns) if kind is None}
-    present = [name for name in dict.fromkeys(overall) if name in where]
-    present = [name for name in present if not math.isnan(means[where[name]])] or present
-    total = score = None
-    if present:
-        used = [where[name] for name in present]
-        total = estimate(used, lambda m: m.mean(axis=-1), np.full(len(used), 1 / len(used)))
-    if all(name in where for name in COUNTERFACT_METRICS):
-        used = [where[name] for name in COUNTERFACT_METRICS]
-        h = _harmonic(means[used])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            score = estimate(used, _harmonic, h**2 / (len(used) * means[used] ** 2))
-    kinds_of = {
-        name: {kind: single[n, kind] for n, kind in columns if n == name and kind is not None}
-        for name in names
-    }
-    return Summary(
-        metrics={name: single[name, None] for name in names},
-        kinds={name: kinds for name, kinds in kinds_of.items() if kinds},
-        overall=total,
-        overall_of=tuple(present),
-        counterfact_score=score,
-    )
-
-
-def resampled_means(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
-    """Means over facts of S bootstrap resamples of the facts.
-
-    Args:
-        values: (B,) or (B, M), NaN where a fact has no score.
-        resamples: S.
-        seed: of NumPy's default generator.
-
-    Returns:
-        (S,) or (S, M); NaN where no drawn fact has a score.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    flat = table.reshape(len(table), math.prod(table.shape[1:]))
-    missing = np.isnan(flat)
-    known = np.where(missing, 0.0, flat)
-    out = np.full((resamples, flat.shape[1]), np.nan)
-    if len(flat):
-        generator = np.random.default_rng(seed)
-        block = max(1, 1_000_000 // len(flat))  # bounds memory at some tens of MB
-        for start in range(0, resamples, block):
-            stop = min(start + block, resamples)
-            draws = generator.integers(len(flat), size=(stop - start, len(flat)))
-            draws += len(flat) * np.arange(stop - start)[:, None]
-            size = (stop - start) * len(flat)
-            counts = np.bincount(draws.ravel(), minlength=size).reshape(-1, len(flat))
-            with np.errstate(invalid="ignore"):
-                out[start:stop] = (counts @ known) / (counts @ (~missing).astype(float))
-    return out.reshape(resamples, *table.shape[1:])
-
-
-def harmonic_mean(scores: Sequence[float | None]) -> float:
-    """Harmonic mean: 0 when any score is 0, NaN when any is missing or there is none.
-
-    Raises:
-        ValueError: a score is negative.
-    """
-    values = np.array([math.nan if s is None else s for s in scores], dtype=np.float64)
-    if (values < 0).any():
-        raise ValueError(f"harmonic mean of a negative score: {list(scores)}")
-    return float(_harmonic(values))
-
-
-def fluency(tokens: Sequence[Hashable] | str) -> float:
-    """(2/3·H₂ + 4/3·H₃)/2 × 100, H_n the entropy in bits of the n-grams (ROME's "fluency").
-
-    100 tokens without a repeated pair give 662; healthy text lies near 600, one word again and
-    again gives 0. The value grows with the length of the text: compare equal lengths only.
-
-    Args:
-        tokens: generated tokens or words, about 100; a string is cut into words and marks.
-
-    Returns:
-        NaN below three tokens, which hold no 3-gram.
-    """
-    words = re.findall(r"\w+|[^\w\s]", tokens) if isinstance(tokens, str) else list(tokens)
-    if len(words) < 3:
-        return math.nan
-    return 100 * (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
-
-    Pairs with a NaN are left out. NaN when fewer than two pairs remain or one side is constant.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"two lists of one length are needed, got {x.shape} and {y.shape}")
-    both = ~(np.isnan(x) | np.isnan(y))
-    if both.sum() < 2:
-        return math.nan
-    x, y = _ranks(x[both]), _ranks(y[both])
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(np.clip(x @ y / scale, -1, 1)) if scale > 0 else math.nan
-
-
-def regret(truth: Mapping[int, float] | Sequence[float], chosen: int) -> float:
-    """Best score over the layers minus the chosen layer's: ≥ 0, 0 for a best choice.
-
-    ``truth`` holds a score per layer; NaN layers cannot be the best, and choosing one gives NaN.
-
-    Raises:
-        KeyError: the chosen layer is not in ``truth``.
-    """
-    scores = _by_layer(truth)
-    return max((s for s in scores.values() if not math.isnan(s)), default=math.nan) - scores[chosen]
-
-
-def hit_at(truth: Mapping[int, float] | Sequence[float], ranking: Sequence[int], k: int) -> bool:
-    """Whether one of the first ``k`` layers of ``ranking`` (best first) has the best score.
-
-    Layers that tie for the best all count. Layers of the ranking without a score do not.
-    """
-    scores = _by_layer(truth)
-    return any(layer in scores and regret(scores, layer) == 0 for layer in ranking[: max(k, 0)])
-
-
-# Rows
-
-
-def _score(row: Mapping[str, Any]) -> float:
-    score = row["score"]
-    return math.nan if score is None else float(score)
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    return row.get("kind") or ""
-
-
-def _belongs(row: Mapping[str, Any], metric: str, kind: str | None) -> bool:
-    return row["metric"] == metric and (kind is None or _kind(row) == kind)
-
-
-def _reason(row: Mapping[str, Any]) -> str:
-    evidence = row.get("evidence")
-    inner = evidence.get("reason") if isinstance(evidence, Mapping) else evidence
-    return str(row.get("reason") or inner or "no reason given")
-
-
-# Numbers
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def _nan_mean(values: Floats) -> Floats:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
-
-
-def _joint_se(values: Floats, means: Floats, slopes: Floats) -> float:
-    """Standard error of a figure of several means, by linearisation over facts.
-
-    With one metric, or all metrics scored for all facts and slopes 1/M, it is exactly the standard
-    deviation (of the facts' means) over √B. NaN where a slope is not finite (a harmonic mean of 0).
-    """
-    known = ~np.isnan(values)
-    influence = (np.where(known, values - means, 0.0) * slopes / known.sum(axis=0)).sum(axis=1)
-    n = int(known.any(axis=1).sum())
-    return math.sqrt(n / (n - 1) * float(influence @ influence))
-
-
-def _harmonic(values: Floats) -> Floats:
-    """Along the last axis."""
-    if values.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    with np.errstate(divide="ignore"):
-        return values.shape[-1] / (1 / values).sum(axis=-1)
-
-
-def _entropy(words: Sequence[Hashable], n: int) -> float:
-    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-    shares = np.array(list(counts.values())) / counts.total()
-    return max(0.0, float(-(shares * np.log2(shares)).sum()))
-
-
-def _ranks(values: Floats) -> Floats:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]
-
-
-def _by_layer(truth: Mapping[int, float] | Sequence[float]) -> dict[int, float]:
-    return dict(truth) if isinstance(truth, Mapping) else dict(enumerate(truth))
+    around = Around(tuple(facts if others is None else others), seed)
+    chosen = metrics_of(metrics)
+    return [
+        replace(question, fact=i, scoring=metric.scoring)
+        for i, fact in enumerate(facts)
+        for metric in chosen
+        for question in metric.ask(fact, around)
+    ]

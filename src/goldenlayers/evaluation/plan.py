@@ -7,7 +7,7 @@ Shapes: D model width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,10 +16,17 @@ from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
-from goldenlayers.evaluation.heldout import HeldOut
-from goldenlayers.evaluation.questions import DEFAULT_METRICS, FAILED, Question, questions
+from goldenlayers.evaluation.heldout import HeldOut, no_text
+from goldenlayers.evaluation.metrics import (
+    DEFAULT_METRICS,
+    Metric,
+    Question,
+    need_text,
+    questions,
+)
 from goldenlayers.evaluation.reading import (
     Ids,
+    Pass,
     Read,
     Reading,
     States,
@@ -27,14 +34,21 @@ from goldenlayers.evaluation.reading import (
     read,
     states_hold,
 )
-from goldenlayers.evaluation.scorers import Outcome, Words, outcome_of, rows_of, unscored
+from goldenlayers.evaluation.scoring import (
+    FAILED,
+    Outcome,
+    ScoreRow,
+    Words,
+    outcome_of,
+    rows_of,
+    unscored,
+)
 from goldenlayers.evaluation.tokenised import Texts, reason_of
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
-Row = dict[str, Any]
 Edit = WeightDelta | str | UserError | None
 """A change of weights, a text put before every prompt, an edit that failed, or no edit."""
 
@@ -47,13 +61,11 @@ class EvaluationPlan:
     Args:
         model: a loaded model.
         facts: the facts to be judged; their ids must differ.
-        metrics: names of ``questions.METRICS``.
+        metrics: metrics, or their names in ``METRICS``.
         others: where kl takes its unrelated prompts from; default ``facts``.
-        text: the held-out text of perplexity, or what other plans have read of it already.
-        text_tokens: how many tokens of it.
+        text: the held-out text of perplexity, which several plans may share.
         seed: of kl's draw and fluency's sampling.
         batch_size: rows per batch; None fits it to the device.
-        on_progress: told (rows read, rows in all) of the running pass.
 
     Raises:
         UserError: unknown metric, two facts with one id, perplexity without a text.
@@ -63,22 +75,20 @@ class EvaluationPlan:
         self,
         model: Model,
         facts: Sequence[Fact],
-        metrics: Sequence[str] = DEFAULT_METRICS,
+        metrics: Sequence[str | Metric] = DEFAULT_METRICS,
         *,
         others: Sequence[Fact] | None = None,
-        text: str | HeldOut | None = None,
-        text_tokens: int = 1024,
+        text: HeldOut | None = None,
         seed: int = 0,
         batch_size: int | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.facts, self.seed = model, list(facts), seed
-        self.batch_size, self.on_progress = batch_size, on_progress
+        self.batch_size = batch_size
         check_ids(facts)
         self.questions: list[Question] = questions(facts, metrics, others=others, seed=seed)
-        if not isinstance(text, HeldOut) and any(u.rule == "perplexity" for u in self.questions):
-            text = HeldOut(model, text, text_tokens, batch_size=batch_size)
-        self._held_out = text if isinstance(text, HeldOut) else None
+        self._held_out = text
+        if text is None and need_text(metrics):
+            raise no_text()
         self._texts = Texts(model, self.questions, self.facts)
         self._before: dict[int, Outcome] | None = None
         self._states: States | None = None
@@ -94,23 +104,17 @@ class EvaluationPlan:
         if self._before is None:
             with untouched(self.model):
                 self._texts.continue_open(self.batch_size or 32)
-                self._before = self._run(self._texts.specs, keep=True)
+                how = dataclasses.replace(self._pass(), keep=True)
+                self._before = self._run(self._texts.specs, how)
         return self._before
 
-    def score(
-        self,
-        edits: Sequence[Edit],
-        *,
-        facts: Sequence[int] | None = None,
-        metrics: Collection[str] | None = None,
-    ) -> list[Row]:
+    def score(self, edits: Sequence[Edit], *, facts: Sequence[int] | None = None) -> list[ScoreRow]:
         """Each fact's rows under its own edit, all facts in the same passes.
 
         Args:
             edits: one per fact: a delta, a prompt prefix, the error of an edit that failed (its
                 rows are unscored with that reason), or None for the untouched model.
             facts: places of the facts that the edits belong to; default all.
-            metrics: keep to these question metrics; default all.
 
         Raises:
             UserError: another number of edits than facts; a delta of another model; deltas in
@@ -126,57 +130,51 @@ class EvaluationPlan:
             raise UserError(f"there are {len(edits)} edits for {len(places)} facts")
         before = self.baseline()
         of_fact = dict(zip(places, edits, strict=True))
-        chosen = [u for u in self._chosen(places, metrics) if u in self._texts.specs]
+        chosen = self._of(places, run=True)
         after: dict[int, Outcome] = {}
         deltas = {f: e for f, e in of_fact.items() if isinstance(e, WeightDelta)}
         for group in _groups(deltas):
-            after |= self._with_deltas(
-                [u for u in chosen if self.questions[u].fact in group], group
-            )
+            mine = [u for u in chosen if self.questions[u].fact in group]
+            after |= self._with_deltas(mine, group)
         prefixes = {f: e for f, e in of_fact.items() if isinstance(e, str)}
         told = [u for u in chosen if self.questions[u].fact in prefixes]
-        after |= self._run(told, prefixes=prefixes) if told else {}
-        after |= {u: before[u] for u in chosen if of_fact[self.questions[u].fact] is None}
+        after |= self._run(told, prefixes=prefixes)
         for u in chosen:
-            error = of_fact[self.questions[u].fact]
-            if isinstance(error, UserError):
-                after[u] = Outcome(reason=FAILED + reason_of(error))
-        return self._rows(places, metrics, after)
+            edit = of_fact[self.questions[u].fact]
+            if edit is None:
+                after[u] = before[u]
+            elif isinstance(edit, UserError):
+                after[u] = Outcome(reason=FAILED + reason_of(edit))
+        return self._rows(places, after)
 
     def score_applied(
-        self,
-        *,
-        facts: Sequence[int] | None = None,
-        metrics: Collection[str] | None = None,
-        first_layer: int = 0,
-    ) -> list[Row]:
+        self, *, facts: Sequence[int] | None = None, first_layer: int = 0
+    ) -> list[ScoreRow]:
         """The rows under the deltas in force on the model now (none: the base rate).
 
         ``first_layer`` is the first block they change, if that is known: it saves the blocks above.
         """
         places = list(range(len(self.facts)) if facts is None else facts)
-        before = self.baseline()
-        chosen = [u for u in self._chosen(places, metrics) if u in self._texts.specs]
+        after = self.baseline()
         if deltas_in_force(self.model):
-            return self._rows(places, metrics, self._run(chosen, first_layer=first_layer))
-        return self._rows(places, metrics, before)
+            after = self._run(self._of(places, run=True), self._pass(first_layer))
+        return self._rows(places, after)
 
     # --- how ----------------------------------------------------------------------------------
 
-    def _chosen(self, places: Collection[int], metrics: Collection[str] | None) -> list[int]:
+    def _of(self, places: Collection[int], *, run: bool = False) -> list[int]:
+        """The questions about the facts at ``places``; with ``run`` those that can be run."""
         wanted = set(places)
         return [
             u
             for u, question in enumerate(self.questions)
-            if question.fact in wanted and (metrics is None or question.metric in metrics)
+            if question.fact in wanted and (not run or u in self._texts.specs)
         ]
 
-    def _rows(
-        self, places: Sequence[int], metrics: Collection[str] | None, after: Mapping[int, Outcome]
-    ) -> list[Row]:
+    def _rows(self, places: Sequence[int], after: Mapping[int, Outcome]) -> list[ScoreRow]:
         before = self.baseline()
-        rows: list[Row] = []
-        for u in self._chosen(places, metrics):
+        rows: list[ScoreRow] = []
+        for u in self._of(places):
             question, fact = self.questions[u], self.facts[self.questions[u].fact]
             if u in self._texts.reasons:
                 rows += unscored(fact, question, self._texts.reasons[u])
@@ -199,137 +197,112 @@ class EvaluationPlan:
         place = {id(delta): i for i, delta in enumerate(distinct)}
         carriers = {fact: place[id(delta)] for fact, delta in deltas.items()}
         with applied_per_example(model, distinct) as selection:
-            return self._run(
-                chosen,
-                carriers=carriers,
-                selection=selection,
-                first_layer=first_block(model, distinct),
-            )
+            how = self._pass(first_block(model, distinct), selection)
+            return self._run(chosen, how, carriers=carriers)
+
+    def _pass(self, first_layer: int = 0, selection: Selection | None = None) -> Pass:
+        return Pass(self.batch_size, selection, first_layer, self._states)
 
     def _run(
         self,
-        chosen: Collection[int],
+        chosen: Iterable[int],
+        how: Pass | None = None,
         *,
         carriers: Mapping[int, int] | None = None,
         prefixes: Mapping[int, str] | None = None,
-        selection: Selection | None = None,
-        first_layer: int = 0,
-        keep: bool = False,
     ) -> dict[int, Outcome]:
-        """The outcome of each question, in one batched pass and one batched generation per kind."""
-        chosen = list(chosen)
-        carriers, prefixes = carriers or {}, prefixes or {}
-        reasons: dict[int, str] = {}
+        """The outcome of each question, in one batched pass and one batched generation per kind.
+
+        ``carriers`` and ``prefixes``: the edit's place in the selection, or the text before every
+        prompt, of each fact (by place) that has one.
+        """
+        how, carriers, prefixes = how or self._pass(), carriers or {}, prefixes or {}
+        outcomes: dict[int, Outcome] = {}
+        carrier: dict[int, int] = {}
+        readings: list[tuple[int, Reading]] = []
+        prompts: dict[str, dict[int, Ids]] = {"generated": {}, "sampled": {}}
         on_text: list[int] = []
-        readings: list[Reading] = []
-        owner: list[int] = []
-        texts: dict[int, Ids] = {}
         for u in chosen:
             question = self.questions[u]
-            carrier, prefix = carriers.get(question.fact, -1), prefixes.get(question.fact, "")
+            prefix, carrier[u] = prefixes.get(question.fact, ""), carriers.get(question.fact, -1)
             try:
-                if question.rule == "perplexity":
+                if question.scoring.needs == "held-out":
                     if prefix:
                         raise UserError("a prompt changes no weights")
                     on_text.append(u)
-                    continue
-                if question.rule in ("generate", "fluency"):
-                    texts[u] = self._texts.open_prompt(u, prefix)
-                    continue
-                mine = self._texts.readings(u, prefix, self._reference(u))
+                elif question.scoring.needs == "forced":
+                    mine = self._texts.readings(u, prefix, self._reference(u), carrier[u])
+                    readings += [(u, one) for one in mine]
+                else:
+                    prompts[question.scoring.needs][u] = self._texts.open_prompt(u, prefix)
             except UserError as error:
-                reasons[u] = reason_of(error)
-                continue
-            readings += [dataclasses.replace(r, carrier=carrier) for r in mine]
-            owner += [u] * len(mine)
-        if keep and readings:
+                outcomes[u] = Outcome(reason=reason_of(error))
+        outcomes |= self._forced(readings, how)
+        outcomes |= self._on_text(on_text, carrier, how)
+        outcomes |= self._written(prompts["generated"], carrier, how, sample=False)
+        return outcomes | self._written(prompts["sampled"], carrier, how, sample=True)
+
+    def _forced(self, asked: Sequence[tuple[int, Reading]], how: Pass) -> dict[int, Outcome]:
+        readings = [one for _, one in asked]
+        if not readings:
+            return {}
+        if how.keep:
             rows, _ = merge(readings)
             self._states = States(self.model, sum(len(ids) for _, ids in rows))
-        # An edit of one fact is never begun from another model's states.
-        states = self._states if keep or first_layer > 0 else None
-        reads = (
-            read(
-                self.model,
-                readings,
-                batch_size=self.batch_size,
-                selection=selection,
-                states=states,
-                first_layer=first_layer,
-                keep=keep,
-                on_progress=self.on_progress,
-            )
-            if readings
-            else []
-        )
-        if keep and self._states is not None:
+            how = dataclasses.replace(how, states=self._states)
+        found: dict[int, list[Read]] = {}
+        for (u, _), one in zip(asked, read(self.model, readings, how), strict=True):
+            found.setdefault(u, []).append(one)
+        if how.keep and self._states is not None:
             some = sorted({r.ids for r in readings}, key=lambda ids: (-len(ids), ids))[:2]
             if not states_hold(self.model, self._states, some):
                 self._states = None
-        parts: dict[int, list[Read]] = {}
-        for u, one in zip(owner, reads, strict=True):
-            parts.setdefault(u, []).append(one)
-        outcomes = {u: Outcome(reason=reason) for u, reason in reasons.items()}
-        outcomes |= {u: outcome_of(mine) for u, mine in parts.items()}
-        outcomes |= self._perplexity(on_text, carriers, selection, first_layer, before=keep)
-        return outcomes | self._generate(texts, carriers, selection)
-
-    def _perplexity(
-        self,
-        chosen: Sequence[int],
-        carriers: Mapping[int, int],
-        selection: Selection | None,
-        first_layer: int,
-        *,
-        before: bool,
-    ) -> dict[int, Outcome]:
-        """The questions of the held-out text: one outcome per state of the weights."""
-        held_out, tell = self._held_out, self.on_progress
-        if held_out is None or not chosen:
-            return {}
-        if selection is not None:
-            of_question = {u: carriers.get(self.questions[u].fact, -1) for u in chosen}
-            found = held_out.selected(of_question.values(), selection, first_layer, tell)
-            return {u: found[carrier] for u, carrier in of_question.items()}
-        one = held_out.before(tell) if before else held_out.applied(first_layer, tell)
-        return dict.fromkeys(chosen, one)
+        return {u: outcome_of(mine) for u, mine in found.items()}
 
     def _reference(self, u: int) -> Tensor | None:
         """The untouched model's state behind the prompt of a kl question."""
-        if self.questions[u].rule != "kl" or self._before is None or not self._before[u].reads:
+        if not self.questions[u].scoring.kl or self._before is None or not self._before[u].reads:
             return None
         return self._before[u].reads[0].hidden
 
-    def _generate(
-        self, texts: Mapping[int, Ids], carriers: Mapping[int, int], selection: Selection | None
+    def _on_text(
+        self, chosen: Sequence[int], carrier: Mapping[int, int], how: Pass
     ) -> dict[int, Outcome]:
-        outcomes: dict[int, Outcome] = {}
-        for rule in ("generate", "fluency"):
-            mine = [u for u in texts if self.questions[u].rule == rule]
-            rows = [texts[u] for u in mine]
-            of_row = [carriers.get(self.questions[u].fact, -1) for u in mine]
+        """The questions of the held-out text: one outcome per state of the weights."""
+        text = self._held_out
+        if text is None or not chosen:
+            return {}
+        if how.selection is not None:
+            places = [carrier[u] for u in chosen]
+            found = text.selected(places, how.selection, how.first_layer)
+            return {u: found[carrier[u]] for u in chosen}
+        return dict.fromkeys(chosen, text.before() if how.keep else text.applied(how.first_layer))
 
-            def select(members: list[int], of_row: list[int] = of_row) -> None:
-                if selection is not None:
-                    selection.select([of_row[m] for m in members])
+    def _written(
+        self, prompts: Mapping[int, Ids], carrier: Mapping[int, int], how: Pass, *, sample: bool
+    ) -> dict[int, Outcome]:
+        """The questions that are answered by text: the greedy answer, or a sample of the model."""
+        if not prompts:
+            return {}
+        of_row = [carrier[u] for u in prompts]
 
-            size = self.batch_size or 32
-            if not mine:
-                continue
-            if rule == "generate":
-                limits = [self._texts.new_tokens(u) for u in mine]
-                found = free_answers(self.model, rows, limits, batch_size=size, on_batch=select)
-                outcomes |= {u: Outcome(text=text) for u, text in zip(mine, found, strict=True)}
-            else:
-                seeds = [
-                    f"{self.seed}/{self.facts[self.questions[u].fact].id}/{self.questions[u].probe}"
-                    for u in mine
-                ]
-                drawn = sampled(self.model, rows, seeds, batch_size=size, on_batch=select)
-                outcomes |= {
-                    u: Outcome(tokens=tuple(t), text=str(self.model.tokenizer.decode(t)))
-                    for u, t in zip(mine, drawn, strict=True)
-                }
-        return outcomes
+        def select(members: list[int]) -> None:
+            if how.selection is not None:
+                how.selection.select([of_row[m] for m in members])
+
+        model, rows = self.model, list(prompts.values())
+        more: dict[str, Any] = {"batch_size": self.batch_size or 32, "on_batch": select}
+        if not sample:
+            limits = [self._texts.new_tokens(u) for u in prompts]
+            found = [Outcome(text=text) for text in free_answers(model, rows, limits, **more)]
+        else:
+            asked = [self.questions[u] for u in prompts]
+            seeds = [f"{self.seed}/{self.facts[one.fact].id}/{one.probe}" for one in asked]
+            found = [
+                Outcome(tokens=tuple(tokens), text=str(model.tokenizer.decode(tokens)))
+                for tokens in sampled(model, rows, seeds, **more)
+            ]
+        return dict(zip(prompts, found, strict=True))
 
 
 def first_block(model: Model, deltas: Sequence[WeightDelta]) -> int:

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, D model width, L layers, V vocabulary, N positions rea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,29 +108,33 @@ class States:
         return hidden
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """How texts go through the model, beside the deltas in force on it.
+
+    Attributes:
+        batch_size: rows per batch; None fits the batch to the device. Halved if memory runs out.
+        selection: is set to the edit that each row of a batch carries.
+        first_layer: the first block that any edit changes; with ``states`` the pass begins there.
+        states: states of the untouched model: to begin from, or with ``keep`` to be filled.
+        keep: fill ``states`` in this pass (of the untouched model).
+    """
+
+    batch_size: int | None = None
+    selection: Selection | None = None
+    first_layer: int = 0
+    states: States | None = None
+    keep: bool = False
+
+
 @torch.no_grad()
-def read(
-    model: Model,
-    readings: Sequence[Reading],
-    *,
-    batch_size: int | None = None,
-    selection: Selection | None = None,
-    states: States | None = None,
-    first_layer: int = 0,
-    keep: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Read]:
+def read(model: Model, readings: Sequence[Reading], how: Pass) -> list[Read]:
     """Read every text once, batched.
 
     Args:
         model: the model, with whatever is applied to it.
         readings: what to read.
-        batch_size: rows per batch; None fits the batch to the device. Halved if memory runs out.
-        selection: told which edit each row of a batch carries.
-        states: states of the untouched model: to begin from, or with ``keep`` to be filled.
-        first_layer: the first block that any edit changes; with ``states`` the pass begins there.
-        keep: fill ``states`` in this pass (of the untouched model).
-        on_progress: told (rows done, rows in all).
+        how: in which batches and under which edits.
 
     Returns:
         One result per reading, in their order. It does not depend on the batches.
@@ -145,22 +149,17 @@ def read(
     results: list[Read | None] = [None] * len(readings)
 
     def run(members: list[int]) -> tuple[list[int], list[Read]]:
-        mine = [(b, readings[i], i) for b, m in enumerate(members) for i in of_row[m]]
-        chosen = [rows[m] for m in members]
-        found = _read_batch(model, chosen, mine, selection, states, first_layer, keep)
-        return [i for _, _, i in mine], found
+        mine = [(b, i) for b, m in enumerate(members) for i in of_row[m]]
+        asked = [(b, readings[i]) for b, i in mine]
+        return [i for _, i in mine], _read_batch(model, [rows[m] for m in members], asked, how)
 
-    parts = batches([len(ids) for _, ids in rows], batch_size, model.device.type)
-    done = 0
-    for members, (places, found) in fitting(parts, run, lambda m: _named(rows[m][1])):
+    parts = batches([len(ids) for _, ids in rows], how.batch_size, model.device.type)
+    for _, (places, found) in fitting(parts, run, lambda m: _named(rows[m][1])):
         for i, one in zip(places, found, strict=True):
             results[i] = one
-        done += len(members)
-        if on_progress is not None:
-            on_progress(done, len(rows))
-    if keep and states is not None:
+    if how.keep and how.states is not None:
         for r in readings:
-            states.alias(r.ids, rows[home[r.carrier, r.ids]][1])
+            how.states.alias(r.ids, rows[home[r.carrier, r.ids]][1])
     return [one for one in results if one is not None]
 
 
@@ -193,43 +192,37 @@ def batches(lengths: Sequence[int], batch_size: int | None, device: str) -> Iter
 
 
 def _read_batch(
-    model: Model,
-    rows: list[tuple[int, Ids]],
-    readings: list[tuple[int, Reading, int]],
-    selection: Selection | None,
-    states: States | None,
-    first_layer: int,
-    keep: bool,
+    model: Model, rows: list[tuple[int, Ids]], readings: list[tuple[int, Reading]], how: Pass
 ) -> list[Read]:
+    """One result per reading; beside each stands the row it is read from."""
     texts = [ids for _, ids in rows]
     batch = pad_ids(texts, model.device)  # (B, T)
-    if selection is not None:
-        selection.select([carrier for carrier, _ in rows])
+    if how.selection is not None:
+        how.selection.select([carrier for carrier, _ in rows])
+    states = how.states
     with contextlib.ExitStack() as stack:
         found: dict[int, Tensor] = {}
-        if keep and states is not None:
+        if states is not None and how.keep:
             blocks = {layer: model.layers[layer].module for layer in states.layers}
             found = stack.enter_context(capture(blocks, inputs=True))
-        elif states is not None and (start := states.start(first_layer, texts)):
+        elif states is not None and (start := states.start(how.first_layer, texts)):
             stack.enter_context(resume_from(model, start, states.inputs(start, texts)))
         hidden = final_hidden(model, batch.ids)  # (B, T, D)
     cells: dict[tuple[int, int], int] = {}
-    for b, reading, _ in readings:
+    for b, reading in readings:
         for t in reading.positions:
             cells.setdefault((b, t), len(cells))
     where = torch.tensor(list(cells), device=hidden.device)  # (N, 2)
     at = hidden[where[:, 0], where[:, 1]]  # (N, D)
-    asked = sorted(
-        {
-            (cells[b, t], target)
-            for b, reading, _ in readings
-            if reading.nll
-            for t, target in zip(reading.positions, reading.targets, strict=True)
-        }
-    )
-    tokens, nll = head(model.layers, at, asked)
+    asked = {
+        (cells[b, t], target)
+        for b, reading in readings
+        if reading.nll
+        for t, target in zip(reading.positions, reading.targets, strict=True)
+    }
+    tokens, nll = head(model.layers, at, sorted(asked))
     results = []
-    for b, reading, _ in readings:
+    for b, reading in readings:
         mine = [cells[b, t] for t in reading.positions]
         mean = kl = None
         if reading.nll:
@@ -238,16 +231,10 @@ def _read_batch(
         last = at[mine[-1]]
         if reading.reference is not None:
             kl = divergence(model.layers, reading.reference, last)
-        results.append(
-            Read(
-                tuple(tokens[c] for c in mine),
-                reading.targets,
-                mean,
-                kl,
-                last.clone() if reading.keep_hidden else None,
-            )
-        )
-    if keep and states is not None:
+        hidden_kept = last.clone() if reading.keep_hidden else None
+        said = tuple(tokens[c] for c in mine)
+        results.append(Read(said, reading.targets, mean, kl, hidden_kept))
+    if states is not None and how.keep:
         # Last, so that a batch that ran out of memory leaves nothing behind.
         states.add(texts, found)
     return results

@@ -1,45 +1,32 @@
-"""Which rows an evaluation has, and what is wrong with a row that was read back.
-
-A row is {"fact", "metric", "probe", "kind"?, "score", "evidence"?, "reason"?}; those of a sweep
-have "layer", those of a sequence "step".
-"""
+"""Which rows an evaluation has, and what is wrong with a row that was read back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.questions import questions
-from goldenlayers.evaluation.retention import AT_ONCE
+from goldenlayers.evaluation.metrics import Metric, metric_of, questions
+from goldenlayers.evaluation.scoring import SHARE, Range, ScoreRow
+from goldenlayers.evaluation.summary import AT_ONCE
 from goldenlayers.facts import Fact
 from goldenlayers.records import short
 
-Row = Mapping[str, Any]
 Key = tuple[str, Any]  # metric and probe
 
-_SHARE = (0.0, 100.0)
 _MOST = 1_000_000  # layers of a model, or facts of a sequence
-_RANGES = {"fluency": (0.0, math.inf), "kl": (-1e-3, math.inf)}
-_ENDINGS = {"_success": _SHARE, "_magnitude": (-100.0, 100.0)}
-_SHARES = ("rewrite", "rephrase", "locality", "portability", AT_ONCE)
 
 
-def score_range(metric: str) -> tuple[float, float]:
-    """Lowest and highest score of a metric; a metric that is not known here has no bounds."""
-    if metric in _SHARES or metric.startswith("generation_"):
-        return _SHARE
-    if metric.startswith("perplexity"):
-        return (0.0, math.inf)
-    for ending, bounds in _ENDINGS.items():
-        if metric.endswith(ending):
-            return bounds
-    return _RANGES.get(metric, (-math.inf, math.inf))
+def score_range(metric: str) -> Range:
+    """Lowest and highest score of a row; one whose metric is not known here has no bounds."""
+    owner = metric_of(metric)
+    found = owner.rows.get(metric) if owner is not None else None
+    return found or (SHARE if metric == AT_ONCE else (-math.inf, math.inf))
 
 
-def problem(row: Row) -> str:
+def problem(row: ScoreRow) -> str:
     """What is wrong with a row, whatever run it is of; "" if nothing is."""
     fact, metric, probe, score = (row.get(n) for n in ("fact", "metric", "probe", "score"))
     if not isinstance(fact, str):
@@ -69,8 +56,8 @@ class Expected:
 
     Args:
         facts: the judged facts.
-        metrics: names of ``questions.METRICS``.
-        others: see :func:`goldenlayers.evaluation.questions.questions`.
+        metrics: metrics, or their names in ``METRICS``.
+        others: see :func:`goldenlayers.evaluation.metrics.questions`.
         seed: see there.
         layers: of a sweep: each row is there once per layer.
         sequence: whether each fact also has a row that is scored right after its own edit.
@@ -79,7 +66,7 @@ class Expected:
     def __init__(
         self,
         facts: Sequence[Fact],
-        metrics: Sequence[str],
+        metrics: Sequence[str | Metric],
         *,
         others: Sequence[Fact] | None = None,
         seed: int = 0,
@@ -97,7 +84,7 @@ class Expected:
             for keys in self.keys:
                 keys[AT_ONCE, 0] = ""
 
-    def problem(self, row: Row) -> str:
+    def problem(self, row: ScoreRow) -> str:
         """What is wrong with a row of this evaluation; "" if nothing is."""
         if wrong := problem(row):
             return wrong
@@ -120,16 +107,16 @@ class Expected:
         return ""
 
 
-def key_of(row: Row) -> tuple[Any, ...]:
+def key_of(row: ScoreRow) -> tuple[Any, ...]:
     """What tells the rows of a run apart."""
     return row["fact"], row.get("layer"), row["metric"], row["probe"]
 
 
-def each_once(problem: Callable[[Row], str]) -> Callable[[Row], str]:
+def each_once(problem: Callable[[ScoreRow], str]) -> Callable[[ScoreRow], str]:
     """``problem``, and of rows that come one after another also whether one was there before."""
     seen: set[tuple[Any, ...]] = set()
 
-    def check(row: Row) -> str:
+    def check(row: ScoreRow) -> str:
         if wrong := problem(row):
             return wrong
         key = key_of(row)
@@ -141,7 +128,9 @@ def each_once(problem: Callable[[Row], str]) -> Callable[[Row], str]:
     return check
 
 
-def refuse_wrong(rows: Iterable[Row], problem: Callable[[Row], str], where: str | Path) -> None:
+def refuse_wrong(
+    rows: Iterable[ScoreRow], problem: Callable[[ScoreRow], str], where: str | Path
+) -> None:
     """Refuse the rows of a finished run if one of them cannot be right.
 
     Raises:

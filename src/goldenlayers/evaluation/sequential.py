@@ -20,8 +20,8 @@ from goldenlayers.evaluation.batch import (
     told_failures,
 )
 from goldenlayers.evaluation.plan import first_block
-from goldenlayers.evaluation.retention import AT_ONCE
-from goldenlayers.evaluation.scorers import unscored
+from goldenlayers.evaluation.scoring import unscored
+from goldenlayers.evaluation.summary import AT_ONCE
 
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor, Workbench

@@ -15,7 +15,7 @@ from torch import Tensor
 from goldenlayers.decoding import greedy
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
-from goldenlayers.evaluation.questions import Question
+from goldenlayers.evaluation.metrics import Question
 from goldenlayers.evaluation.reading import Ids, Reading
 from goldenlayers.facts import Fact
 from goldenlayers.joints import Joint
@@ -64,7 +64,7 @@ class Texts:
                 self.reasons[u] = reason_of(error)
 
     def _specify(self, question: Question) -> list[Spec]:
-        if question.rule == "perplexity":
+        if question.scoring.needs == "held-out":
             return []
         specs = []
         for answer in [a for a in (question.answer, question.other) if a] or [""]:
@@ -79,11 +79,8 @@ class Texts:
 
     def continue_open(self, batch_size: int) -> None:
         """Fill locality probes without an answer with the untouched model's own continuation."""
-        places = [
-            u
-            for u in self.specs
-            if self.questions[u].rule == "stay" and not self.questions[u].answer
-        ]
+        asked = self.questions
+        places = [u for u in self.specs if asked[u].scoring.continued and not asked[u].answer]
         rows = [self._prompt(self.questions[u].prompt, "", "") for u in places]
         limit = self.model.encoder.max_length
         found = greedy(self.model, rows, CONTINUATION, batch_size=batch_size)
@@ -93,8 +90,10 @@ class Texts:
                 count = max(1, min(count, limit + 1 - len(row)))
             self.specs[u] = [Spec("", tuple(ids), count)]
 
-    def readings(self, u: int, prefix: str, reference: Tensor | None) -> list[Reading]:
-        """The forced readings of a question, its prompt behind ``prefix``.
+    def readings(
+        self, u: int, prefix: str, reference: Tensor | None, carrier: int = -1
+    ) -> list[Reading]:
+        """The forced readings of a question under an edit, its prompt behind ``prefix``.
 
         ``reference`` (D,) is the untouched model's state, for kl; its own pass has none.
 
@@ -114,9 +113,10 @@ class Texts:
                     ids,
                     positions,
                     spec.targets,
-                    question.rule == "compare",
-                    reference=reference,
-                    keep_hidden=question.rule == "kl" and reference is None,
+                    question.scoring.nll,
+                    carrier,
+                    reference,
+                    keep_hidden=question.scoring.kl and reference is None,
                 )
             )
         return found
@@ -133,7 +133,7 @@ class Texts:
 
     def new_tokens(self, u: int) -> int:
         """Tokens that may be generated for a question."""
-        if self.questions[u].rule == "fluency":
+        if self.questions[u].scoring.needs == "sampled":
             return FLUENCY_TOKENS
         return max(self.specs[u][0].count, self._longest_alias(u)) + ANSWER_SLACK
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from goldenlayers.errors import UserError, check_number, check_seed
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
 from goldenlayers.memory import OutOfMemory, fitting, memory_told
 from goldenlayers.racing.race import Evidence, VerifiedChoice, race
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]
 
-METRICS = ("rewrite", "rephrase", "locality", "portability")
-
 
 def verify(
     model: Model,
@@ -41,7 +40,7 @@ def verify(
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
     value_cache: dict[tuple[Any, ...], Value] | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VerifiedChoice:
@@ -71,9 +70,8 @@ def verify(
     from goldenlayers.decoding import settle_joints
     from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
     from goldenlayers.evaluation.evaluating import edit_each_safely
-    from goldenlayers.evaluation.metrics import overall_by_fact
     from goldenlayers.evaluation.plan import EvaluationPlan
-    from goldenlayers.evaluation.questions import check_metrics
+    from goldenlayers.evaluation.summary import overall_by_fact
 
     start = time.perf_counter()
     if not facts:

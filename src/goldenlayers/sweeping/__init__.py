@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from goldenlayers.decoding import settle_joints
 from goldenlayers.editors import EditSettings, edited_layers, editor
 from goldenlayers.errors import UserError, check_number, check_seed
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from goldenlayers.evaluation.plan import check_ids
-from goldenlayers.evaluation.questions import DEFAULT_METRICS, check_metrics
 from goldenlayers.facts import Fact
 from goldenlayers.sweeping.cells import Batch, Job, Ledger, Row, Runner, chunk_size
 
@@ -62,7 +62,7 @@ def sweep(
     settings: EditSettings | None = None,
     statistics: Mapping[int, Covariance] | None = None,
     value_cache: dict[tuple[Any, ...], Value] | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     seed: int = 0,
     chunk: str | int = "auto",
     evidence: bool = False,
@@ -86,7 +86,7 @@ def sweep(
         statistics: key statistics of all these layers; collected in one pass when left out.
         value_cache: shared between calls, lets editors that differ in the solve alone share the
             value optimisation, nearly all of the time (one worker only; see :class:`Workbench`).
-        metrics: names of ``evaluation.METRICS``; missing probes are counted as unscored.
+        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         seed: of the sampled prefixes and statistics, of kl's draw and fluency's sampling.
         chunk: facts per batch; halved by itself when memory runs out.
         evidence: let rows carry what the model said before and after (several times the size).
@@ -120,7 +120,8 @@ def sweep(
         raise UserError(f"unknown engine '{engine}'", expected="local or ray")
     size = chunk_size(chunk, model.device.type)
     facts = settle_joints(model, facts)
-    plain = Job(tuple(facts), method, check_metrics(metrics), settings, seed, evidence)
+    asked = metrics_of(metrics)
+    plain = Job(tuple(facts), method, asked, settings, seed, evidence)
     ledger = Ledger(plain, where, done)
     tasks = ledger.tasks(size)
     if tasks and statistics is None and chosen.needs_statistics:
@@ -166,7 +167,7 @@ def sweep(
         cells,
         {
             "model": model.name,
-            "metrics": list(job.metrics),
+            "metrics": [metric.name for metric in asked],
             "seed": seed,
             "edit": asdict(settings),
         },

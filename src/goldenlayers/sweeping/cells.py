@@ -17,8 +17,10 @@ import torch
 from goldenlayers.editors import EditSettings, Workbench, editor
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.evaluating import edit_each_safely
+from goldenlayers.evaluation.metrics import Metric
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, Key
+from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact
 from goldenlayers.memory import out_of_memory
 
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
-
-Row = dict[str, Any]
 
 AUTO_CHUNK = {"cpu": 16}
 _AUTO_CHUNK_ELSEWHERE = 32
@@ -43,7 +43,7 @@ class Job:
 
     facts: tuple[Fact, ...]
     method: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str | Metric, ...]
     settings: EditSettings
     seed: int = 0
     evidence: bool = False

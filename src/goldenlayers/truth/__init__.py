@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.metrics import lower_is_better
 from goldenlayers.truth.generalisation import Transfer, TransferMatrix, split_half, transfer_matrix
 from goldenlayers.truth.numbers import Interval, best_place, plain_list
-from goldenlayers.truth.table import LOWER_IS_BETTER, OVERALL, Truth
+from goldenlayers.truth.table import OVERALL, Truth
 
 __all__ = [
     "OVERALL",
@@ -57,7 +58,7 @@ def to_json(truth: Truth, *, groups: Mapping[str, Any] | None = None) -> dict[st
 def _metric(truth: Truth, name: str) -> dict[str, Any]:
     ends = truth.intervals(name)
     golden = oracle = gap = None
-    if name not in LOWER_IS_BETTER and best_place(truth.table(name)) is not None:
+    if not lower_is_better(name) and best_place(truth.table(name)) is not None:
         golden = truth.golden_layer(name)
         oracle, gap = truth.oracle(name).to_json(), truth.gap(name).to_json()
     return {

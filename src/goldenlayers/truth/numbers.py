@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.evaluation.metrics import resampled_means
+from goldenlayers.evaluation.summary import resampled_means
 
 Floats = NDArray[np.float64]
 

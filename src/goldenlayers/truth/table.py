@@ -16,12 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.metrics import (
-    OVERALL_METRICS,
-    fact_scores,
-    overall_by_fact,
-    resampled_means,
-)
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, lower_is_better
+from goldenlayers.evaluation.summary import fact_scores, overall_by_fact, resampled_means
 from goldenlayers.truth.numbers import (
     MIN_COVERAGE,
     Floats,
@@ -38,8 +34,6 @@ from goldenlayers.truth.numbers import (
 )
 
 OVERALL = "overall"
-LOWER_IS_BETTER = frozenset({"kl", "perplexity", "perplexity_before"})
-"""Metrics that have no golden layer here: the edit that changes nothing would have it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +61,7 @@ class Truth:
         cls,
         rows: Iterable[Mapping[str, Any]],
         *,
-        overall: Sequence[str] = OVERALL_METRICS,
+        overall: Sequence[str] = DEFAULT_METRICS,
         seed: int = 0,
         resamples: int = 2000,
     ) -> Truth:
@@ -122,7 +116,7 @@ class Truth:
         golden layer; None if none has.
         """
         for name in (OVERALL, *self.scores):
-            if name not in LOWER_IS_BETTER and best_place(self.scores[name]) is not None:
+            if not lower_is_better(name) and best_place(self.scores[name]) is not None:
                 return name
         return None
 
@@ -157,7 +151,7 @@ class Truth:
         Raises:
             UserError: nothing was scored.
         """
-        place = None if metric in LOWER_IS_BETTER else best_place(self.table(metric))
+        place = None if lower_is_better(metric) else best_place(self.table(metric))
         if place is None:
             raise UserError(f"there is no golden layer by {metric}: nothing to rank was scored")
         return self.layers[place]

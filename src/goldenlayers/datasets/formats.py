@@ -1,16 +1,18 @@
-"""The known formats: name, the keys they are recognised by, their reader."""
+"""The formats of facts: name, the keys they are recognised by, their reader; ours and others'."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import KW_ONLY, dataclass, field
 
-from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake, zsre
+from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.errors import UserError, near_matches, shortened
 from goldenlayers.facts import Fact
+from goldenlayers.registry import Registry
 
 Reader = Callable[[Record, Row], Iterable[Fact]]
 
@@ -19,23 +21,36 @@ Reader = Callable[[Record, Row], Iterable[Fact]]
 class Format:
     """A data set's form.
 
-    ``keys`` are what every record of it has and ``objects`` fields of which one at least is an
-    object: with the order of FORMATS, enough to tell the formats apart. ``families`` are names
-    that stand for several formats (recognition then picks among these). ``reader_for`` makes the
-    reader from all records; it needs them where a fact depends on others. ``spelled`` gives the
-    file's names for Fact's fields where they differ, for messages. ``also`` gives keys that may
-    stand in place of others. ``note`` is said of every set read so.
+    Attributes:
+        name: what it is asked for by, as in ``NAME:PATH``.
+        title: what it is, for the list of formats.
+        keys: what every record has. They tell the formats apart, with ``objects``.
+        read: makes the facts of a record; what is wrong in it is a ``DataError``.
+        objects: fields of which one at least is an object.
+        families: names that stand for several formats; recognition then picks among these.
+        reader_for: makes ``read`` from all records, where a fact depends on others.
+        spelled: the file's names for Fact's fields where they differ, for messages.
+        also: keys that may stand in place of others.
+        note: is said of every set read so.
     """
 
     name: str
     title: str
-    keys: frozenset[str]
-    reader_for: Callable[[Sequence[object]], Reader]
-    objects: frozenset[str] = frozenset()
+    keys: AbstractSet[str]
+    read: Reader | None = None
+    _: KW_ONLY
+    objects: AbstractSet[str] = frozenset()
     families: tuple[str, ...] = ()
+    reader_for: Callable[[Sequence[object]], Reader] | None = None
     spelled: Mapping[str, str] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    def reader(self, records: Sequence[object]) -> Reader:
+        """What makes the facts of each of ``records``."""
+        found = self.reader_for(records) if self.reader_for is not None else self.read
+        assert found is not None, f"the format '{self.name}' has no reader"
+        return found
 
     def fits(self, record: object) -> bool:
         """Whether a record has the form's keys."""
@@ -56,113 +71,69 @@ class Format:
         return 1 - len(self.missing(record)) / (len(self.keys) + bool(self.objects))
 
 
-def _simple(read: Reader) -> Callable[[Sequence[object]], Reader]:
-    return lambda records: read
-
-
 _FACT = frozenset({"subject", "prompt", "target_new"})
+_NEW = {"target": "target_new"}
+_NEW_AND_OLD = {**_NEW, "target_old": "ground_truth"}
 _PROBES = frozenset({"locality", "portability"})
+_NESTED = {
+    name: f"requested_rewrite.{key}"
+    for name, key in {
+        **_NEW,
+        "subject": "subject",
+        "prompt": "prompt",
+        "target_old": "target_true",
+    }.items()
+}
+_MEND = {"prompt": "src", "target": "alt", "target_old": "answers"}
+_BIO = {"subject": "concept", "prompt": "text", "target": "labels"}
+_KNOWN = {"target": "attribute", "target_old": "attribute"}
 
 # The order decides where a record fits several: the more particular one comes first.
-FORMATS: tuple[Format, ...] = (
-    Format(
-        "mquake",
-        "MQuAKE: edits with multi-hop questions",
-        frozenset({"requested_rewrite", "questions"}),
-        _simple(mquake.read),
-    ),
-    Format(
-        "counterfact-nested",
-        "CounterFact, the original form",
-        frozenset({"requested_rewrite"}),
-        _simple(counterfact.read_nested),
-        families=("counterfact",),
-        spelled={
-            name: f"requested_rewrite.{key}"
-            for name, key in {
-                "subject": "subject",
-                "prompt": "prompt",
-                "target_new": "target_new",
-                "target_old": "target_true",
-            }.items()
-        },
-    ),
-    Format(
-        "zsre-mend",
-        "ZsRE, the form of MEND",
-        frozenset({"subject", "src", "alt"}),
-        _simple(zsre.read_mend),
-        families=("zsre",),
-        spelled={"prompt": "src", "target_new": "alt", "target_old": "answers"},
-    ),
-    Format(
-        "zsre-knowedit",
-        "ZsRE of KnowEdit",
-        _FACT | {"ground_truth", "rephrase_prompt"},
-        _simple(knowedit.reader("zsre")),
-        objects=_PROBES,
-        families=("zsre", "knowedit"),
-        spelled={"target_old": "ground_truth"},
-    ),
-    Format(
-        "wiki-counterfact",
-        "wiki_counterfact of KnowEdit",
-        _FACT | {"ground_truth"},
-        _simple(knowedit.reader("wiki-counterfact")),
-        objects=_PROBES,
-        families=("knowedit",),
-        spelled={"target_old": "ground_truth"},
-    ),
-    Format(
-        "wiki-recent",
-        "wiki_recent of KnowEdit (no old answers)",
-        _FACT,
-        _simple(knowedit.reader("wiki-recent")),
-        objects=_PROBES,
-        families=("knowedit",),
-    ),
-    Format(
-        "wikibio",
-        "WikiBio of KnowEdit: a sentence after a passage",
-        frozenset({"text", "labels", "concept"}),
-        _simple(knowedit.read_wikibio),
-        families=("knowedit",),
-        spelled={"subject": "concept", "prompt": "text", "target_new": "labels"},
-    ),
-    Format(
-        "counterfact-flat",
-        "CounterFact, the flat form of EasyEdit",
-        _FACT | {"ground_truth"},
-        _simple(counterfact.read_flat),
-        families=("counterfact",),
-        spelled={"target_old": "ground_truth"},
-    ),
-    Format(
-        "known",
-        "known facts of ROME (known_1000), each given a false answer of its relation",
-        frozenset({"subject", "attribute", "prompt", "relation_id"}),
-        known.reader_for,
-        families=("known-1000",),
-        spelled={"target_old": "attribute"},
-        note=known.NOTE,
-    ),
-    Format(
-        "jsonl",
-        "our own fields, as JSON lines or a table (see --schema)",
-        _FACT,
-        _simple(jsonl.read),
-        also=jsonl.OTHER_NAMES,
-    ),
+# fmt: off
+_OURS = (
+    Format("mquake", "MQuAKE: edits with multi-hop questions",
+           {"requested_rewrite", "questions"}, mquake.read),
+    Format("counterfact-nested", "CounterFact, the original form",
+           {"requested_rewrite"}, counterfact.read_nested,
+           families=("counterfact",), spelled=_NESTED),
+    Format("zsre-mend", "ZsRE, the form of MEND",
+           {"subject", "src", "alt"}, knowedit.read_mend, families=("zsre",), spelled=_MEND),
+    Format("zsre-knowedit", "ZsRE of KnowEdit",
+           _FACT | {"ground_truth", "rephrase_prompt"}, knowedit.reader("zsre"),
+           objects=_PROBES, families=("zsre", "knowedit"), spelled=_NEW_AND_OLD),
+    Format("wiki-counterfact", "wiki_counterfact of KnowEdit",
+           _FACT | {"ground_truth"}, knowedit.reader("wiki-counterfact"),
+           objects=_PROBES, families=("knowedit",), spelled=_NEW_AND_OLD),
+    Format("wiki-recent", "wiki_recent of KnowEdit (no old answers)",
+           _FACT, knowedit.reader("wiki-recent"),
+           objects=_PROBES, families=("knowedit",), spelled=_NEW),
+    Format("wikibio", "WikiBio of KnowEdit: a sentence after a passage",
+           {"text", "labels", "concept"}, knowedit.read_wikibio,
+           families=("knowedit",), spelled=_BIO),
+    Format("counterfact-flat", "CounterFact, the flat form of EasyEdit",
+           _FACT | {"ground_truth"}, counterfact.read_flat,
+           families=("counterfact",), spelled=_NEW_AND_OLD),
+    Format("known", "known facts of ROME (known_1000), each given a false answer of its relation",
+           {"subject", "attribute", "prompt", "relation_id"}, reader_for=known.reader_for,
+           families=("known-1000",), spelled=_KNOWN, note=known.NOTE),
+    Format("jsonl", "our own fields, as JSON lines or a table (see --schema)",
+           _FACT, jsonl.read, also=jsonl.OTHER_NAMES),
 )
+# fmt: on
+FORMATS: Registry[Format] = Registry(
+    "format", "goldenlayers.datasets", [(one.name, one) for one in _OURS]
+)
+"""The formats that a file may have. One from outside is recognised where none of ours fits, or
+where its keys are those of ours that fits and more; by its name it is always read.
+"""
 _LOOKED_AT = 50
 _NAMES = 8  # shown of a record's fields
 
 
 def names() -> tuple[str, ...]:
-    """All names a format may be called by."""
-    found = {form.name for form in FORMATS}
-    found.update(family for form in FORMATS for family in form.families)
-    return tuple(sorted(found))
+    """All names a format may be called by; imports nothing."""
+    families = (family for form in FORMATS.known() for family in form.families)
+    return tuple(sorted(map(plain_name, {*FORMATS, *families})))
 
 
 def plain_name(name: str) -> str:
@@ -185,10 +156,12 @@ def choose(
     Raises:
         UserError: unknown name, or no format fits.
     """
-    among = FORMATS
+    forms = among = FORMATS.values()
     if wanted is not None:
         plain = plain_name(wanted)
-        among = tuple(f for f in FORMATS if plain == f.name or plain in f.families)
+        among = tuple(f for f in forms if plain in map(plain_name, (f.name, *f.families)))
+        if not among and wanted in FORMATS:
+            among = (FORMATS[wanted],)  # says why it is not there
         if not among:
             raise UserError(
                 f"'{shortened(wanted)}' is not a known format", fix=near_matches(plain, names())
@@ -196,7 +169,10 @@ def choose(
     votes: Counter[str] = Counter()
     looked_at = [record for record in records if isinstance(record, dict)][:_LOOKED_AT]
     for record in looked_at:
-        form = next((form for form in FORMATS if form.fits(record)), None)
+        form = None
+        for other in forms:
+            if other.fits(record) and (form is None or other.keys > form.keys):
+                form = other
         if form is not None:
             votes[form.name] += 1
     by_name = {form.name: form for form in among}
@@ -218,7 +194,9 @@ def choose(
 
 def nearness(record: object) -> float:
     """Which share of the nearest format's keys a record has; 0 for what is no object."""
-    return max(form.nearness(record) for form in FORMATS) if isinstance(record, dict) else 0.0
+    if not isinstance(record, dict):
+        return 0.0
+    return max(form.nearness(record) for form in FORMATS.values())
 
 
 def _refusal(
@@ -243,7 +221,9 @@ def _refusal(
     of = "columns of its first line" if header else "fields of its first record"
     fields = f"({of}: {shown or 'none'})"
     near, share = among[0], -1.0
-    for form in reversed(among):  # our own is the simplest one to get to
+    # Our own is the simplest one to get to; others' come last.
+    ours = [form for form in reversed(among) if form in _OURS]
+    for form in (*ours, *(form for form in among if form not in ours)):
         mean = sum(form.nearness(record) for record in looked_at) / len(looked_at)
         if mean > share:
             near, share = form, mean
