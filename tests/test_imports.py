@@ -18,6 +18,7 @@ ORDER: list[str] = [
     "shown",
     "errors",
     "registry",
+    "progress",
     "memory",
     "joints",
     "facts",
