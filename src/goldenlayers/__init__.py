@@ -18,33 +18,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet, load_facts
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.editors import EditSettings, edit, edit_each
+    from goldenlayers.editors import (
+        AlphaEdit,
+        Editing,
+        Editor,
+        Emmet,
+        FtL,
+        FtM,
+        InContext,
+        Memit,
+        Pmet,
+        Rome,
+        RRome,
+        edit,
+        edit_each,
+    )
     from goldenlayers.errors import DataError, UserError
     from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
     from goldenlayers.locating import LayerRanking, locate
     from goldenlayers.models import LayerMap, Model, load
+    from goldenlayers.progress import Progress
     from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
+    from goldenlayers.sweeping import Sweep, Workers, sweep
 
     __version__: str
 
 # Public name → the module it lives in.
 _HOMES = {
+    "AlphaEdit": "editors",
     "DataError": "errors",
-    "EditSettings": "editors",
+    "Editing": "editors",
+    "Editor": "editors",
+    "Emmet": "editors",
     "Evaluation": "evaluation",
     "Fact": "facts",
     "FactSet": "datasets",
+    "FtL": "editors",
+    "FtM": "editors",
+    "InContext": "editors",
     "KeyStatistics": "statistics",
     "LayerMap": "models",
     "LayerRanking": "locating",
+    "Memit": "editors",
     "Model": "models",
+    "Pmet": "editors",
     "Probe": "facts",
+    "Progress": "progress",
+    "RRome": "editors",
+    "Rome": "editors",
+    "Sweep": "sweeping",
     "UserError": "errors",
     "VerifiedChoice": "racing",
     "WeightDelta": "delta",
+    "Workers": "sweeping",
     "edit": "editors",
     "edit_each": "editors",
     "evaluate": "evaluation",
@@ -54,23 +83,37 @@ _HOMES = {
     "load": "models",
     "load_facts": "datasets",
     "locate": "locating",
+    "sweep": "sweeping",
     "verify": "racing",
 }
 
 __all__ = [
+    "AlphaEdit",
     "DataError",
-    "EditSettings",
+    "Editing",
+    "Editor",
+    "Emmet",
     "Evaluation",
     "Fact",
     "FactSet",
+    "FtL",
+    "FtM",
+    "InContext",
     "KeyStatistics",
     "LayerMap",
     "LayerRanking",
+    "Memit",
     "Model",
+    "Pmet",
     "Probe",
+    "Progress",
+    "RRome",
+    "Rome",
+    "Sweep",
     "UserError",
     "VerifiedChoice",
     "WeightDelta",
+    "Workers",
     "__version__",
     "edit",
     "edit_each",
@@ -81,6 +124,7 @@ __all__ = [
     "load",
     "load_facts",
     "locate",
+    "sweep",
     "verify",
 ]
 

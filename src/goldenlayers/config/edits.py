@@ -54,6 +54,9 @@ class EditConfig(JointOptions, ModelOptions):
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another; auto takes batch where the editor can."""
 
+    step: int = 1
+    """In sequence: how many facts to edit at a time (memit, emmet, alphaedit, pmet, ft-m, ft-l)."""
+
     preset: str | None = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
@@ -75,6 +78,8 @@ class EditConfig(JointOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.step != 1 and self.mode == "batch":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         by_flags = [self.subject, self.prompt, self.target]
         if self.facts is not None and any(part is not None for part in by_flags):
             raise UserError("both --facts and a fact by flags are given", fix="Give one of them")
@@ -123,6 +128,9 @@ class EvaluateConfig(DataOptions, ModelOptions):
     """single: each fact by itself on the untouched model. batch: all edited together. sequential:
     one after another, each also scored right after its own edit."""
 
+    step: int = 1
+    """--mode sequential: how many facts to edit at a time, where the editor can edit several."""
+
     metrics: list[str] = dataclasses.field(default_factory=list)
     """rewrite, rephrase, locality, portability (these four if none is named), generation,
     counterfact, fluency, kl, perplexity."""
@@ -154,6 +162,8 @@ class EvaluateConfig(DataOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.step != 1 and self.mode != "sequential":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
 

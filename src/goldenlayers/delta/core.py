@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,10 +35,9 @@ class Norms(NamedTuple):
 
 
 def _version() -> str:
-    try:
-        return version("goldenlayers")
-    except PackageNotFoundError:
-        return "unknown"
+    from goldenlayers import __version__
+
+    return __version__
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from goldenlayers.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +23,21 @@ KIND = "w2-"  # every fingerprint begins so; older versions hashed values rounde
 def comparable(one: str, other: str) -> bool:
     """Whether two fingerprints are of one kind, so that they differ only where weights differ."""
     return one.startswith(KIND) == other.startswith(KIND)
+
+
+def check_model(model: Model) -> Model:
+    """The model itself.
+
+    Raises:
+        UserError: it is something else, such as a plain transformers model.
+    """
+    if not isinstance(model, Model):
+        raise UserError(
+            f"the model is a {type(model).__name__}",
+            expected="a model as gl.load gives it",
+            fix="Wrap a transformers model with its tokenizer: gl.Model.wrap(model, tokenizer)",
+        )
+    return model
 
 
 @dataclass(eq=False)
