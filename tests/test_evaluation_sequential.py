@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alike import alike
-from evaluations import LAYER, SETTINGS, Choosy, Killed, facts, run
+from evaluations import LAYER, Choosy, Killed, facts, quick, run
 from families import tiny
 from safetensors.torch import load_file, save_file
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluating, sequential
+from goldenlayers.evaluation import sequential
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
@@ -104,11 +103,8 @@ def test_a_kill_between_the_two_files_of_the_delta(
 
 
 # Every direction of the identity is kept, so AlphaEdit has one to write in.
-ALPHAEDIT: dict[str, Any] = {
-    "method": "alphaedit",
-    "mode": "sequential",
-    "settings": dataclasses.replace(SETTINGS, null_space=1.5, null_space_absolute=True),
-}
+EDITOR = quick("alphaedit", null_space=1.5, null_space_absolute=True)
+ALPHAEDIT: dict[str, Any] = {"method": EDITOR, "mode": "sequential"}
 
 
 def keys_in(folder: Path) -> int:
@@ -162,16 +158,16 @@ def test_keys_that_do_not_belong_to_the_edits_are_refused(
 
 
 def test_an_edit_that_fails_leaves_no_keys(
-    model: Model, statistics: KeyStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, statistics: KeyStatistics, tmp_path: Path
 ) -> None:
     class Late(Choosy):
         """Fails when the keys are there already."""
 
-        def together(self, bench: Any, facts: Any, layer: int) -> Any:
-            delta = self.inner.together(bench, facts, layer)
+        def together(self, work: Any, facts: Any) -> Any:
+            delta = self.inner.together(self._inside(work), facts)
             self._look(facts)
             return delta
 
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Late({"italy"}, "alphaedit"))
-    run(model, statistics, work=tmp_path, **ALPHAEDIT)
+    late = Late({"italy"}, EDITOR)
+    run(model, statistics, late, mode="sequential", work=tmp_path)
     assert len(WeightDelta.load(tmp_path).facts) == keys_in(tmp_path) == 3
