@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from goldenlayers.editors.settings import EditSettings
 
 import goldenlayers.models as models
 from goldenlayers.datasets import load_facts
-from goldenlayers.editors.settings import EditSettings
 from goldenlayers.editors.values import fact_prompts, optimise_values
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import override

@@ -11,7 +11,7 @@ import pytest
 from goldenlayers import cli, config
 from goldenlayers.commands.sweep import layers_named
 from goldenlayers.config.options import LIMITS, types_of
-from goldenlayers.editors import EditSettings
+from goldenlayers.editors import EDITORS, InContext
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating import RankingBuilder
 
@@ -99,13 +99,14 @@ def test_numbers_are_numbers() -> None:
 
 
 def test_editor_settings_are_bounded() -> None:
-    for f in dataclasses.fields(EditSettings):
-        wrong: list[Any] = ["x", None, float("nan"), float("inf"), -1, 10**13]
-        if f.type == "bool":
-            wrong = [0, 1, "true", None]
-        for value in wrong:
-            with pytest.raises(UserError, match=f.name):
-                EditSettings(**{f.name: value})
+    for kind in (*(EDITORS[name] for name in EDITORS), InContext):
+        for f in dataclasses.fields(kind):
+            wrong: list[Any] = ["x", None, float("nan"), float("inf"), -1, 10**13]
+            if f.type == "bool":
+                wrong = [0, 1, "true", None]
+            for value in wrong:
+                with pytest.raises(UserError, match=f.name):
+                    kind(**{f.name: value})
 
 
 def test_layers_are_read_without_counting_them_out() -> None:

@@ -234,7 +234,7 @@ def test_bad_input_is_one_message(place: Path, capsys: Any):
         (["--chunk", "0"], "--chunk is 0"),
         (["--workers", "0"], "--workers is 0"),
         (["--address", "auto"], "--address is for Ray"),
-        (["--set", "stepz", "3"], "unknown setting 'stepz'"),
+        (["--set", "stepz", "3"], "rome has no setting 'stepz'"),
     ]:
         assert main(command(place, "bad", *more)) == 2, more
         assert words in " ".join(capsys.readouterr().err.split()), more
