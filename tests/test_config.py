@@ -23,7 +23,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     config.SweepConfig: {"model": "m", "out": "o"},
     config.CompareConfig: {"sweep": "s"},
     config.LocateConfig: {"model": "m", "method": "cma", "out": "o", "verify": 2},
-    config.EvaluateConfig: {"model": "m"},
+    config.EvaluateConfig: {"model": "m", "mode": "sequential"},
     config.RunConfig: {"config": "c"},
 }
 WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
