@@ -63,6 +63,9 @@ class Choosy(Editor):
     """An editor that refuses some facts."""
 
     needs_statistics = True
+    refuse: set[str]
+    inner: Editor
+    calls: list[int]
 
     def __init__(self, refuse: set[str], inner: str | Editor = "rome") -> None:
         inner = quick(inner) if isinstance(inner, str) else inner
@@ -93,6 +96,8 @@ class Choosy(Editor):
 
 class Greedy(Choosy):
     """An editor for which memory suffices for ``most`` facts."""
+
+    most: int
 
     def __init__(self, most: int, inner: str = "rome") -> None:
         super().__init__(set(), inner)

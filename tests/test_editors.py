@@ -226,7 +226,7 @@ def nll(model: Model, fact: Fact) -> float:
 @pytest.mark.parametrize("method", ["ft-m", "ft-l"])
 def test_fine_tuning_installs_the_answer(method: str) -> None:
     model = tiny("gpt2")
-    bound = {"epsilon": 2.0} if method == "ft-l" else {}
+    bound: dict[str, Any] = {"epsilon": 2.0} if method == "ft-l" else {}
     work = bench(model, method, steps=200, ft_lr=0.1, stop_loss=0.05, **bound)
     for fact, delta in zip(FACTS, work.each(FACTS), strict=True):
         assert nll(model, fact) > 3
@@ -244,7 +244,7 @@ def test_ft_l_holds_its_bound_and_ft_m_has_none() -> None:
     bound = 0.25 * float(weight.float().pow(2).mean().sqrt())
     largest = {}
     for method in ("ft-l", "ft-m"):
-        mine = settings | ({"epsilon": 0.25} if method == "ft-l" else {})
+        mine: dict[str, Any] = settings | ({"epsilon": 0.25} if method == "ft-l" else {})
         (change,) = bench(model, method, **mine).together(FACTS).changes.values()
         assert isinstance(change, Dense)
         largest[method] = float(change.value.abs().max())

@@ -16,7 +16,7 @@ from evaluations import LAYER, Choosy, Greedy, Killed, facts, means, run, tight
 from families import tiny
 
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors import InContext, Rome, edit_each
+from goldenlayers.editors import EDITORS, InContext, Rome, edit_each
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, evaluating
 from goldenlayers.evaluation.plan import EvaluationPlan
@@ -233,6 +233,33 @@ def test_what_cannot_be_asked_is_refused(model: Model, statistics: KeyStatistics
         run(model, statistics, mode="batch")  # ROME
     with pytest.raises(UserError, match="batch size"):
         evaluate(model, facts(), batch_size=0)
+
+
+def test_an_editor_of_others_is_judged_by_name_and_as_an_object(
+    model: Model, statistics: KeyStatistics
+) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ours(Rome):
+        name = "ours"
+
+    settings = {"steps": 3, "prefixes": 1, "prefix_tokens": 3}
+    how: dict[str, Any] = {"layer": -3, "statistics": statistics, "metrics": ["rewrite"]}
+    EDITORS.register("ours", Ours)
+    try:
+        named = evaluate(model, facts(), "ours", **how, **settings)
+    finally:
+        EDITORS.unregister("ours")
+    given = evaluate(model, facts(), Ours(**settings), **how)
+    assert named.rows == alike(given.rows) and named.method == given.method == "ours"
+    assert named.layer == LAYER and named.settings["edit"] == Ours(**settings).to_json()
+    with pytest.raises(UserError, match="unknown method 'ours'"):
+        evaluate(model, facts(), "ours", **how)
+    with pytest.raises(UserError, match=r"rome has no setting 'epsilon'.*ft-l"):
+        evaluate(model, facts(), "rome", epsilon=1.0, **how)
+    with pytest.raises(UserError, match="no option 'steps'"):
+        evaluate(model, facts(), steps=3)
+    with pytest.raises(UserError, match=r"Model\.wrap"):
+        evaluate(model.hf, facts())  # type: ignore[arg-type]
 
 
 def test_the_summary_is_plain_json_with_counts(model: Model) -> None:

@@ -171,3 +171,36 @@ def test_an_edit_that_fails_leaves_no_keys(
     late = Late({"italy"}, EDITOR)
     run(model, statistics, late, mode="sequential", work=tmp_path)
     assert len(WeightDelta.load(tmp_path).facts) == keys_in(tmp_path) == 3
+
+
+def test_steps_of_two_facts_go_on_after_a_kill(
+    model: Model, statistics: KeyStatistics, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"method": "memit", "mode": "sequential", "step": 2}
+    whole = run(model, statistics, work=tmp_path / "whole", **how)
+    steps = {row["fact"]: row["step"] for row in whole.rows}
+    assert list(steps.values()) == [0, 0, 1, 1]
+    quickly = [row for row in whole.rows if row["metric"] == "rewrite_at_once"]
+    assert [row["step"] for row in quickly] == [0, 0, 1, 1]
+    kept: list[dict[str, Any]] = []
+
+    def torn(rows: list[dict[str, Any]]) -> None:
+        kept.append(rows[0])  # of two facts
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(model, statistics, work=tmp_path / "killed", on_rows=torn, **how)
+    found = run(model, statistics, work=tmp_path / "killed", done=kept, **how)
+    assert found.rows == alike(whole.rows)
+    # A fact that cannot be edited is left out of its step.
+    how["method"] = Choosy({"italy"}, "memit")
+    found = run(model, statistics, work=tmp_path / "less", **how)
+    assert [row["id"] for row in WeightDelta.load(tmp_path / "less").facts] == [
+        fact.id for fact in facts() if fact.id != "italy"
+    ]
+    lost = [row for row in found.rows if row["score"] is None and row["metric"] == "rewrite"]
+    assert [row["fact"] for row in lost] == ["italy"]
+    with pytest.raises(UserError, match="rome edits one fact at a time"):
+        run(model, statistics, mode="sequential", step=2)
+    with pytest.raises(UserError, match="nothing is edited in turn"):
+        run(model, statistics, "memit", mode="batch", step=2)
