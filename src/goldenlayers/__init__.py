@@ -46,46 +46,24 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Public name → the module it lives in.
-_HOMES = {
-    "AlphaEdit": "editors",
-    "DataError": "errors",
-    "Editing": "editors",
-    "Editor": "editors",
-    "Emmet": "editors",
-    "Evaluation": "evaluation",
-    "Fact": "facts",
-    "FactSet": "datasets",
-    "FtL": "editors",
-    "FtM": "editors",
-    "InContext": "editors",
-    "KeyStatistics": "statistics",
-    "LayerMap": "models",
-    "LayerRanking": "locating",
-    "Memit": "editors",
-    "Model": "models",
-    "Pmet": "editors",
-    "Probe": "facts",
-    "Progress": "progress",
-    "RRome": "editors",
-    "Rome": "editors",
-    "Sweep": "sweeping",
-    "UserError": "errors",
-    "VerifiedChoice": "racing",
-    "WeightDelta": "delta",
-    "Workers": "sweeping",
-    "edit": "editors",
-    "edit_each": "editors",
-    "evaluate": "evaluation",
-    "export_merged": "export",
-    "export_peft": "export",
-    "key_statistics": "statistics",
-    "load": "models",
-    "load_facts": "datasets",
-    "locate": "locating",
-    "sweep": "sweeping",
-    "verify": "racing",
+# Module → the public names that live in it.
+_ROOMS = {
+    "datasets": "FactSet load_facts",
+    "delta": "WeightDelta",
+    "editors": "AlphaEdit Editing Editor Emmet FtL FtM InContext Memit Pmet RRome Rome "
+    "edit edit_each",
+    "errors": "DataError UserError",
+    "evaluation": "Evaluation evaluate",
+    "export": "export_merged export_peft",
+    "facts": "Fact Probe",
+    "locating": "LayerRanking locate",
+    "models": "LayerMap Model load",
+    "progress": "Progress",
+    "racing": "VerifiedChoice verify",
+    "statistics": "KeyStatistics key_statistics",
+    "sweeping": "Sweep Workers sweep",
 }
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
     "AlphaEdit",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from goldenlayers.facts import Fact, plain_subject
 from goldenlayers.models.sources import DTYPES
 
 if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor
@@ -27,7 +28,7 @@ _LARGE = 0.5
 
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
-    from goldenlayers.editors import check_step, edit, statistics_for
+    from goldenlayers.editors import check_step, edit
     from goldenlayers.progress import Progress
 
     shared.refuse_out(config, "edit", ignore=("device",))
@@ -38,14 +39,7 @@ def run(config: EditConfig) -> int:
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(editor_of(config), config.mode, len(facts))
     editor, layer = editor_and_layer(config, model)
-    statistics = statistics_for(
-        model,
-        editor,
-        [layer],
-        text=config.statistics,
-        seed=config.seed,
-        cache_dir=config.cache_dir,
-    )
+    statistics = statistics_of(config, model, editor, [layer])
     dropped: list[DataError] = []
     with shared.progress(f"editing with {config.method}", "facts") as bar:
         delta = edit(
@@ -98,6 +92,16 @@ def editor_of(config: Any, model: Model | None = None) -> Editor:
                 fix=f"Add --method {editor.name}",
             )
     return read_settings(editor, config.set)
+
+
+def statistics_of(
+    config: Any, model: Model, editor: Editor, layers: Sequence[int]
+) -> Mapping[int, Covariance] | None:
+    """The key statistics of ``--statistics`` that the editor needs at ``layers``."""
+    from goldenlayers.editors import statistics_for
+
+    text, cache = config.statistics, config.cache_dir
+    return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
 
 
 def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import editor_and_layer, editor_of, refuse_batch, tell_rounding
+from goldenlayers.commands.edit import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    statistics_of,
+    tell_rounding,
+)
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
@@ -32,7 +38,7 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
-    from goldenlayers.editors import Editor, check_step, statistics_for
+    from goldenlayers.editors import Editor, check_step
     from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
     from goldenlayers.evaluation.questions import check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
@@ -59,14 +65,7 @@ def run(config: EvaluateConfig) -> int:
     layer, statistics = None, None
     if isinstance(method, Editor):
         method, layer = _where(config, model, facts)
-        statistics = statistics_for(
-            model,
-            method,
-            [layer],
-            text=config.statistics,
-            seed=config.seed,
-            cache_dir=config.cache_dir,
-        )
+        statistics = statistics_of(config, model, method, [layer])
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
     ) as folder:

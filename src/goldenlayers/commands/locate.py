@@ -191,7 +191,7 @@ def _verify(
     statistics: Mapping[int, Covariance] | None,
 ) -> VerifiedChoice:
     """Race the best layers of the ranking on some of its facts."""
-    from goldenlayers.editors import statistics_for
+    from goldenlayers.commands.edit import statistics_of
     from goldenlayers.progress import Progress
     from goldenlayers.racing import best_layers, verify, with_neighbours
 
@@ -206,14 +206,7 @@ def _verify(
         layers = with_neighbours(layers, len(model.layers))
     editor = _race_editor(config)
     if statistics is None:
-        statistics = statistics_for(
-            model,
-            editor,
-            layers,
-            text=config.statistics,
-            seed=config.seed,
-            cache_dir=config.cache_dir,
-        )
+        statistics = statistics_of(config, model, editor, layers)
     with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(
             model,

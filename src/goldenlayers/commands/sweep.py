@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import editor_of
+from goldenlayers.commands.edit import editor_of, statistics_of
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import Role, SweepConfig, roles
 from goldenlayers.errors import UserError
@@ -31,7 +31,6 @@ _FREE = ("device", "chunk")
 
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
-    from goldenlayers.editors import statistics_for
     from goldenlayers.evaluation.questions import DEFAULT_METRICS, check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
 
@@ -64,14 +63,7 @@ def run(config: SweepConfig) -> int:
         from goldenlayers.sweeping import Batch, Workers, sweep
         from goldenlayers.truth import Truth, to_json
 
-        statistics = statistics_for(
-            model,
-            editor,
-            layers,
-            text=config.statistics,
-            seed=config.seed,
-            cache_dir=config.cache_dir,
-        )
+        statistics = statistics_of(config, model, editor, layers)
 
         def keep_time(batch: Batch) -> None:
             row = {"layer": batch.task.layer, "facts": len(batch.task.places)}

@@ -9,20 +9,18 @@ from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_layers
-from goldenlayers.editors.editing import (
+from goldenlayers.editors.editing import Editing, Options, statistics_for
+from goldenlayers.editors.finetune import FtL, FtM
+from goldenlayers.editors.incontext import InContext, in_context_prefix
+from goldenlayers.editors.memit import AlphaEdit, Emmet, Memit, Pmet
+from goldenlayers.editors.named import (
     EDITORS,
-    Editing,
-    Options,
     check_step,
     make_editor,
     one_at_a_time,
     read_settings,
-    statistics_for,
     with_settings,
 )
-from goldenlayers.editors.finetune import FtL, FtM
-from goldenlayers.editors.incontext import InContext, in_context_prefix
-from goldenlayers.editors.memit import AlphaEdit, Emmet, Memit, Pmet
 from goldenlayers.editors.presets import PRESETS, Preset, preset
 from goldenlayers.editors.rome import Rome, RRome
 from goldenlayers.errors import DataError, UserError, near_matches

@@ -79,15 +79,12 @@ class FtM(Editor):
             work.on_done(len(facts))
         return work.delta({down.parameter_name: Dense(change)}, facts)
 
-    def bound(self, rms: float) -> float | None:
-        """The most that a weight of a matrix with this root mean square may change."""
+    def limits(self, rms: float) -> tuple[float | None, bool]:
+        """The most that a weight may change, in a matrix of this root mean square; and whether
+        every answer token is predicted from the prompt's last position.
+        """
         del rms
-        return None
-
-    @property
-    def from_prompt_end(self) -> bool:
-        """Whether every answer token is predicted from the prompt's last position."""
-        return False
+        return None, False
 
     def _train(self, work: Editing, facts: Sequence[Fact], group: list[int]) -> list[Tensor]:
         """Train the change (D, F) of each group; a group stops when its loss is low enough."""
@@ -98,11 +95,10 @@ class FtM(Editor):
         device = model.device
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
-        last = self.from_prompt_end
-        passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
         weight = down.oriented(down.weight)
         rms = float(weight.detach().float().pow(2).mean().sqrt())
-        bound = self.bound(rms)
+        bound, last = self.limits(rms)
+        passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         change = torch.zeros(n_groups, *weight.shape, dtype=dtype, device=device)
         change.requires_grad_(True)
@@ -150,14 +146,9 @@ class FtL(FtM):
     prompt_last: bool = False
     """Predict every token of the answer from the prompt's last position, as published."""
 
-    def bound(self, rms: float) -> float | None:
-        """The most that a weight of a matrix with this root mean square may change."""
-        return self.epsilon if self.lr_absolute else self.epsilon * rms
-
-    @property
-    def from_prompt_end(self) -> bool:
-        """Whether every answer token is predicted from the prompt's last position."""
-        return self.prompt_last
+    def limits(self, rms: float) -> tuple[float | None, bool]:
+        """As for ``ft-m``."""
+        return self.epsilon if self.lr_absolute else self.epsilon * rms, self.prompt_last
 
 
 class _Pass:

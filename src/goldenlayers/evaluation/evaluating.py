@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force, untouched
-from goldenlayers.editors import EDITORS, Editor, InContext, Options, make_editor, with_settings
-from goldenlayers.editors.editing import Editing, check_step
+from goldenlayers.editors import (
+    EDITORS,
+    Editing,
+    Editor,
+    InContext,
+    Options,
+    check_step,
+    make_editor,
+    with_settings,
+)
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.evaluation.batch import run_batch, score_under
 from goldenlayers.evaluation.heldout import HeldOut
@@ -193,11 +201,6 @@ def evaluate(
             "edit": chosen.to_json() if isinstance(chosen, Editor) else {},
         },
     )
-
-
-def in_sequence(method: str, mode: str) -> bool:
-    """Whether facts are edited one after another, each also scored right after its own edit."""
-    return mode == "sequential" and method in EDITORS
 
 
 def _in_turn(chosen: Method, mode: str) -> bool:
