@@ -242,7 +242,7 @@ def test_an_editor_of_others_is_judged_by_name_and_as_an_object(
     class Ours(Rome):
         name = "ours"
 
-    settings = {"steps": 3, "prefixes": 1, "prefix_tokens": 3}
+    settings: dict[str, Any] = {"steps": 3, "prefixes": 1, "prefix_tokens": 3}
     how: dict[str, Any] = {"layer": -3, "statistics": statistics, "metrics": ["rewrite"]}
     EDITORS.register("ours", Ours)
     try:
