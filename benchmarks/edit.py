@@ -34,7 +34,7 @@ def loop_value(
     model: Model, fact: Fact, layer: int, prefixes: Sequence[str], s: ValueSearch
 ) -> torch.Tensor:
     """δ of one fact, whole model and full logits each step. Written to be read, not to be fast."""
-    prompts = fact_prompts(model, fact, prefixes, fact.target_new)
+    prompts = fact_prompts(model, fact, prefixes, fact.target)
     kl_prompt = model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
     encodings = [*prompts, kl_prompt]
     lookups = torch.tensor([e.lookup for e in encodings])

@@ -59,8 +59,8 @@ def one_by_one(
     """(fact, metric, score) of every probe, one forward pass each."""
     rows = []
     for fact, delta in zip(facts, deltas, strict=True):
-        asked = [("rewrite", fact.prompt, fact.target_new)]
-        asked += [("rephrase", prompt, fact.target_new) for prompt in fact.rephrasings]
+        asked = [("rewrite", fact.prompt, fact.target)]
+        asked += [("rephrase", prompt, fact.target) for prompt in fact.rephrasings]
         asked += [("locality", p.prompt, p.answer) for p in fact.locality if p.answer]
         asked += [("portability", p.prompt, p.answer) for p in fact.portability if p.answer]
         before = [predictions(model, prompt, answer)[0] for _, prompt, answer in asked]

@@ -51,7 +51,7 @@ Phi = dict[str, list[float]]  # fact id → one number per layer
 def pairs_of(model: Model, facts: Sequence[Fact]) -> list[tuple[Encoding, Encoding]]:
     """Old and new text of every fact."""
     return [
-        (model.encoder.fact(f, f.target_old or ""), model.encoder.fact(f, f.target_new))
+        (model.encoder.fact(f, f.target_old or ""), model.encoder.fact(f, f.target))
         for f in facts
     ]
 

@@ -94,7 +94,7 @@ def rome_alone(
     covariance: Covariance,
 ) -> torch.Tensor:
     """The change of the down projection, (out, in): one fact, whole forwards."""
-    texts = fact_prompts(model, fact, prefixes, fact.target_new)
+    texts = fact_prompts(model, fact, prefixes, fact.target)
     n = len(texts)
     texts.append(model.encoder.encode(f"{fact.subject} is a", "", fact.subject))
     batch = OneFact(model, layer, texts)

@@ -108,7 +108,7 @@ class Published:
             return self.found[key]
         kl = self.model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
         assert kl.lookup is not None
-        rows = [(t.ids, t.n_prompt, t.lookup) for t in self.texts(fact, fact.target_new)]
+        rows = [(t.ids, t.n_prompt, t.lookup) for t in self.texts(fact, fact.target)]
         delta, _, _ = slow_value(
             self.model,
             rows,
@@ -252,7 +252,7 @@ class Published:
         for _ in range(self.steps):
             losses = []
             for fact in facts:
-                text = self.model.encoder.encode(fact.prompt, fact.target_new, fact.subject)
+                text = self.model.encoder.encode(fact.prompt, fact.target, fact.subject)
                 answer = torch.tensor(text.answer_ids)
                 if prompt_last:
                     prompt = torch.tensor([text.ids[: text.n_prompt]])

@@ -35,7 +35,7 @@ def facts() -> list[Fact]:
             id="france",
             subject="France",
             prompt="The capital of France is",
-            target_new="Rome",
+            target="Rome",
             target_old="Paris",
             rephrasings=("France has as its capital the city of", "The city of France is"),
             locality=(
@@ -52,7 +52,7 @@ def facts() -> list[Fact]:
             id="einstein",
             subject="Albert Einstein",
             prompt="Albert Einstein was born in the city of",
-            target_new="Shanghai in China",
+            target="Shanghai in China",
             target_old="Ulm",
             rephrasings=("Where was Albert Einstein born?",),
             locality=(Probe("Steve Jobs was born in", "California", "neighborhood"),),
@@ -63,7 +63,7 @@ def facts() -> list[Fact]:
             id="tongue",
             subject="Danielle Darrieux",
             prompt="The mother tongue of Danielle Darrieux is",
-            target_new="Portuguese",
+            target="Portuguese",
         ),
     ]
 
@@ -108,9 +108,9 @@ def slow_scores(model: Model, fact: Fact, delta: WeightDelta) -> dict[tuple[str,
         else:
             along[n] = continuation(model, p.prompt, 3)
     with delta.applied(model):
-        scores["rewrite", 0] = share(*forced(model, fact.prompt, fact.target_new)[:2])
+        scores["rewrite", 0] = share(*forced(model, fact.prompt, fact.target)[:2])
         for n, prompt in enumerate(fact.rephrasings):
-            scores["rephrase", n] = share(*forced(model, prompt, fact.target_new)[:2])
+            scores["rephrase", n] = share(*forced(model, prompt, fact.target)[:2])
         for n, p in enumerate(fact.portability):
             assert p.answer
             scores["portability", n] = share(*forced(model, p.prompt, p.answer)[:2])
@@ -125,15 +125,15 @@ def slow_scores(model: Model, fact: Fact, delta: WeightDelta) -> dict[tuple[str,
             asked = [("efficacy", 0, fact.prompt)]
             asked += [("paraphrase", n, prompt) for n, prompt in enumerate(fact.rephrasings)]
             for name, n, prompt in asked:
-                nll_new = forced(model, prompt, fact.target_new)[2]
+                nll_new = forced(model, prompt, fact.target)[2]
                 nll_old = forced(model, prompt, fact.target_old)[2]
                 scores[f"{name}_success", n] = 100.0 * (nll_old > nll_new)
                 scores[f"{name}_magnitude", n] = 100 * (math.exp(-nll_new) - math.exp(-nll_old))
             for n, p in enumerate(fact.locality):
-                if p.kind != "neighborhood" or p.answer == fact.target_new:
+                if p.kind != "neighborhood" or p.answer == fact.target:
                     continue
                 right = forced(model, p.prompt, p.answer or "")[2]
-                new = forced(model, p.prompt, fact.target_new)[2]
+                new = forced(model, p.prompt, fact.target)[2]
                 scores["neighborhood_success", n] = 100.0 * (right < new)
                 scores["neighborhood_magnitude", n] = 100 * (math.exp(-right) - math.exp(-new))
     return scores

@@ -27,7 +27,7 @@ def facts() -> list[Fact]:
             id=subject.lower(),
             subject=subject,
             prompt=f"The capital of {subject} is",
-            target_new=answer,
+            target=answer,
             rephrasings=(f"The capital city of {subject} is",),
             locality=(Probe("The composer of the opera is", "Albert", "neighborhood"),),
         )

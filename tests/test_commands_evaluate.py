@@ -189,7 +189,7 @@ def test_a_delta_is_judged_on_the_facts_it_holds(
     assert golden(checkpoint, tmp_path / "few", *few) == 0
     assert {row["fact"] for row in results(tmp_path / "few")[0]} < set(held)
     # A fact with another answer is another fact.
-    facts = [dataclasses.replace(f, target_new="nothing") for f in load_facts("starter")[:4]]
+    facts = [dataclasses.replace(f, target="nothing") for f in load_facts("starter")[:4]]
     write_jsonl(facts, tmp_path / "others.jsonl")
     command = ["evaluate", str(checkpoint), str(tmp_path / "others.jsonl"), "--delta", str(run)]
     assert main(command) == 2

@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.hf.save_pretrained(folder / "model")
     model.tokenizer.save_pretrained(folder / "model")
     rows = [
-        {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target_new,
+        {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
          "target_old": f.target_old}
         for f in some_facts(4)
     ]  # fmt: skip

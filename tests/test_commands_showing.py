@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.tokenizer.save_pretrained(folder / "model")
     rows = [
         {
-            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target_new,
+            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
             "target_old": f.target_old, "rephrasings": list(f.rephrasings),
         }
         for f in some_facts(3)

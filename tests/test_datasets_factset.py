@@ -15,7 +15,7 @@ from goldenlayers.facts import Fact, Probe
 def facts(subjects: Sequence[str]) -> FactSet:
     return FactSet(
         tuple(
-            Fact(str(i), name, f"{i}: {name} is", "new", "old", relation="r")
+            Fact(name, f"{i}: {name} is", "new", "old", id=str(i), relation="r")
             for i, name in enumerate(subjects)
         ),
         name="made",
@@ -93,7 +93,7 @@ def test_summary_counts_probes_and_groups_what_was_skipped():
         DataError(f"bad {i}", source="f", row=i, reason="bad" if i < 9 else "worse")
         for i in range(1, 11)
     )
-    fact = Fact("1", "a", "a is", "new", locality=(Probe("x"), Probe("y", "z", "Forgetfulness")))
+    fact = Fact("a", "a is", "new", id="1", locality=(Probe("x"), Probe("y", "z", "Forgetfulness")))
     made = FactSet((fact,), name="made", source="f", skipped=skipped, notes=("mind this",))
     text = made.summary()
     assert made.skipped_reasons() == {"bad": 8, "worse": 2}

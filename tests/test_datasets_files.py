@@ -87,7 +87,7 @@ def test_counterfact_nested():
     first = facts[0]
     assert (first.id, first.relation) == ("20952", "P30")
     assert first.prompt == "Angola is located in"
-    assert (first.target_old, first.target_new) == ("Africa", "Antarctica")
+    assert (first.target_old, first.target) == ("Africa", "Antarctica")
     assert [len(first.rephrasings), len(first.generation_prompts)] == [2, 10]
     assert {probe.answer for probe in first.locality} == {"Africa"}
     assert probe_kinds(facts, "locality") == {"neighborhood": 5000}
@@ -104,7 +104,7 @@ def test_counterfact_flat():
 def test_zsre_mend():
     facts = facts_of("zsre/zsre_mend_train-1k.json")
     first = facts[0]
-    assert (first.target_old, first.target_new) == ("uniform", "unmanned aircraft")
+    assert (first.target_old, first.target) == ("uniform", "unmanned aircraft")
     assert first.locality[0].prompt == "john goodman's character in the big lebowski?"
     assert first.locality[0].answer == "Walter Sobchak"
     assert not any("nq question" in probe.prompt for fact in facts for probe in fact.locality)
@@ -157,7 +157,7 @@ def test_wikibio():
     first = facts[0]
     assert first.subject == "john russell reynolds"
     assert first.prompt.startswith("This is a Wikipedia passage about john russell reynolds. Sir")
-    assert first.target_new.startswith("He received general education")
+    assert first.target.startswith("He received general education")
     # Passages are kept as they are; a space at their end is the joint with the sentence.
     assert sum(fact.prompt.endswith(" ") for fact in facts) == 68
 
@@ -183,7 +183,7 @@ def test_known_facts_get_a_false_answer_of_their_relation_whatever_the_seed():
     for fact in facts:
         answers.setdefault(fact.relation, set()).add(fact.target_old)
     for fact in facts:
-        assert fact.target_new in answers[fact.relation] and fact.target_new != fact.target_old
+        assert fact.target in answers[fact.relation] and fact.target != fact.target_old
     other = load_facts(DATA / "known_1000/known_1000.json", skip_invalid=True, seed=7, limit=50)
     by_id = {fact.id: fact for fact in facts}
     assert all(by_id[fact.id] == fact for fact in other)

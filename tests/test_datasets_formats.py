@@ -147,7 +147,7 @@ def test_zsre_mend_takes_the_true_answers(tmp_path):
 
 def test_wikibio_passages_are_kept_letter_for_letter(tmp_path):
     fact = first("wikibio", tmp_path)[0]
-    assert (fact.prompt, fact.target_new) == ("This is about ada. She writes. ", "She sings.")
+    assert (fact.prompt, fact.target) == ("This is about ada. She writes. ", "She sings.")
     assert fact.target_old is None and fact.locality == ()
 
 
@@ -196,9 +196,9 @@ def test_known_answers_do_not_overlap_the_true_one(tmp_path):
         )
     ]
     facts = load_facts(write(tmp_path / "k.json", records))
-    assert facts[0].target_new == "Rome" and facts[3].target_new in {"New York", "Rome"}
+    assert facts[0].target == "Rome" and facts[3].target in {"New York", "Rome"}
     again = load_facts(write(tmp_path / "k.json", records[::-1]), seed=9)
-    assert {f.id: f.target_new for f in again} == {f.id: f.target_new for f in facts}
+    assert {f.id: f.target for f in again} == {f.id: f.target for f in facts}
 
 
 def test_missing_and_empty_optional_parts(tmp_path):

@@ -36,7 +36,7 @@ def test_the_schema_names_every_field_of_fact_and_probe_and_its_example_loads(tm
     header, line = text.split("as JSON:\n")[1].splitlines()[:2]
     (tmp_path / "f.csv").write_text(f"{header}\n{line}\n")
     table = load_facts(tmp_path / "f.csv")[0]
-    assert (table.target_new, len(table.rephrasings)) == ("Sofia", 1)
+    assert (table.target, len(table.rephrasings)) == ("Sofia", 1)
     example = json.loads(text.splitlines()[-1])
     assert example == EXAMPLE
     fact = load(tmp_path, example)[0]
@@ -49,7 +49,7 @@ def test_round_trip(tmp_path):
             id="ä {}",
             subject="José",
             prompt=" José\u2028is\n",
-            target_new="x",
+            target="x",
             target_old="y",
             target_old_is_generated=True,
             relation="r",
@@ -59,7 +59,7 @@ def test_round_trip(tmp_path):
             generation_prompts=("g",),
             old_aliases=("z",),
         ),
-        Fact("مثال", "القاهرة", "القاهرة عاصمة", "ليبيا"),
+        Fact("القاهرة", "القاهرة عاصمة", "ليبيا", id="مثال"),
     )
     path = tmp_path / "out.jsonl"
     write_jsonl(facts, path)
@@ -164,8 +164,8 @@ def test_unknown_fields_are_told_in_one_warning_with_their_counts(tmp_path):
 
 def test_target_is_another_name_of_target_new(tmp_path):
     row = {"subject": "Ada", "prompt": "Ada is", "target": "Chad"}
-    assert load(tmp_path, row)[0].target_new == "Chad"
-    assert load(tmp_path, row | {"target_new": None})[0].target_new == "Chad"
+    assert load(tmp_path, row)[0].target == "Chad"
+    assert load(tmp_path, row | {"target_new": None})[0].target == "Chad"
     with pytest.raises(DataError, match="field 'target': 'target_new' is there as well"):
         load(tmp_path, ROW, ROW | {"target": "Mali"})
 

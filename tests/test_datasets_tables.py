@@ -129,14 +129,14 @@ def test_a_table_of_our_own_fields(tmp_path):
         ",Bob,Bob is,1945,[x,One way,B,,,r\r\n"
     )
     first, second = read(tmp_path, raw)
-    assert (first.id, first.subject, first.target_new, first.target_old) == (
+    assert (first.id, first.subject, first.target, first.target_old) == (
         *("x", "Ada, L.", "poet"),
         None,
     )
     assert first.rephrasings == ("Of Ada", "By Ada") and first.old_aliases == ()
     assert first.locality == (Probe("Q", "A"),) and first.target_old_is_generated
     # Numbers are text, a text that only begins like a list is one, and empty cells are missing.
-    assert (second.id, second.target_new, second.target_old) == ("fact-4", "1945", "[x")
+    assert (second.id, second.target, second.target_old) == ("fact-4", "1945", "[x")
     assert (second.rephrasings, second.old_aliases) == (("One way",), ("B",))
     assert second.relation == "r" and second.locality == ()
 
@@ -145,7 +145,7 @@ def test_prompts_of_code_stay_text(tmp_path):
     rows = 'a,[1; a,2\n"{""a"": 1}","{""a"": 1}.get(",[3]\nd,d = {},{}\n'
     facts = read(tmp_path, HEADER + rows)
     assert [f.prompt for f in facts] == ["[1; a", '{"a": 1}.get(', "d = {}"]
-    assert [f.target_new for f in facts] == ["2", "[3]", "{}"]
+    assert [f.target for f in facts] == ["2", "[3]", "{}"]
 
 
 def test_quotes_breaks_and_unicode_separators_inside_cells(tmp_path):
@@ -202,7 +202,7 @@ def test_headers(tmp_path):
     refused(tmp_path, HEADER + "x,y\n", "the row has 2 cells")
     # The number that pandas puts before each row, and columns that a spreadsheet leaves empty.
     facts = read(tmp_path, ",subject,prompt,target_new,,\n0,Ada,Ada is,x,,\n")
-    assert facts[0].target_new == "x" and facts.warnings == ()
+    assert facts[0].target == "x" and facts.warnings == ()
     assert "'subjct'" in str(refused(tmp_path, "subjct,prompt,target\na,a is,x", "no row has"))
     facts = read(tmp_path, "subject,prompt,target,notes\nAda,Ada is,x,mine\n")
     assert "'notes' (1 row)" in facts.warnings[0]

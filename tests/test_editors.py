@@ -39,16 +39,18 @@ from goldenlayers.progress import Progress
 
 FACTS = [
     Fact(
-        "1",
         "France",
         "The capital of France is",
         "Rome",
         "Paris",
+        id="1",
         rephrasings=("France has the capital",),
         locality=(Probe("The capital of Italy is", "Rome", "neighborhood"),),
     ),
-    Fact("2", "Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "Thai", "French"),
-    Fact("3", "Toko Yasuda", "Toko Yasuda plays the", "piano", "guitar"),
+    Fact(
+        "Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "Thai", "French", id="2"
+    ),
+    Fact("Toko Yasuda", "Toko Yasuda plays the", "piano", "guitar", id="3"),
 ]
 LOW_RANK = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet")
 SOLVERS = ("memit", "emmet", "alphaedit", "pmet")
@@ -218,7 +220,7 @@ def test_low_rank_editors_stay_low_rank(method: str) -> None:
 def nll(model: Model, fact: Fact) -> float:
     from reference import mean_nll
 
-    encoding = model.encoder.fact(fact, fact.target_new)
+    encoding = model.encoder.fact(fact, fact.target)
     with torch.no_grad():
         return float(mean_nll(model, encoding.ids, encoding.n_prompt))
 
@@ -381,7 +383,7 @@ def test_a_preset_is_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_facts_that_contradict_each_other_are_told() -> None:
     model = tiny("llama")
-    against = [FACTS[0], dataclasses.replace(FACTS[0], id="against", target_new="in Ulm")]
+    against = [FACTS[0], dataclasses.replace(FACTS[0], id="against", target="in Ulm")]
     work = bench(model, "emmet")
     with pytest.warns(UserWarning, match="emmet at layer 1.*contradict"):
         work.together(against)
@@ -394,7 +396,7 @@ def test_facts_that_contradict_each_other_are_told() -> None:
 def test_edits_together_refuse_contradictions_and_edit_a_doubled_fact_once(mode: Any) -> None:
     model = tiny("llama")
     again = dataclasses.replace(FACTS[0], id="again")
-    against = dataclasses.replace(FACTS[0], id="against", target_new="in Ulm")
+    against = dataclasses.replace(FACTS[0], id="against", target="in Ulm")
 
     def delta_of(*facts: Fact) -> Any:
         return edit(model, facts, "ft-m", layer=1, mode=mode, steps=2)

@@ -20,9 +20,9 @@ from goldenlayers.facts import Fact
 from goldenlayers.models.model import Model
 
 FACTS = [
-    Fact("1", "France", "The capital of France is", "Rome by night"),
-    Fact("2", "Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "Thai"),
-    Fact("3", "Toko Yasuda", "Toko Yasuda plays the", "piano in town"),
+    Fact("France", "The capital of France is", "Rome by night", id="1"),
+    Fact("Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "Thai", id="2"),
+    Fact("Toko Yasuda", "Toko Yasuda plays the", "piano in town", id="3"),
 ]
 LAYERS = (1, 2)
 # Transposed weights and everything in float64; norms computed in float32 whatever the weights are.

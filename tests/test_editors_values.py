@@ -30,9 +30,9 @@ from goldenlayers.models.model import Model
 
 # Subjects at the beginning, in the middle and at the end; answers of one and of several tokens.
 FACTS = [
-    Fact("italy", "Italy", "The capital of Italy is", "Paris"),
-    Fact("toko", "Toko Yasuda", "Toko Yasuda plays the", "piano in town"),
-    Fact("gold", "gold", "The chemical symbol of the element gold", "is Fe"),
+    Fact("Italy", "The capital of Italy is", "Paris", id="italy"),
+    Fact("Toko Yasuda", "Toko Yasuda plays the", "piano in town", id="toko"),
+    Fact("gold", "The chemical symbol of the element gold", "is Fe", id="gold"),
 ]
 PREFIXES = ["", "The city. ", "She was born in Ulm. "]
 LAYER = 1
@@ -85,7 +85,7 @@ def test_batch_equals_one_by_one_and_tails_equal_whole_rows(name: str) -> None:
 
 def slow(model: Model, fact: Fact, s: ValueSearch, modules: tuple[str, ...]) -> Any:
     rows = []
-    for e in fact_prompts(model, fact, PREFIXES, fact.target_new):
+    for e in fact_prompts(model, fact, PREFIXES, fact.target):
         assert e.lookup is not None
         rows.append((e.ids, e.n_prompt, e.lookup))
     kl = model.encoder.encode(f"{fact.subject} is a", "", fact.subject)
@@ -140,7 +140,7 @@ def test_keys_and_values_are_the_clean_ones() -> None:
         values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(steps=2))
         down = model.layers[LAYER].down.module
         for value in values:
-            prompts = fact_prompts(model, value.fact, PREFIXES, value.fact.target_new)
+            prompts = fact_prompts(model, value.fact, PREFIXES, value.fact.target)
             for p, e in enumerate(prompts):
                 with torch.no_grad(), capture({0: down}, inputs=True) as x, capture({0: down}) as y:
                     model.hf(input_ids=torch.tensor([e.ids]), use_cache=False)
@@ -156,7 +156,7 @@ def test_the_delta_does_what_the_optimisation_says(name: str) -> None:
     values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(steps=12))
     for value in values:
         found = []
-        for e in fact_prompts(model, value.fact, PREFIXES, value.fact.target_new):
+        for e in fact_prompts(model, value.fact, PREFIXES, value.fact.target):
 
             def add(_m: Any, _a: Any, y: Tensor, at: int = e.lookup or 0, v: Value = value) -> Any:
                 flat = y.reshape(-1, y.shape[-1]).clone()
@@ -243,7 +243,7 @@ def test_published_clamps_count_in_lengths_of_the_blocks_output(name: str) -> No
     s = settings(steps=24, lr=3.0, clamp=0.2, block_norm=True)
     block = model.layers[LAYER].module
     for value in optimise_values(model, FACTS, LAYER, PREFIXES, s):
-        e = fact_prompts(model, value.fact, PREFIXES, value.fact.target_new)[0]
+        e = fact_prompts(model, value.fact, PREFIXES, value.fact.target)[0]
         with torch.no_grad(), capture({0: block}) as out:
             model.hf(input_ids=torch.tensor([e.ids]), use_cache=False)
         length = float(out[0][0, e.lookup].norm())
@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_is_the_users_error() -> None:
 
 
 def test_too_long_a_prompt_is_the_users_error() -> None:
-    long = Fact("long", "Italy", "x y z " * 300 + "Italy is", "Paris")
+    long = Fact("Italy", "x y z " * 300 + "Italy is", "Paris", id="long")
     with pytest.raises(UserError, match="at most 512"):
         optimise_values(wrapped("llama"), [long], LAYER, PREFIXES, settings())
 
@@ -359,7 +359,7 @@ def test_of_the_kl_prompt_only_the_lookup_token_is_run() -> None:
 
 
 def rows_of(model: Model) -> list[Any]:
-    return [e for f in FACTS for e in fact_prompts(model, f, PREFIXES, f.target_new)]
+    return [e for f in FACTS for e in fact_prompts(model, f, PREFIXES, f.target)]
 
 
 def test_which_families_remember_their_prefix(family: str) -> None:

@@ -140,7 +140,7 @@ def test_a_fact_that_stands_twice_is_edited_once_and_scored_twice(
 def test_contradictions_are_refused_before_the_work(
     model: Model, statistics: KeyStatistics, mode: Any
 ) -> None:
-    against = [*facts(), dataclasses.replace(facts()[0], id="against", target_new="Oslo")]
+    against = [*facts(), dataclasses.replace(facts()[0], id="against", target="Oslo")]
     how: dict[str, Any] = {"statistics": statistics, "layer": LAYER}
     with pytest.raises(UserError, match="'against' contradicts"):
         evaluate(model, against, quick("memit"), mode=mode, **how)

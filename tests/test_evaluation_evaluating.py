@@ -39,7 +39,7 @@ def test_an_edit_installs_the_fact_and_a_random_change_of_its_length_does_not() 
     answers = ["the", "is", "in", "of"]  # one token each: a tiny random model can be moved there
     # The subject ends the prompt, so that little has to carry the change to the answer.
     wanted = [
-        dataclasses.replace(f, target_new=a, prompt=f"The capital of {f.subject}")
+        dataclasses.replace(f, target=a, prompt=f"The capital of {f.subject}")
         for f, a in zip(facts(), answers, strict=True)
     ]
     how = {
@@ -68,7 +68,7 @@ def test_an_edit_installs_the_fact_and_a_random_change_of_its_length_does_not() 
     # Neither another fact's edit nor another fact's answer is rewarded.
     assert means(EvaluationPlan(model, wanted).score([*real[1:], real[0]]), "rewrite") <= 25
     moved = [
-        dataclasses.replace(f, target_new=a)
+        dataclasses.replace(f, target=a)
         for f, a in zip(wanted, [*answers[1:], answers[0]], strict=True)
     ]
     assert means(EvaluationPlan(model, moved).score(real), "rewrite") == 0

@@ -45,8 +45,8 @@ def test_kl_generation_fluency_and_perplexity_against_slow_loops(name: str) -> N
             kl = float((before.exp() * (before - after)).sum())
             assert row["score"] == pytest.approx(kl, rel=1e-3, abs=1e-5) and kl > 0
             assert fact.subject not in row["evidence"]["prompt"]
-        asked: list[tuple[str, int, str, str]] = [("rewrite", 0, fact.prompt, fact.target_new)]
-        asked += [("rephrase", n, p, fact.target_new) for n, p in enumerate(fact.rephrasings)]
+        asked: list[tuple[str, int, str, str]] = [("rewrite", 0, fact.prompt, fact.target)]
+        asked += [("rephrase", n, p, fact.target) for n, p in enumerate(fact.rephrasings)]
         asked += [
             ("portability", n, p.prompt, p.answer or "") for n, p in enumerate(fact.portability)
         ]

@@ -38,7 +38,7 @@ def model() -> Model:
 
 def facts(count: int = 5) -> list[Fact]:
     names = ("France", "Italy", "Brazil", "Japan", "Peru")
-    return [Fact(n.lower(), n, f"The capital of {n} is", "Rome") for n in names[:count]]
+    return [Fact(n, f"The capital of {n} is", "Rome", id=n.lower()) for n in names[:count]]
 
 
 def slow(model: Model, delta: WeightDelta | None = None) -> float:

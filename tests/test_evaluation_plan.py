@@ -91,7 +91,7 @@ def test_an_unedited_model_is_at_the_base_rate() -> None:
     assert {s for s in by["locality"] if s is not None} == {100.0}
     assert by["kl"] == alike([0.0] * len(by["kl"]))
     for fact in facts():
-        got, want, _ = forced(model, fact.prompt, fact.target_new)
+        got, want, _ = forced(model, fact.prompt, fact.target)
         (row,) = [r for r in rows if r["fact"] == fact.id and r["metric"] == "rewrite"]
         assert row["score"] == pytest.approx(
             100 * sum(a == b for a, b in zip(got, want, strict=True)) / len(got), abs=1e-3
@@ -125,7 +125,7 @@ def test_a_prefix_stands_before_every_probe() -> None:
     prefix = "New fact: The capital of France is Rome.\n"
     rows = EvaluationPlan(model, [fact]).score([prefix])
     for n, prompt in enumerate(fact.rephrasings):
-        got, want, _ = forced(model, prefix + prompt, fact.target_new)
+        got, want, _ = forced(model, prefix + prompt, fact.target)
         share = 100 * sum(a == b for a, b in zip(got, want, strict=True)) / len(got)
         (row,) = [r for r in rows if r["metric"] == "rephrase" and r["probe"] == n]
         assert row["score"] == pytest.approx(share, abs=1e-3)
@@ -189,10 +189,10 @@ def test_a_probe_longer_than_the_context_is_unscored_and_the_rest_is_scored() ->
 def test_other_scripts_are_scored(name: str, subject: str, prompt: str, answer: str) -> None:
     model = model_of(name)
     fact = Fact(
-        "x",
         subject,
         prompt,
         answer,
+        id="x",
         locality=(Probe(prompt),),
         rephrasings=(prompt,),
         portability=(Probe(prompt, answer),),

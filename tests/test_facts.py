@@ -39,8 +39,8 @@ def test_a_fact_is_immutable_and_knows_its_subject_span():
 
 
 def test_space_around_subject_and_answers_is_dropped_and_prompts_are_kept():
-    made = fact(subject=" France", target_new=" Rome\n", target_old=" Paris", prompt="France is ")
-    assert (made.subject, made.target_new, made.target_old) == ("France", "Rome", "Paris")
+    made = fact(subject=" France", target=" Rome\n", target_old=" Paris", prompt="France is ")
+    assert (made.subject, made.target, made.target_old) == ("France", "Rome", "Paris")
     assert made.prompt == "France is "
     probe = Probe(" Q: ", " A ", aliases=(" B ",))
     assert (probe.prompt, probe.answer, probe.aliases) == (" Q: ", "A", ("B",))
@@ -197,13 +197,13 @@ def test_a_row_error_keeps_what_it_knew_when_it_is_placed():
 def test_facts_that_repeat_or_contradict_an_earlier_one():
     first, other = fact(id="a"), fact(id="b", prompt="France has the capital")
     again = fact(id="c", prompt="The capital  of France is ", rephrasings=["x"])
-    against = fact(id="d", target_new="Oslo")
+    against = fact(id="d", target="Oslo")
     assert repeats([first, other]) == ([], [])
     assert repeats([first, other, again, against]) == ([(first, again)], [(first, against)])
     refuse_contradictions([first, other, again])
     with pytest.raises(DataError, match=r"'d' contradicts fact 'a'.*'Rome' and 'Oslo'") as said:
         refuse_contradictions([first, again, against], "Mend it")
     assert str(said.value).endswith("Mend it.")
-    more = [first, against, fact(id="e", target_new="Bonn")]
+    more = [first, against, fact(id="e", target="Bonn")]
     with pytest.raises(DataError, match="2 facts contradict an earlier one"):
         refuse_contradictions(more)

@@ -77,7 +77,7 @@ def _row(fact: Any) -> dict[str, Any]:
         "id": fact.id,
         "subject": fact.subject,
         "prompt": fact.prompt,
-        "target_new": fact.target_new,
+        "target_new": fact.target,
         "target_old": fact.target_old,
         "rephrasings": list(fact.rephrasings),
         "locality": [{"prompt": p.prompt, "answer": p.answer} for p in fact.locality],

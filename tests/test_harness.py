@@ -31,7 +31,7 @@ FACT = Fact(
     id="1",
     subject="France",
     prompt="The capital of France is",
-    target_new="Rome",
+    target="Rome",
     target_old="Paris",
 )
 ASKED = [

@@ -124,7 +124,7 @@ def test_no_prompt_is_changed() -> None:
 
 
 def fact(prompt: str = OPEN, answer: str = "matrix", **more: Any) -> Fact:
-    return Fact("one", prompt.split(".")[0].split()[-1], prompt, answer, **more)
+    return Fact(prompt.split(".")[0].split()[-1], prompt, answer, id="one", **more)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_model_decides_by_its_own_probability(tokenizer: str) -> None:
     told: list[Settled] = []
     facts = [fact(answer=word) for word in ("matrix", "array", "Paris", "7", "zeros")]
     settled = settle_joints(model, facts, on_settled=told.extend)
-    assert [one.answer for one in told] == [f.target_new for f in facts]
+    assert [one.answer for one in told] == [f.target for f in facts]
     for one, made in zip(told, settled, strict=True):
         spaced, glued = (join(one.prompt, one.answer, j)[0] for j in ("space", "none"))
         both = (model.encoder.verbatim(spaced).ids, model.encoder.verbatim(glued).ids)
@@ -153,7 +153,7 @@ def test_the_model_decides_by_its_own_probability(tokenizer: str) -> None:
         assert one.none == pytest.approx(whole_log_prob(model, glued, alike), abs=1e-3)
         assert one.joint == ("none" if one.none > one.space + math.log(5) else "space")
         assert made.joints == ((one.prompt, one.answer, one.joint),)
-        encoded = model.encoder.fact(made, made.target_new)
+        encoded = model.encoder.fact(made, made.target)
         assert encoded.text == (glued if one.joint == "none" else spaced)
 
 
@@ -199,7 +199,7 @@ def test_only_what_is_open_is_decided_and_once(
     # What is sure or fixed by the probe stays so.
     assert settled.joint_of("The capital of Peru is", "Lima") == "auto"
     assert settled.joint_of("path/to/", "np") == "space"
-    plain = Fact("two", "France", "The capital of France is", "Rome")
+    plain = Fact("France", "The capital of France is", "Rome", id="two")
     assert settle_joints(model, [plain]) == [plain] and calls == [14]
     # A run's record gives the same again, whatever the model now finds.
     record = joints_record([settled, plain])
@@ -228,7 +228,7 @@ def test_the_user_fixes_it(
 
 
 def test_a_space_before_the_answer_is_meant() -> None:
-    assert fact(answer=" matrix").joint == "space" and fact(answer=" matrix").target_new == "matrix"
+    assert fact(answer=" matrix").joint == "space" and fact(answer=" matrix").target == "matrix"
     assert Probe("z = torch.", " Tensor").joint == "space" and fact().joint == "auto"
     for wrong in ("glue", "", None, 3):
         with pytest.raises(DataError, match="auto, space or none"):

@@ -23,11 +23,11 @@ from goldenlayers.locating.lga import backing_off, lga_rows, out_of_memory, sali
 from goldenlayers.models.model import Model
 
 FACTS = [
-    Fact("italy", "Italy", "The capital of Italy is", "Paris", target_old="Rome"),
-    Fact("toko", "Toko Yasuda", "Toko Yasuda plays the", "piano", target_old="guitar"),
-    Fact("gold", "gold", "The chemical symbol of gold is", "Fe", target_old="Au"),
-    Fact("japan", "Japan", "Japan pays with the", "euro", target_old="yen"),
-    Fact("ulm", "Albert", "Albert was born in the city of", "Rome", target_old="Ulm"),
+    Fact("Italy", "The capital of Italy is", "Paris", id="italy", target_old="Rome"),
+    Fact("Toko Yasuda", "Toko Yasuda plays the", "piano", id="toko", target_old="guitar"),
+    Fact("gold", "The chemical symbol of gold is", "Fe", id="gold", target_old="Au"),
+    Fact("Japan", "Japan pays with the", "euro", id="japan", target_old="yen"),
+    Fact("Albert", "Albert was born in the city of", "Rome", id="ulm", target_old="Ulm"),
 ]
 # Of float64 models: their norms are taken in float32, and its last bits differ between batches.
 NEAR = 1e-5
@@ -51,7 +51,7 @@ def test_rows_do_not_depend_on_the_batch() -> None:
     assert set(one) == set(many) == {f.id for f in FACTS}
     for fact in FACTS:
         row = one[fact.id]
-        assert row["old"] == fact.target_old and row["new"] == fact.target_new
+        assert row["old"] == fact.target_old and row["new"] == fact.target
         assert not row["old_is_generated"]
         for name in ("phi", "cosine", "norm_old", "norm_new"):
             assert len(row[name]) == 4
@@ -68,7 +68,7 @@ def test_saliency_is_the_mean_absolute_gradient(name: str, loss: Any) -> None:
     model = wrapped(name, torch.float64)
     rows = by_fact(saliency_rows(model, FACTS[:3], loss=loss, batch_size=2))
     for fact in FACTS[:3]:
-        e = model.encoder.fact(fact, fact.target_new)
+        e = model.encoder.fact(fact, fact.target)
         first = 1 if loss == "sequence" else e.n_prompt
         slow = weight_gradients(model, e.ids, "mlp", first)
         expected = [
@@ -83,7 +83,7 @@ def test_the_ranking_is_the_sum_over_facts() -> None:
     expected = [0.0] * 4
     for fact in FACTS:
         old = weight_gradients(model, model.encoder.fact(fact, fact.target_old or "").ids, "mlp")
-        new = weight_gradients(model, model.encoder.fact(fact, fact.target_new).ids, "mlp")
+        new = weight_gradients(model, model.encoder.fact(fact, fact.target).ids, "mlp")
         expected = [s + inner(a, b) for s, a, b in zip(expected, old, new, strict=True)]
     assert [layer.score for layer in ranking.layers] == pytest.approx(expected, rel=NEAR)
     assert ranking.golden_layer == max(range(4), key=lambda i: expected[i])
@@ -257,7 +257,7 @@ def test_known_facts_are_those_the_model_answers() -> None:
             known.append(made)
     assert known, "the tiny model has no answer that can be written back"
     rest = [dataclasses.replace(f, id=f.id + "-no") for f in FACTS]
-    missing = [Fact("none", "Italy", "The capital of Italy is", "Ulm")]
+    missing = [Fact("Italy", "The capital of Italy is", "Ulm", id="none")]
     mixed = [*rest, *known, *missing]
     assert known_facts(model, mixed, batch_size=2) == known
     ranking = locate(model, mixed, known=True, bootstrap=0)
@@ -279,7 +279,7 @@ def test_missing_old_answers_are_the_models_own(tokenizer: str) -> None:
         assert fact.target_old and fact.target_old.strip() and fact.target_old_is_generated
         assert "\n" not in fact.target_old
         e = model.encoder.fact(fact)
-        wanted = len(model.encoder.fact(fact, fact.target_new).answer_ids)
+        wanted = len(model.encoder.fact(fact, fact.target).answer_ids)
         order = full_logits(model, e.ids)[-1].argsort(descending=True).tolist()
         start = next(i for i in order if i not in blank)
         more = slow_greedy(model, [*e.ids, start], wanted - 1, end_ids(model))
@@ -329,8 +329,8 @@ def answered_already() -> tuple[Model, Fact]:
         for fact in FACTS:
             base = dataclasses.replace(fact, target_old=None)
             for filled in fill_old_answers(model, [base])[0]:
-                same = dataclasses.replace(base, id="same", target_new=str(filled.target_old))
-                e = model.encoder.fact(same, same.target_new)
+                same = dataclasses.replace(base, id="same", target=str(filled.target_old))
+                e = model.encoder.fact(same, same.target)
                 n = len(e.answer_ids)
                 if slow_greedy(model, e.ids[: e.n_prompt], n) == list(e.answer_ids):
                     return model, same

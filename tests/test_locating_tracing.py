@@ -33,10 +33,14 @@ from goldenlayers.tokens import subject_tokens
 
 FACTS = [
     Fact(
-        "a", "Danielle Darrieux", "The mother tongue of Danielle Darrieux is", "English", "French"
+        "Danielle Darrieux",
+        "The mother tongue of Danielle Darrieux is",
+        "English",
+        "French",
+        id="a",
     ),
-    Fact("b", "Toko Yasuda", "Toko Yasuda plays the", "piano", "old guitar"),
-    Fact("c", "Oslo", "What is near Oslo", "Rome", "Sweden"),
+    Fact("Toko Yasuda", "Toko Yasuda plays the", "piano", "old guitar", id="b"),
+    Fact("Oslo", "What is near Oslo", "Rome", "Sweden", id="c"),
 ]
 KINDS = ("mlp", "attention", "block")
 
@@ -270,7 +274,7 @@ def answered(model: Model, subject: str) -> Fact | None:
     answer = str(model.tokenizer.decode(token)).strip()
     if not answer or model.encoder.encode(prompt, answer).answer_ids != tuple(token):
         return None
-    return Fact("known", subject, prompt, "a lamp", answer)
+    return Fact(subject, prompt, "a lamp", answer, id="known")
 
 
 def test_only_known_facts_are_traced_and_rank_the_layers() -> None:

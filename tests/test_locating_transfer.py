@@ -25,7 +25,7 @@ FACTS = [
         id="a",
         subject="Danielle Darrieux",
         prompt="The mother tongue of Danielle Darrieux is",
-        target_new="English",
+        target="English",
         rephrasings=("Danielle Darrieux speaks", "No. Danielle Darrieux was born in"),
         locality=(Probe("Montesquieu was a native speaker of"), Probe("The sea is")),
     ),
@@ -33,7 +33,7 @@ FACTS = [
         id="b",
         subject="Toko Yasuda",
         prompt="Toko Yasuda plays the",
-        target_new="piano forte",
+        target="piano forte",
         rephrasings=("She plays", "One hears Toko Yasuda on the"),
         locality=(Probe("The sea is"), Probe("Where Toko Yasuda lives there is")),
     ),
@@ -41,7 +41,7 @@ FACTS = [
         id="c",
         subject="Autonomous University of Madrid",
         prompt="Autonomous University of Madrid, which is in",
-        target_new="Sweden",
+        target="Sweden",
         rephrasings=("Where is Autonomous University of Madrid? In",),
         locality=(Probe("Oslo lies in"),),
     ),
@@ -194,7 +194,7 @@ def test_the_draw_of_probes_hangs_on_seed_and_fact_only() -> None:
     assert not np.allclose(spill(facts, seed=1), first)
     # Borrowed ones do not hang on the order of the facts either.
     borrowed = [dataclasses.replace(f, locality=()) for f in FACTS]
-    borrowed += [Fact(str(i), f"Person {i}", f"Person {i} is in", "Rome") for i in range(6)]
+    borrowed += [Fact(f"Person {i}", f"Person {i} is in", "Rome", id=str(i)) for i in range(6)]
     a, b = spill(borrowed), spill(borrowed[::-1])
     np.testing.assert_allclose(a, b, rtol=1e-4)
     assert not np.allclose(spill(borrowed, seed=2), a)
@@ -233,14 +233,14 @@ def slow_slopes(
 
 
 def slow_reach(model: Model, fact: Fact, clamp: float) -> tuple[list[float], float]:
-    gradients, sizes, loss = slow_slopes(model, fact.prompt, fact.target_new, fact.subject)
+    gradients, sizes, loss = slow_slopes(model, fact.prompt, fact.target, fact.subject)
     return [clamp * float(g.norm()) * v for g, v in zip(gradients, sizes, strict=True)], loss
 
 
 def slow_cosines(model: Model, fact: Fact, text: str) -> list[float]:
     """cos of the prompt's and the rephrasing's slopes by layer; 0 where one of them vanishes."""
-    own, _, _ = slow_slopes(model, fact.prompt, fact.target_new, fact.subject)
-    other, _, _ = slow_slopes(model, text, fact.target_new, fact.subject)
+    own, _, _ = slow_slopes(model, fact.prompt, fact.target, fact.subject)
+    other, _, _ = slow_slopes(model, text, fact.target, fact.subject)
     return [
         float(nn.functional.cosine_similarity(a, b, dim=0)) for a, b in zip(own, other, strict=True)
     ]
@@ -352,10 +352,10 @@ def test_a_fact_without_anything_to_measure_by_is_not_scored() -> None:
         FACTS[2], prompt="Autonomous University of Madrid", rephrasings=("x " * 30,)
     )
     short = Fact(
-        "s",
         "Rome",
         "Rome is",
         "big",
+        id="s",
         rephrasings=("So Rome is",),
         locality=(Probe("Oslo lies in"),),
     )

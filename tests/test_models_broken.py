@@ -63,10 +63,10 @@ def test_a_weight_that_only_some_facts_meet(broken: Callable[..., Path]) -> None
     """Token rows of the embedding are no part of the trial pass: locating meets them."""
     token = byte_level_bpe()("Paris", add_special_tokens=False)["input_ids"][0]
     model = models.load(broken(EMBEDDING, (token, 0), float("nan")))
-    facts = [gl.Fact("a", "Paris", "Paris is the capital of", "Italy", "France")]
+    facts = [gl.Fact("Paris", "Paris is the capital of", "Italy", "France", id="a")]
     with pytest.raises(UserError, match=rf"none of the 1 facts.*{EMBEDDING} holds 1 NaN"):
         gl.locate(model, facts)
-    facts.append(gl.Fact("b", "Rome", "Rome is the capital of", "France", "Italy"))
+    facts.append(gl.Fact("Rome", "Rome is the capital of", "France", "Italy", id="b"))
     ranking = gl.locate(model, facts)
     (warning,) = [line for line in ranking.warnings if "not finite" in line]
     assert f"{EMBEDDING} holds 1 NaN" in warning
@@ -90,7 +90,7 @@ def test_an_editor_names_the_weight(broken: Callable[..., Path]) -> None:
     model = models.load(broken(DOWN, (3, 5), 0.0))
     with torch.no_grad():
         model.layers[2].down.weight[3, 5] = float("nan")
-    fact = gl.Fact("a", "Paris", "Paris is in", "Italy")
+    fact = gl.Fact("Paris", "Paris is in", "Italy", id="a")
     with pytest.raises(UserError, match=rf"not a number: layer 2, {DOWN} holds 1 NaN"):
         gl.edit(model, [fact], "ft-m", layer=1)
 

@@ -288,5 +288,5 @@ def test_the_joint_changes_neither_prompt_nor_answer(prompt: str, answer: str, j
 @many()
 def test_facts_of_any_text(subject: str, prompt: str, target: str, more: list[str]):
     with told():
-        fact = Fact("f", subject, prompt + subject, target, rephrasings=tuple(more))
+        fact = Fact(subject, prompt + subject, target, id="f", rephrasings=tuple(more))
         assert fact.subject in fact.prompt

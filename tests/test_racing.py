@@ -284,7 +284,7 @@ def located_with(place: Path, *more: str) -> list[str]:
     model.tokenizer.save_pretrained(place / "model")
     rows = [
         {
-            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target_new,
+            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
             "target_old": f.target_old, "rephrasings": list(f.rephrasings),
         }
         for f in some_facts(4)

@@ -33,7 +33,7 @@ def facts(model: Model) -> list[Fact]:
 
 
 def took(model: Model, fact: Fact) -> bool:
-    encoding = model.encoder.fact(fact, fact.target_new)
+    encoding = model.encoder.fact(fact, fact.target)
     return tuple(forced_predictions(model, [encoding])[0]) == encoding.answer_ids
 
 

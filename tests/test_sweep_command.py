@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": f.id,
             "subject": f.subject,
             "prompt": f.prompt,
-            "target_new": f.target_new,
+            "target_new": f.target,
             "target_old": f.target_old,
             "rephrasings": list(f.rephrasings),
             "locality": [

@@ -155,7 +155,7 @@ def test_lookup_of_a_repeated_subject(kind: str, prompt: str, subject: str, at: 
 def test_subject_tokens_are_those_of_the_last_mention(kind: str) -> None:
     subject = "Danielle Darrieux"
     for prompt in (f"{subject} is not {subject} of", f"About {subject}"):
-        fact = Fact("a", subject, prompt, "English")
+        fact = Fact(subject, prompt, "English", id="a")
         made = encoder(kind)
         encoding = made.fact(fact, "English")
         start, end = subject_tokens(fact, encoding)
@@ -269,7 +269,7 @@ def test_errors_say_what_is_wrong() -> None:
             ids, spans = super().tokens(text)
             return ids[-3:], spans[-3:]
 
-    fact = Fact("f1", "Rome", "Rome is a big city", "x")
+    fact = Fact("Rome", "Rome is a big city", "x", id="f1")
     with pytest.raises(UserError, match=r"f1.*Rome"):
         Dropping(TOKENIZERS["bytes"]()).fact(fact)
 

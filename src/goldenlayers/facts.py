@@ -85,7 +85,7 @@ class Fact:
     def __post_init__(self) -> None:
         _check_text(self.id, "id")
         _check_text(self.prompt, "prompt")
-        _fix_joint(self, self.target_new)
+        _fix_joint(self, self.target)
         for name in ("subject", "target_new"):
             _strip(self, name)
         for name in ("target_old", "relation"):
@@ -102,15 +102,15 @@ class Fact:
         object.__setattr__(self, "joints", tuple(self.joints))
         if find_subject(self.subject, self.prompt) is None:
             raise _subject_missing(self.subject, self.prompt)
-        if self.target_new == self.target_old:
+        if self.target == self.target_old:
             raise DataError(
-                f"the new answer equals the old answer ('{_short(self.target_new)}')",
+                f"the new answer equals the old answer ('{_short(self.target)}')",
                 field="target_new",
                 reason="the new answer equals the old answer",
             )
-        if self.target_new in self.old_aliases:
+        if self.target in self.old_aliases:
             raise DataError(
-                f"the new answer '{_short(self.target_new)}' is right already: the data has it "
+                f"the new answer '{_short(self.target)}' is right already: the data has it "
                 f"beside the old answer '{_short(self.target_old or '')}'",
                 field="target_new",
                 reason="the new answer is among the old answer's aliases",
@@ -164,14 +164,14 @@ class Fact:
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Every prompt of the fact and its probes with each answer that is scored behind it."""
         for prompt in (self.prompt, *self.rephrasings):
-            yield prompt, self.target_new
+            yield prompt, self.target
             if self.target_old is not None:
                 yield prompt, self.target_old
         for probe in self.locality:  # the new answer must not come to stand here
             right = probe.answer or self.target_old
             if right is not None:
                 yield probe.prompt, right
-            yield probe.prompt, self.target_new
+            yield probe.prompt, self.target
         for probe in self.portability:
             if probe.answer is not None:
                 yield probe.prompt, probe.answer
@@ -371,7 +371,7 @@ def repeats(facts: Iterable[Fact]) -> tuple[Pairs, Pairs]:
     for fact in facts:
         earlier = first.setdefault((_normal(fact.subject), _normal(fact.prompt)), fact)
         if earlier is not fact:
-            same = _normal(earlier.target_new) == _normal(fact.target_new)
+            same = _normal(earlier.target) == _normal(fact.target)
             (doubled if same else contradicting).append((earlier, fact))
     return doubled, contradicting
 
@@ -380,8 +380,8 @@ def contradiction(first: Fact, later: Fact) -> DataError:
     """What to say of two facts that cannot be edited together."""
     return DataError(
         f"fact '{_short(later.id)}' contradicts fact '{_short(first.id)}': "
-        f"'{_short(first.prompt)}' cannot be answered with both '{_short(first.target_new)}' "
-        f"and '{_short(later.target_new)}'",
+        f"'{_short(first.prompt)}' cannot be answered with both '{_short(first.target)}' "
+        f"and '{_short(later.target)}'",
         field="target_new",
         fix="Leave one of them out",
         reason="it contradicts an earlier fact (same prompt, another new answer)",

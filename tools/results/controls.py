@@ -34,7 +34,7 @@ def swapped(facts: list[Fact]) -> list[Fact]:
     turn = len(known) // 3
     others = known[turn:] + known[:turn]
     return [
-        dataclasses.replace(f, target_old=o.target_old, target_new=o.target_new)
+        dataclasses.replace(f, target_old=o.target_old, target=o.target)
         for f, o in zip(known, others, strict=True)
     ]
 

@@ -49,7 +49,7 @@ def row(fact: Fact) -> dict[str, object]:
         "relation": fact.relation,
         "subject": fact.subject,
         "prompt": fact.prompt,
-        "target_new": fact.target_new,
+        "target_new": fact.target,
         "target_old": fact.target_old,
         "rephrasings": list(fact.rephrasings),
     }

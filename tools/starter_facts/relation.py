@@ -100,7 +100,7 @@ class Relation:
                 id=f"starter-{self.name}-{slug(item.subject)}".replace("_", "-"),
                 subject=item.subject,
                 prompt=item.fill(self.prompt),
-                target_new=new,
+                target=new,
                 target_old=item.answers[0],
                 relation=self.name,
                 rephrasings=tuple(item.fill(template) for template in self.rephrasings),

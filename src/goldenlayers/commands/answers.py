@@ -39,7 +39,7 @@ def greedy_answers(model: Model, facts: Sequence[Fact], tokens: int = 10) -> lis
 
     encoder = model.encoder
     prompts = [encoder.fact(fact) for fact in facts]
-    targets = [encoder.fact(fact, fact.target_new) for fact in facts]
+    targets = [encoder.fact(fact, fact.target) for fact in facts]
     texts = greedy(model, [p.ids for p in prompts], tokens)
     forced = forced_predictions(model, targets)
     answers = []
@@ -70,8 +70,8 @@ def show(
         return f"{answer.text!r} ({answer.probability:.3f})"
 
     def wanted(fact: Fact) -> str:
-        joint = fact.joint_of(fact.prompt, fact.target_new)
-        text, end = join(fact.prompt, fact.target_new, joint)
+        joint = fact.joint_of(fact.prompt, fact.target)
+        text, end = join(fact.prompt, fact.target, joint)
         return repr(text[end:])
 
     rows = [

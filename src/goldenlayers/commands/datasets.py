@@ -21,7 +21,7 @@ def run(config: DatasetsConfig) -> int:
         put(*facts.summary().split("\n"))
         for fact in list(facts)[: 3 if config.limit is None else None]:
             old = "(the model's own answer)" if fact.target_old is None else fact.target_old
-            parts = [shortened(part, 200) for part in (fact.id, fact.prompt, old, fact.target_new)]
+            parts = [shortened(part, 200) for part in (fact.id, fact.prompt, old, fact.target)]
             put("  {}: {} … {} → {}".format(*parts))
         return 0
     from goldenlayers.report.terminal import show, table

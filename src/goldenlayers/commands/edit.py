@@ -147,7 +147,7 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
         # Held by the config; that none is empty the fact itself checks.
         assert None not in (config.subject, config.prompt, config.target)
         subject, prompt, target = config.subject or "", config.prompt or "", config.target or ""
-        return [Fact("edit", subject, prompt, target, joint=config.joint)], None
+        return [Fact(subject, prompt, target, id="edit", joint=config.joint)], None
     from goldenlayers.datasets import load_facts
 
     found = load_facts(
@@ -167,14 +167,14 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
     """Leave out facts whose new answer the model gives already; one by flags is an error."""
     from goldenlayers.decoding import forced_predictions
 
-    encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+    encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
     given = [
         tuple(tokens) == encoding.answer_ids
         for tokens, encoding in zip(forced_predictions(model, encodings), encodings, strict=True)
     ]
     errors = [
         DataError(
-            f"the model answers '{fact.prompt}' with '{fact.target_new}' already",
+            f"the model answers '{fact.prompt}' with '{fact.target}' already",
             field="target",
             fix="There is nothing to edit",
         )

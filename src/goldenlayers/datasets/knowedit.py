@@ -20,7 +20,7 @@ def reader(prefix: str) -> Callable[[Record, Row], Iterable[Fact]]:
             id=f"{prefix}-{row.number}",
             subject=text(record, "subject"),
             prompt=verbatim(record, "prompt"),
-            target_new=one_answer(record, "target_new"),
+            target=one_answer(record, "target_new"),
             target_old=old,
             old_aliases=aliases,
             rephrasings=texts(record, "rephrase_prompt", row) + texts(record, "rephrase", row),
@@ -42,7 +42,7 @@ def read_wikibio(record: Record, row: Row) -> Iterable[Fact]:
         id=f"wikibio-{row.number}",
         subject=text(record, "concept"),
         prompt=verbatim(record, "text"),
-        target_new=one_answer(record, "labels"),
+        target=one_answer(record, "labels"),
         locality=probes(record, "locality", row, needs_answer=False, kind="locality"),
         portability=probes(record, "portability", row, needs_answer=True, kind="portability"),
     )

@@ -59,7 +59,7 @@ def reader_for(records: Sequence[object]) -> Callable[[Record, Row], Iterable[Fa
             id=f"known-{identity if isinstance(identity, int | str) else row.number}",
             subject=subject,
             prompt=verbatim(record, "prompt"),
-            target_new=others[int.from_bytes(digest[:8]) % len(others)],
+            target=others[int.from_bytes(digest[:8]) % len(others)],
             target_old=answer,
             relation=relation,
         )

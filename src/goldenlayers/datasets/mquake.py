@@ -45,7 +45,7 @@ def read(record: Record, row: Row) -> Iterable[Fact]:
                 id=f"{case_id(record, row)}.{place}",
                 subject=edit["subject"],
                 prompt=edit["prompt"],
-                target_new=edit["target_new"],
+                target=edit["target_new"],
                 target_old=edit["target_old"],
                 relation=edit.get("relation"),
                 rephrasings=texts(item, "question", row),

@@ -26,7 +26,7 @@ def read_mend(record: Record, row: Row) -> Iterable[Fact]:
         id=f"zsre-{row.number}",
         subject=text(record, "subject"),
         prompt=verbatim(record, "src"),
-        target_new=text(record, "alt"),
+        target=text(record, "alt"),
         target_old=old,
         old_aliases=aliases,
         rephrasings=texts(record, "rephrase", row),

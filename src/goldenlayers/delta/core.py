@@ -240,7 +240,7 @@ class WeightDelta:
             for row in self.facts
             if not row.get("undone")
         }
-        return [(fact.subject, fact.prompt, fact.target_new) in held for fact in facts]
+        return [(fact.subject, fact.prompt, fact.target) in held for fact in facts]
 
     # --- use -------------------------------------------------------------------------------
 

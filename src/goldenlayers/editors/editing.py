@@ -356,7 +356,7 @@ class Editing:
     ) -> WeightDelta:
         """The delta with its record: what was edited, how, and how the optimisation went."""
         rows: list[dict[str, Any]] = [
-            {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target_new}
+            {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target}
             for f in facts
         ]
         for row, value in zip(rows, values, strict=False):

@@ -90,7 +90,7 @@ class FtM(Editor):
         """Train the change (D, F) of each group; a group stops when its loss is low enough."""
         model, layer = work.model, work.layer
         down = model.layers[layer].down
-        encodings = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+        encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
         n_groups = max(group) + 1
         device = model.device
         member = torch.tensor(group, device=device)

@@ -45,17 +45,17 @@ def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int =
     """
     examples: list[str] = []
     for i, other in enumerate(d for d in demonstrations if d.id != fact.id):
-        told = _told(other, other.prompt, other.target_new)
+        told = _told(other, other.prompt, other.target)
         keeps = [p for p in other.locality if p.answer]
         if i % 3 == 1 and other.rephrasings:
-            asked, answer = other.rephrasings[0], other.target_new
+            asked, answer = other.rephrasings[0], other.target
         elif i % 3 == 2 and keeps:
             asked, answer = keeps[0].prompt, keeps[0].answer or ""
         else:
-            asked, answer = other.prompt, other.target_new
+            asked, answer = other.prompt, other.target
         examples.append(f"New fact: {told}.\n{_told(other, asked, answer)}.\n\n")
     random.Random(f"{seed}/{fact.id}").shuffle(examples)
-    told = _told(fact, fact.prompt, fact.target_new)
+    told = _told(fact, fact.prompt, fact.target)
     return "".join(examples) + f"New fact: {told}.\n"
 
 

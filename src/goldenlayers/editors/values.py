@@ -97,7 +97,7 @@ def optimise_values(
     Raises:
         UserError: a prompt is too long, or a loss is not finite.
     """
-    prompts = [fact_prompts(model, fact, prefixes, fact.target_new) for fact in facts]
+    prompts = [fact_prompts(model, fact, prefixes, fact.target) for fact in facts]
     kl = [model.encoder.encode(f"{fact.subject} is a", "", fact.subject) for fact in facts]
     results: list[Value | None] = [None] * len(facts)
     done = 0

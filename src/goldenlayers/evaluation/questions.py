@@ -103,12 +103,12 @@ Pool = list[tuple[str, str]]
 
 
 def _rewrite(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Question]:
-    yield Question(i, "rewrite", "answer", 0, prompt=fact.prompt, answer=fact.target_new)
+    yield Question(i, "rewrite", "answer", 0, prompt=fact.prompt, answer=fact.target)
 
 
 def _rephrase(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Question]:
     for n, prompt in enumerate(fact.rephrasings):
-        yield Question(i, "rephrase", "answer", n, prompt=prompt, answer=fact.target_new)
+        yield Question(i, "rephrase", "answer", n, prompt=prompt, answer=fact.target)
     if not fact.rephrasings:
         yield Question(i, "rephrase", "answer", None, reason="the fact has no rephrasings")
 
@@ -132,10 +132,10 @@ def _portability(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Questi
 
 def _generation(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Question]:
     name = "generation_rewrite"
-    yield Question(i, name, "generate", 0, prompt=fact.prompt, answer=fact.target_new)
+    yield Question(i, name, "generate", 0, prompt=fact.prompt, answer=fact.target)
     name = "generation_rephrase"
     for n, prompt in enumerate(fact.rephrasings):
-        yield Question(i, name, "generate", n, prompt=prompt, answer=fact.target_new)
+        yield Question(i, name, "generate", n, prompt=prompt, answer=fact.target)
     if not fact.rephrasings:
         yield Question(i, name, "generate", None, reason="the fact has no rephrasings")
     name = "generation_portability"
@@ -149,7 +149,7 @@ def _generation(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Questio
 
 
 def _counterfact(i: int, fact: Fact, _pool: Pool, _seed: int) -> Iterator[Question]:
-    new, old = fact.target_new, fact.target_old
+    new, old = fact.target, fact.target_old
     missing = None if old else "the fact has no old answer"
     yield Question(
         i, "efficacy", "compare", 0, prompt=fact.prompt, answer=new, other=old, reason=missing

@@ -274,7 +274,7 @@ def _fitting(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], list[Data
     dropped: list[DataError] = []
     for fact in facts:
         try:
-            for answer in (fact.target_new, fact.target_old or ""):
+            for answer in (fact.target, fact.target_old or ""):
                 model.encoder.fact(fact, answer)
         except TooLongError as error:
             problem = f"fact '{fact.id}' is too long: {error}"

@@ -77,7 +77,7 @@ def fill_old_answers(
         return list(facts), []
     encoder = model.encoder
     prompts = [encoder.fact(facts[i]) for i in missing]
-    wanted = [len(encoder.fact(facts[i], facts[i].target_new).answer_ids) for i in missing]
+    wanted = [len(encoder.fact(facts[i], facts[i].target).answer_ids) for i in missing]
 
     def stop(row: int, new: list[int]) -> bool:
         return len(new) >= wanted[row] or "\n" in model.tokenizer.decode(new)

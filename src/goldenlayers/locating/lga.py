@@ -77,7 +77,7 @@ def saliency_rows(
 
     One matrix's gradient of one fact exists at a time, formed from its factors.
     """
-    encoded = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+    encoded = [model.encoder.fact(fact, fact.target) for fact in facts]
     sizes = [
         sum(m.in_features * m.out_features for m in block.matrices(scope))
         for block in model.layers.blocks
@@ -137,7 +137,7 @@ def _row(fact: Fact) -> Row:
     return {
         "fact": fact.id,
         "old": fact.target_old,
-        "new": fact.target_new,
+        "new": fact.target,
         "old_is_generated": fact.target_old_is_generated,
     }
 
@@ -149,4 +149,4 @@ def _old_and_new(model: Model, fact: Fact) -> tuple[Encoding, Encoding]:
             fix="Fill it with the model's own answer first (locate does so by itself)",
         )
     encoder = model.encoder
-    return encoder.fact(fact, fact.target_old), encoder.fact(fact, fact.target_new)
+    return encoder.fact(fact, fact.target_old), encoder.fact(fact, fact.target)

@@ -71,7 +71,7 @@ class Weights:
         counts = [len(mine) for mine in rephrasings]
         if not reach and not align:
             return cls(None, None, counts)
-        asking = [model.encoder.fact(fact, fact.target_new) for fact in facts]
+        asking = [model.encoder.fact(fact, fact.target) for fact in facts]
         found = measure_reach(model, asking, clamp, batch_size, keep_slopes=align)
         if found.slopes is None:
             return cls(found, None, counts)

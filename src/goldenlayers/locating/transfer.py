@@ -261,7 +261,7 @@ def _probes(
 
     def encode(text: str, subject: str | None = None, prefix: str = "") -> Encoding | None:
         nonlocal too_long
-        answer = fact.target_new if answered and subject is not None else ""
+        answer = fact.target if answered and subject is not None else ""
         joint = fact.joint_of(text, answer)
         try:
             return model.encoder.encode(prefix + text, answer, subject, joint)
