@@ -21,7 +21,7 @@ import torch
 
 import goldenlayers.models as models
 from goldenlayers.datasets import load_facts
-from goldenlayers.editors.settings import EditSettings
+from goldenlayers.editors import ValueSearch
 from goldenlayers.editors.values import fact_prompts, optimise_values
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import override
@@ -31,7 +31,7 @@ from goldenlayers.tokens import pad_ids
 
 
 def loop_value(
-    model: Model, fact: Fact, layer: int, prefixes: Sequence[str], s: EditSettings
+    model: Model, fact: Fact, layer: int, prefixes: Sequence[str], s: ValueSearch
 ) -> torch.Tensor:
     """δ of one fact, whole model and full logits each step. Written to be read, not to be fast."""
     prompts = fact_prompts(model, fact, prefixes, fact.target)
@@ -101,7 +101,7 @@ def main() -> None:
     layer = len(model.layers) // 2 if args.layer is None else args.layer
     facts = known_facts(model, load_facts("starter", limit=4 * args.facts))[: args.facts]
     # stop_loss 0: everyone takes all steps, so that the same work is compared.
-    settings = EditSettings(steps=args.steps, prefixes=args.prefixes, stop_loss=0.0)
+    settings = ValueSearch(steps=args.steps, prefixes=args.prefixes, stop_loss=0.0)
     from goldenlayers.editors.prefixes import sample_prefixes
 
     prefixes = sample_prefixes(model, args.prefixes, settings.prefix_tokens, seed=0)

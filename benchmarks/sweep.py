@@ -30,7 +30,7 @@ import torch
 
 from goldenlayers.covariance import Covariance
 from goldenlayers.datasets import load_facts
-from goldenlayers.editors import EditSettings, Workbench
+from goldenlayers.editors import Editing, Rome
 from goldenlayers.editors.updates import rome_update
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.evaluation.metrics import Question, questions
@@ -49,10 +49,10 @@ def ours(
     model: Model,
     facts: Sequence[Fact],
     layers: Sequence[int],
-    settings: EditSettings,
+    rome: Rome,
     statistics: Statistics,
 ) -> list[Row]:
-    found = sweep(model, facts, "rome", layers=layers, settings=settings, statistics=statistics)
+    found = sweep(model, facts, rome, layers=layers, statistics=statistics)
     return list(found.rows)
 
 
@@ -60,11 +60,11 @@ def loop(
     model: Model,
     facts: Sequence[Fact],
     layers: Sequence[int],
-    settings: EditSettings,
+    rome: Rome,
     statistics: Statistics,
 ) -> list[Row]:
     """ROME (arXiv 2202.05262) cell by cell."""
-    prefixes = Workbench(model, settings).prefixes
+    prefixes = Editing(model, rome, 0).prefixes
     rows: list[Row] = []
     for layer in layers:
         down = model.layers[layer].down
@@ -73,7 +73,7 @@ def loop(
             before = {
                 i: answers(model, question) for i, question in enumerate(mine) if asked(question)
             }
-            change = rome_alone(model, fact, layer, prefixes, settings, statistics[layer])
+            change = rome_alone(model, fact, layer, prefixes, rome, statistics[layer])
             kept = down.weight.detach().clone()
             try:
                 with torch.no_grad():
@@ -91,7 +91,7 @@ def rome_alone(
     fact: Fact,
     layer: int,
     prefixes: Sequence[str],
-    s: EditSettings,
+    s: Rome,
     covariance: Covariance,
 ) -> torch.Tensor:
     """The change of the down projection, (out, in): one fact, whole forwards."""
@@ -232,18 +232,18 @@ def main() -> None:
     model = load(options.model, device="cpu")
     n = len(model.layers)
     layers = sorted({(2 * i + 1) * n // (2 * options.layers) for i in range(options.layers)})
-    settings = EditSettings(steps=options.steps)
+    rome = Rome(steps=options.steps)
     statistics = key_statistics(model, layers)
     for layer in layers:  # both need it, once
         _ = statistics[layer].cholesky
     few = facts[: options.loop_facts]
     for run in (ours, loop):  # first calls pay for allocation and kernel choice
-        run(model, facts[:1], layers[:1], settings.replace(steps=2), statistics)
+        run(model, facts[:1], layers[:1], Rome(steps=2), statistics)
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     times, rows = {}, {}
     for name, run, mine in (("loop", loop, few), ("ours", ours, facts)):
         start = time.perf_counter()
-        rows[name] = run(model, mine, layers, settings, statistics)
+        rows[name] = run(model, mine, layers, rome, statistics)
         seconds = time.perf_counter() - start
         cells = len(layers) * len(mine)
         times[name] = {"cells": cells, "seconds": seconds, "seconds_per_cell": seconds / cells}
@@ -256,8 +256,8 @@ def main() -> None:
         "layers": layers,
         "facts": len(facts),
         "loop_facts": len(few),
-        "steps": settings.steps,
-        "prefixes": settings.prefixes,
+        "steps": rome.steps,
+        "prefixes": rome.prefixes,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 from goldenlayers import decoding
-from goldenlayers.editors import EDITORS, EditSettings
+from goldenlayers.editors import Editor, make_editor
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, generation, reading
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 
 LAYER = 1
-SETTINGS = EditSettings(steps=40, prefixes=1, prefix_tokens=3, lr=0.5, kl_factor=0.0)
+SETTINGS = {"steps": 40, "prefixes": 1, "prefix_tokens": 3, "lr": 0.5, "kl_factor": 0.0}
 PLACES = [("France", "Rome"), ("Italy", "Paris"), ("Brazil", "Ulm"), ("Japan", "gold")]
 
 
@@ -33,9 +35,19 @@ def facts() -> list[Fact]:
     ]
 
 
-def run(model: Model, statistics: Any, method: str = "rome", **options: Any) -> Any:
-    given = {"layer": LAYER, "settings": SETTINGS, "statistics": statistics, **options}
-    return evaluate(model, facts(), method=method, **given)
+def quick(method: str, **settings: Any) -> Editor:
+    """An editor with those of ``SETTINGS`` that it has."""
+    own = {f.name for f in dataclasses.fields(make_editor(method))}
+    return make_editor(method, **{n: v for n, v in SETTINGS.items() if n in own}, **settings)
+
+
+def run(model: Model, statistics: Any, method: Any = "rome", **options: Any) -> Any:
+    """``evaluate`` with quick settings; what ``Progress`` holds may be given as options, too."""
+    names = {f.name for f in dataclasses.fields(Progress)}
+    progress = Progress(**{name: options.pop(name) for name in names & options.keys()})
+    chosen = quick(method) if isinstance(method, str) else method
+    given = {"layer": LAYER, "statistics": statistics, **options}
+    return evaluate(model, facts(), chosen, progress=progress, **given)
 
 
 def means(rows: Any, metric: str) -> float:
@@ -47,23 +59,35 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-class Choosy:
+class Choosy(Editor):
     """An editor that refuses some facts."""
 
     needs_statistics = True
+    refuse: set[str]
+    inner: Editor
+    calls: list[int]
 
-    def __init__(self, refuse: set[str], inner: str = "rome") -> None:
-        self.refuse, self.name = refuse, inner
-        self.inner = EDITORS[inner]
-        self.edits_together = self.inner.edits_together
+    def __init__(self, refuse: set[str], inner: str | Editor = "rome") -> None:
+        inner = quick(inner) if isinstance(inner, str) else inner
+        vars(self).update(refuse=refuse, inner=inner, calls=[])
 
-    def each(self, bench: Any, facts: Any, layer: int) -> Any:
+    name = property(lambda self: self.inner.name)  # type: ignore[assignment]
+    edits_together = property(lambda self: self.inner.edits_together)  # type: ignore[assignment]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.inner.to_json()
+
+    def each(self, work: Any, facts: Any) -> Any:
         self._look(facts)
-        return self.inner.each(bench, facts, layer)
+        return self.inner.each(self._inside(work), facts)
 
-    def together(self, bench: Any, facts: Any, layer: int) -> Any:
+    def together(self, work: Any, facts: Any) -> Any:
+        self.calls.append(len(facts))
         self._look(facts)
-        return self.inner.together(bench, facts, layer)
+        return self.inner.together(self._inside(work), facts)
+
+    def _inside(self, work: Any) -> Any:
+        return dataclasses.replace(work, editor=self.inner)
 
     def _look(self, facts: Any) -> None:
         if any(fact.id in self.refuse for fact in facts):
@@ -73,9 +97,11 @@ class Choosy:
 class Greedy(Choosy):
     """An editor for which memory suffices for ``most`` facts."""
 
+    most: int
+
     def __init__(self, most: int, inner: str = "rome") -> None:
         super().__init__(set(), inner)
-        self.most = most
+        vars(self).update(most=most)
 
     def _look(self, facts: Any) -> None:
         if len(facts) > self.most:

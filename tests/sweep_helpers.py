@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -11,11 +12,25 @@ from typing import Any
 
 from families import tiny
 
-from goldenlayers.editors import EditSettings
+from goldenlayers.editors import Editor, Rome, make_editor
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models.model import Model
 
-FAST = EditSettings(steps=3, prefixes=1, prefix_tokens=4)
+FAST: dict[str, Any] = {"steps": 3, "prefixes": 1, "prefix_tokens": 4}
+
+
+def fast(method: str) -> Editor:
+    """An editor with those of ``FAST`` that it has."""
+    own = {f.name for f in dataclasses.fields(make_editor(method))}
+    return make_editor(method, **{name: value for name, value in FAST.items() if name in own})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours(Rome):
+    """An editor that is no part of the package."""
+
+    name = "ours"
+
 
 _PLACES = (
     ("France", "Paris", "Rome"),

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from goldenlayers import models
 from goldenlayers.cli import main
+from goldenlayers.commands import edit
 from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
@@ -180,7 +181,13 @@ def test_facts_that_cannot_be_edited_are_left_out(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = ("edit", place / "model", "--facts", file, *QUICK, "--layer", 1, "--method", method,
                "--mode", mode, "--out")  # fmt: skip
-    monkeypatch.setitem(EDITORS, method, Choosy({"italy"}, method))
+    real = edit.editor_of
+
+    def refusing(name: str) -> None:
+        choosy = lambda *given: Choosy({name}, real(*given))  # noqa: E731
+        monkeypatch.setattr(edit, "editor_of", choosy)
+
+    refusing("italy")
     status, printed, said = golden(*command, tmp_path / "run")
     assert status == 0, said
     assert "Left out 1 fact" in said and "italy" in said and "key is abnormal" in said
@@ -196,7 +203,7 @@ def test_facts_that_cannot_be_edited_are_left_out(
     for name in alone.changes:
         torch.testing.assert_close(kept.dense(name), alone.dense(name))
     # If none can be edited that is an error.
-    monkeypatch.setitem(EDITORS, method, Choosy({"toko"}, method))
+    refusing("toko")
     status, _, said = golden(*command, tmp_path / "none")
     assert status == 2 and "key is abnormal" in said and not (tmp_path / "none").exists()
 
@@ -309,8 +316,11 @@ def test_ask_keeps_within_the_vocabulary_and_the_context(golden: Golden, place: 
 def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
     status, printed, _ = golden("editors")
     assert status == 0
-    for name in (*EDITORS, *PRESETS, "clamp", "memit_lambda"):
+    for name in (*EDITORS, *PRESETS, "clamp", "memit_lambda", "demonstrations"):
         assert name in printed
+    # Each setting with the editors that have it.
+    words = " ".join(printed.replace("│", " ").split())
+    assert "memit, pmet" in words and "rome, r-rome, memit" in words
 
 
 @pytest.mark.parametrize(
@@ -322,6 +332,9 @@ def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
         ((*FLAGS, "--layer", "9"), "0 to 3"),
         ((*FLAGS, "--layer", "first"), "layer number"),
         ((*FLAGS, "--layer", "1", "--set", "stepps", "3"), "steps"),
+        ((*FLAGS, "--layer", "1", "--set", "epsilon", "1"), "rome has no setting 'epsilon'"),
+        ((*FLAGS, "--method", "memit", "--mode", "batch", "--step", "2"), "--mode sequential"),
+        ((*FLAGS, "--layer", "1", "--step", "2"), "rome edits one fact at a time"),
         ((*FLAGS, "--layer", "1", "--set", "steps", "many"), "whole number"),
         ((*FLAGS, "--preset", "rome/gpt2-xl"), "48 layers"),
         ((*FLAGS[:4], "--target", " "), "empty"),

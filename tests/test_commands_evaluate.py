@@ -17,7 +17,7 @@ from goldenlayers.cli import main
 from goldenlayers.commands import evaluate as command
 from goldenlayers.datasets import load_facts, write_jsonl
 from goldenlayers.delta import WeightDelta
-from goldenlayers.editors import EditSettings
+from goldenlayers.editors import InContext
 from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models import load
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on(
 
 QUICK = ["--limit", "4", "--layer", "1", "--statistics", "none"]
 QUICK += ["--set", "steps", "4", "prefixes", "1", "prefix_tokens", "3"]
-SETTINGS = EditSettings(steps=4, prefixes=1, prefix_tokens=3)
+SETTINGS: dict[str, Any] = {"steps": 4, "prefixes": 1, "prefix_tokens": 3}
 
 
 def results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -107,7 +107,7 @@ def by_library(checkpoint: Path, **how: Any) -> list[dict[str, Any]]:
     judged = {fact.subject.casefold() for fact in facts}
     others = [fact for fact in free if fact.subject.casefold() not in judged]
     statistics = KeyStatistics.identity({1: model.layers[1].down.in_features})
-    how = {"settings": SETTINGS, "statistics": statistics, "others": others, **how}
+    how = {"statistics": statistics, "others": others, **how}
     return ordered(evaluate(model, facts, **how).rows)
 
 
@@ -127,7 +127,9 @@ def test_an_editor_is_judged_as_in_python(
     assert f"{method} at layer 1, {mode}: 4 facts" in shown
     assert ("What is left of an edit" in shown) == (mode == "sequential")
     rows, summary = results(out)
-    assert ordered(rows) == alike(by_library(checkpoint, method=method, mode=mode, layer=1))
+    assert ordered(rows) == alike(
+        by_library(checkpoint, method=method, mode=mode, layer=1, **SETTINGS)
+    )
     assert (summary["method"], summary["mode"], summary["layer"]) == (method, mode, 1)
     assert summary["settings"]["edit"]["steps"] == 4
     assert any(row["evidence"].get("after") != row["evidence"].get("before") for row in rows)
@@ -135,6 +137,27 @@ def test_an_editor_is_judged_as_in_python(
     assert ("retention" in summary) == (mode == "sequential")
     if mode == "sequential":
         assert [one["age"] for one in summary["retention"]] == [[n, n] for n in range(4)]
+
+
+def test_steps_of_two_facts_and_a_setting_of_another_method(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["--method", "memit", "--mode", "sequential", "--step", "2"]
+    assert golden(checkpoint, tmp_path / "run", *steps, *QUICK) == 0
+    rows, summary = results(tmp_path / "run")
+    how: dict[str, Any] = {"method": "memit", "mode": "sequential", "layer": 1, **SETTINGS}
+    assert ordered(rows) == alike(by_library(checkpoint, step=2, **how))
+    assert ordered(rows) != alike(by_library(checkpoint, **how))
+    ages = [one["age"] for one in summary["retention"]]
+    assert ages == [[0, 0], [0, 0], [2, 2], [2, 2]]  # by edits that came after the whole step
+    capsys.readouterr()
+    for more, said in (
+        (["--step", "2"], "--mode sequential"),
+        ([*steps[2:], "--method", "rome", *QUICK], "rome edits one fact at a time"),
+        (["--method", "in-context", "--set", "steps", "2"], "in-context has no setting 'steps'"),
+    ):
+        assert golden(checkpoint, tmp_path / "bad", *more) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_saved_delta_is_judged_as_the_run_that_made_it(checkpoint: Path, tmp_path: Path) -> None:
@@ -180,8 +203,7 @@ def test_in_context_tells_with_the_examples_that_were_asked_for(
     assert golden(checkpoint, tmp_path / "run", *more) == 0
     rows, summary = results(tmp_path / "run")
     two, eight = (
-        by_library(checkpoint, method="in-context", settings=settings)
-        for settings in (EditSettings(demonstrations=2), SETTINGS)
+        by_library(checkpoint, method=InContext(demonstrations=count)) for count in (2, 8)
     )
     assert ordered(rows) == alike(two)
     assert ordered(rows) != alike(eight)

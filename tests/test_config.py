@@ -11,7 +11,7 @@ import pytest
 from goldenlayers.commands import COMMANDS, options_of
 from goldenlayers.commands.options import LIMITS, types_of
 from goldenlayers.commands.sweep import layers_named
-from goldenlayers.editors import EditSettings
+from goldenlayers.editors import EDITORS, InContext
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating import LGA
 from goldenlayers.locating.ranking import RankingBuilder
@@ -24,7 +24,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "sweep": {"model": "m", "out": "o"},
     "compare": {"sweep": "s"},
     "locate": {"model": "m", "method": "cma", "out": "o", "verify": 2},
-    "evaluate": {"model": "m"},
+    "evaluate": {"model": "m", "mode": "sequential"},
     "run": {"config": "c"},
 }
 WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
@@ -102,13 +102,14 @@ def test_numbers_are_numbers() -> None:
 
 
 def test_editor_settings_are_bounded() -> None:
-    for f in dataclasses.fields(EditSettings):
-        wrong: list[Any] = ["x", None, float("nan"), float("inf"), -1, 10**13]
-        if f.type == "bool":
-            wrong = [0, 1, "true", None]
-        for value in wrong:
-            with pytest.raises(UserError, match=f.name):
-                EditSettings(**{f.name: value})
+    for kind in (*(EDITORS[name] for name in EDITORS), InContext):
+        for f in dataclasses.fields(kind):
+            wrong: list[Any] = ["x", None, float("nan"), float("inf"), -1, 10**13]
+            if f.type == "bool":
+                wrong = [0, 1, "true", None]
+            for value in wrong:
+                with pytest.raises(UserError, match=f.name):
+                    kind(**{f.name: value})
 
 
 def test_layers_are_read_without_counting_them_out() -> None:

@@ -15,14 +15,17 @@ from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.editors import (
     EDITORS,
-    EditSettings,
-    Workbench,
+    AlphaEdit,
+    Editing,
+    Emmet,
+    FtM,
+    Memit,
+    Rome,
     edit,
     edit_each,
-    editor,
     in_context_prefix,
+    make_editor,
     preset,
-    sequence,
 )
 from goldenlayers.editors.lookup_states import lookup_states
 from goldenlayers.editors.presets import PRESETS, Preset
@@ -32,6 +35,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.hooks import capture, final_hidden
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 
 FACTS = [
     Fact(
@@ -64,9 +68,17 @@ def statistics(model: Model) -> dict[int, Covariance]:
     return found
 
 
-def bench(model: Model, **settings: float | int | bool) -> Workbench:
-    quick = {"steps": 4, "stop_loss": 0.0, "prefixes": 2, "prefix_tokens": 4, **settings}
-    return Workbench(model, EditSettings().replace(**quick), statistics(model))
+QUICK = {"steps": 4, "stop_loss": 0.0, "prefixes": 2, "prefix_tokens": 4}
+
+
+def bench(model: Model, method: str, layer: int = 1, **settings: Any) -> Editing:
+    own = {f.name for f in dataclasses.fields(EDITORS[method])}
+    quick = {name: value for name, value in QUICK.items() if name in own} | settings
+    return Editing(model, make_editor(method, **quick), layer, statistics=statistics(model))
+
+
+def null_space(method: str) -> dict[str, Any]:
+    return {"null_space": 0.99} if method == "alphaedit" else {}
 
 
 def down_at_lookup(model: Model, fact: Fact, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,9 +100,9 @@ def bits(model: Model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_rome_puts_the_wanted_value_on_the_bare_prompt(kind: str) -> None:
     model = tiny(kind, dtype=torch.float64)
-    work = bench(model)
-    deltas = editor("rome").each(work, FACTS, 1)
-    values = optimise_values(model, FACTS, 1, work.prefixes, work.settings)
+    work = bench(model, "rome")
+    deltas = work.each(FACTS)
+    values = optimise_values(model, FACTS, 1, work.prefixes, Rome(**QUICK))
     for fact, delta, value in zip(FACTS, deltas, values, strict=True):
         assert delta.rank() == 1
         with delta.applied(model):
@@ -103,9 +115,9 @@ def test_rome_puts_the_wanted_value_on_the_bare_prompt(kind: str) -> None:
 
 def test_r_rome_puts_the_change_on_the_mean_key() -> None:
     model = tiny("gpt2", dtype=torch.float64)
-    work = bench(model)
-    (delta,) = editor("r-rome").each(work, FACTS[:1], 1)
-    (value,) = optimise_values(model, FACTS[:1], 1, work.prefixes, work.settings)
+    work = bench(model, "r-rome")
+    (delta,) = work.each(FACTS[:1])
+    (value,) = optimise_values(model, FACTS[:1], 1, work.prefixes, Rome(**QUICK))
     (change,) = delta.changes.values()
     moved = change.dense.double() @ value.keys.mean(0)
     torch.testing.assert_close(moved, value.target - value.values.mean(0), rtol=1e-5, atol=1e-5)
@@ -114,9 +126,9 @@ def test_r_rome_puts_the_change_on_the_mean_key() -> None:
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_emmet_reaches_every_wanted_value_at_once(kind: str) -> None:
     model = tiny(kind, dtype=torch.float64)
-    work = bench(model, prefixes=0)
-    delta = editor("emmet").together(work, FACTS, 1)
-    values = optimise_values(model, FACTS, 1, work.prefixes, work.settings)
+    work = bench(model, "emmet", prefixes=0)
+    delta = work.together(FACTS)
+    values = work.values(FACTS)
     assert delta.rank() <= len(FACTS)
     with delta.applied(model):
         for fact, value in zip(FACTS, values, strict=True):
@@ -128,10 +140,10 @@ def test_emmet_reaches_every_wanted_value_at_once(kind: str) -> None:
 def test_memit_over_two_layers_arrives_at_the_wanted_block_output(kind: str) -> None:
     # With (nearly) nothing to keep, the last layer takes all that is still missing.
     model = tiny(kind, dtype=torch.float64)
-    work = bench(model, prefixes=0, memit_lambda=1e-10, layers_before=1)
-    delta = editor("memit").together(work, FACTS, 2)
+    work = bench(model, "memit", 2, prefixes=0, memit_lambda=1e-10, layers_before=1)
+    delta = work.together(FACTS)
     assert sorted(delta.layers) == [1, 2]
-    values = optimise_values(model, FACTS, 2, work.prefixes, work.settings)
+    values = work.values(FACTS)
     clean = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
     with delta.applied(model):
         after = lookup_states(model, FACTS, [""], 2, model.layers[2].module)
@@ -148,7 +160,7 @@ def test_memit_keeps_more_with_a_larger_lambda() -> None:
     model = tiny("llama", dtype=torch.float64)
     norms = []
     for lam in (0.001, 0.1, 10.0):
-        delta = editor("memit").together(bench(model, memit_lambda=lam), FACTS, 1)
+        delta = bench(model, "memit", memit_lambda=lam).together(FACTS)
         norms.append(sum(n.absolute for n in delta.norms(model).values()))
     assert norms[0] > norms[1] > norms[2]
 
@@ -156,10 +168,10 @@ def test_memit_keeps_more_with_a_larger_lambda() -> None:
 def test_alphaedit_keeps_clear_of_earlier_keys_in_a_sequence() -> None:
     model = tiny("gpt2", dtype=torch.float64)
     settings = {"prefixes": 0, "null_space": 0.99, "l2": 1e-4}
-    remembering = bench(model, **settings)
-    editor("alphaedit").together(remembering, FACTS[:1], 1)
-    second = editor("alphaedit").together(remembering, FACTS[1:], 1)
-    forgetful = editor("alphaedit").together(bench(model, **settings), FACTS[1:], 1)
+    remembering = bench(model, "alphaedit", **settings)
+    remembering.together(FACTS[:1])
+    second = remembering.together(FACTS[1:])
+    forgetful = bench(model, "alphaedit", **settings).together(FACTS[1:])
     key, _ = down_at_lookup(model, FACTS[0], 1)
 
     def reach(delta: WeightDelta) -> float:
@@ -174,14 +186,7 @@ def test_alphaedit_keeps_clear_of_earlier_keys_in_a_sequence() -> None:
 def test_the_model_is_bit_identical_afterwards(method: str, kind: str) -> None:
     model = tiny(kind)
     before = bits(model)
-    delta = edit(
-        model,
-        FACTS[:1],
-        method,
-        layer=1,
-        settings=EditSettings(steps=2, prefixes=1, prefix_tokens=3, null_space=0.99),
-        statistics=statistics(model),
-    )
+    delta = bench(model, method, steps=2, **null_space(method)).together(FACTS[:1])
     with delta.applied(model):
         changed = bits(model)
     after = bits(model)
@@ -193,11 +198,11 @@ def test_the_model_is_bit_identical_afterwards(method: str, kind: str) -> None:
 @pytest.mark.parametrize("method", EDITORS)
 def test_each_does_not_depend_on_its_company(method: str) -> None:
     model = tiny("llama", dtype=torch.float64)
-    settings = {"null_space": 0.99, "layers_before": 1 if method in SOLVERS else 0}
-    together = editor(method).each(bench(model, **settings), FACTS, 2)
+    settings = null_space(method) | ({"layers_before": 1} if method in SOLVERS else {})
+    together = bench(model, method, 2, **settings).each(FACTS)
     for fact, delta in zip(FACTS, together, strict=True):
-        (alone,) = editor(method).each(bench(model, **settings), [fact], 2)
-        single = editor(method).together(bench(model, **settings), [fact], 2)
+        (alone,) = bench(model, method, 2, **settings).each([fact])
+        single = bench(model, method, 2, **settings).together([fact])
         for other in (alone, single):
             assert set(other.changes) == set(delta.changes)
             for name, change in delta.changes.items():
@@ -208,8 +213,7 @@ def test_each_does_not_depend_on_its_company(method: str) -> None:
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_low_rank_editors_stay_low_rank(method: str) -> None:
     model = tiny("gpt2")
-    work = bench(model, null_space=0.99)
-    for delta in editor(method).each(work, FACTS, 1):
+    for delta in bench(model, method, **null_space(method)).each(FACTS):
         assert all(isinstance(c, LowRank) and c.rank == 1 for c in delta.changes.values())
 
 
@@ -224,24 +228,26 @@ def nll(model: Model, fact: Fact) -> float:
 @pytest.mark.parametrize("method", ["ft-m", "ft-l"])
 def test_fine_tuning_installs_the_answer(method: str) -> None:
     model = tiny("gpt2")
-    work = bench(model, steps=200, ft_lr=0.1, epsilon=2.0, stop_loss=0.05)
-    for fact, delta in zip(FACTS, editor(method).each(work, FACTS, 1), strict=True):
+    bound: dict[str, Any] = {"epsilon": 2.0} if method == "ft-l" else {}
+    work = bench(model, method, steps=200, ft_lr=0.1, stop_loss=0.05, **bound)
+    for fact, delta in zip(FACTS, work.each(FACTS), strict=True):
         assert nll(model, fact) > 3
         with delta.applied(model):
             assert nll(model, fact) < 1
     # One change for all facts has to share its room: it helps each of them all the same.
-    with editor(method).together(work, FACTS, 1).applied(model):
+    with work.together(FACTS).applied(model):
         assert max(nll(model, fact) for fact in FACTS) < 1.5
 
 
 def test_ft_l_holds_its_bound_and_ft_m_has_none() -> None:
     model = tiny("llama")
-    settings = {"steps": 10, "ft_lr": 0.1, "epsilon": 0.25}
+    settings: dict[str, Any] = {"steps": 10, "ft_lr": 0.1}
     weight = model.layers[1].down.weight
     bound = 0.25 * float(weight.float().pow(2).mean().sqrt())
     largest = {}
     for method in ("ft-l", "ft-m"):
-        (change,) = editor(method).together(bench(model, **settings), FACTS, 1).changes.values()
+        mine: dict[str, Any] = settings | ({"epsilon": 0.25} if method == "ft-l" else {})
+        (change,) = bench(model, method, **mine).together(FACTS).changes.values()
         assert isinstance(change, Dense)
         largest[method] = float(change.value.abs().max())
     assert largest["ft-l"] <= bound * (1 + 1e-5) < largest["ft-m"]
@@ -249,16 +255,16 @@ def test_ft_l_holds_its_bound_and_ft_m_has_none() -> None:
 
 def test_sequence_edits_each_fact_on_top_of_the_earlier_ones() -> None:
     model = tiny("gpt2", dtype=torch.float64)
-    work = bench(model, prefixes=0)
     told: list[int] = []
-    total = sequence(work, editor("rome"), FACTS, 1, after_each=lambda i, _: told.append(i))
+    work = bench(model, "rome", prefixes=0)
+    total = work.sequence(FACTS, after_each=lambda i, _: told.append(i))
     assert told == [0, 1, 2]
     assert total.rank() <= 3
     assert [row["id"] for row in total.facts] == ["1", "2", "3"]
     # The last edit was made with the others in place: its constraint holds on the total.
-    partial = sequence(bench(model, prefixes=0), editor("rome"), FACTS[:2], 1)
+    partial = bench(model, "rome", prefixes=0).sequence(FACTS[:2])
     with partial.applied(model):
-        last = editor("rome").together(bench(model, prefixes=0), FACTS[2:], 1)
+        last = bench(model, "rome", prefixes=0).together(FACTS[2:])
     with total.applied(model):
         _, now = down_at_lookup(model, FACTS[2], 1)
     with partial.applied(model), last.applied(model, force=True):
@@ -302,10 +308,16 @@ def failing(call: str, model: Model) -> object:
         "no statistics": lambda: edit(model, FACTS[:1], "rome", layer=1, statistics={}),
         "unknown preset": lambda: preset("rome/gpt2", model),
         "preset of another model": lambda: preset("rome/gpt2-xl", model),
-        "unknown setting": lambda: EditSettings().replace(step=3),
-        "bad setting": lambda: EditSettings(steps=0),
-        "not a number": lambda: EditSettings(kl_factor=float("nan")),
-        "more than all": lambda: EditSettings(null_space=2.0),
+        "unknown setting": lambda: make_editor("rome", stepz=3),
+        "bad setting": lambda: Rome(steps=0),
+        "not a number": lambda: Memit(kl_factor=float("nan")),
+        "more than all": lambda: AlphaEdit(null_space=2.0),
+        "another editor's setting": lambda: edit(model, FACTS[:1], layer=1, epsilon=0.5),
+        "a plain model": lambda: edit(model.hf, FACTS[:1], layer=1),  # type: ignore[arg-type]
+        "rome in steps": lambda: edit(
+            model, FACTS, "rome", layer=1, step=2, statistics=statistics(model)
+        ),
+        "steps in a batch": lambda: edit(model, FACTS, "ft-m", layer=1, mode="batch", step=2),
         "unknown mode": lambda: edit(model, FACTS, "ft-m", layer=1, mode="bacth"),  # type: ignore[arg-type]
     }
     return calls[call]()
@@ -321,7 +333,11 @@ def failing(call: str, model: Model) -> object:
         ("no statistics", "no key statistics for layer 1"),
         ("unknown preset", "rome/gpt2-xl"),
         ("preset of another model", "48 layers"),
-        ("unknown setting", "'steps'"),
+        ("unknown setting", "rome has no setting 'stepz'.*'steps'"),
+        ("another editor's setting", "rome has no setting 'epsilon'.*ft-l"),
+        ("a plain model", "Model.wrap"),
+        ("rome in steps", "rome edits one fact at a time.*memit"),
+        ("steps in a batch", "mode sequential"),
         ("bad setting", "1 or more"),
         ("not a number", "kl_factor is nan"),
         ("more than all", "null_space_absolute"),
@@ -339,17 +355,16 @@ def test_numbers_that_are_not_finite_stop_the_edit() -> None:
     with torch.no_grad():
         model.layers[2].down.weight[0, 0] = float("nan")
     for prefixes in (0, 2):  # found by the optimisation, or already by the sampled prefixes
-        settings = EditSettings(prefixes=prefixes)
         with pytest.raises(UserError, match="not a number"):
-            edit(model, FACTS[:1], "rome", layer=1, statistics=broken, settings=settings)
+            edit(model, FACTS[:1], "rome", layer=1, statistics=broken, prefixes=prefixes)
 
 
 def test_presets_are_whole_and_fit_their_method() -> None:
     for name, found in PRESETS.items():
         assert isinstance(found, Preset)
-        assert found.method in EDITORS and name.startswith(found.method + "/")
+        method = found.editor.name
+        assert method in EDITORS and name.startswith(method + "/")
         assert 0 <= found.layer < found.shape[0]
-        EditSettings().replace(**found.settings)
 
 
 def test_a_preset_is_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,11 +372,11 @@ def test_a_preset_is_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny("llama")
     layers = model.layers
     shape = (len(layers), layers.d_model, layers.d_mlp, layers.vocab_size)
-    monkeypatch.setitem(PRESETS, "memit/tiny", Preset("memit", 1, shape, {"steps": 3}))
-    assert preset("memit/tiny", model)[1].steps == 3
+    monkeypatch.setitem(PRESETS, "memit/tiny", Preset(Memit(steps=3), 1, shape))
+    assert preset("memit/tiny", model).editor == Memit(steps=3)
     for i in range(4):
         other = tuple(n + (i == k) for k, n in enumerate(shape))
-        monkeypatch.setitem(PRESETS, "memit/tiny", Preset("memit", 1, other, {}))  # type: ignore[arg-type]
+        monkeypatch.setitem(PRESETS, "memit/tiny", Preset(Memit(), 1, other))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=str(other[i])):
             preset("memit/tiny", model)
 
@@ -369,12 +384,12 @@ def test_a_preset_is_for_its_model_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_facts_that_contradict_each_other_are_told() -> None:
     model = tiny("llama")
     against = [FACTS[0], dataclasses.replace(FACTS[0], id="against", target="in Ulm")]
-    work = bench(model)
+    work = bench(model, "emmet")
     with pytest.warns(UserWarning, match="emmet at layer 1.*contradict"):
-        editor("emmet").together(work, against, 1)
+        work.together(against)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        editor("emmet").together(work, FACTS, 1)
+        work.together(FACTS)
 
 
 @pytest.mark.parametrize("mode", ["batch", "sequential"])
@@ -382,10 +397,9 @@ def test_edits_together_refuse_contradictions_and_edit_a_doubled_fact_once(mode:
     model = tiny("llama")
     again = dataclasses.replace(FACTS[0], id="again")
     against = dataclasses.replace(FACTS[0], id="against", target="in Ulm")
-    settings = EditSettings(steps=2)
 
     def delta_of(*facts: Fact) -> Any:
-        return edit(model, facts, "ft-m", layer=1, mode=mode, settings=settings)
+        return edit(model, facts, "ft-m", layer=1, mode=mode, steps=2)
 
     with pytest.raises(UserError, match="'against' contradicts fact"):
         delta_of(*FACTS, against)
@@ -405,11 +419,10 @@ def test_many_facts_for_one_change_are_trained_in_passes(
     from goldenlayers.editors import finetune
 
     model = tiny("llama", dtype=torch.float64)
-    settings = EditSettings(steps=4)
     changes = []
     for tokens in (4096, 1):
         monkeypatch.setattr(finetune, "_TOKENS_AT_ONCE", tokens)
-        delta = edit(model, FACTS, method, layer=1, mode="batch", settings=settings)
+        delta = edit(model, FACTS, method, layer=1, mode="batch", steps=4)
         (change,) = delta.changes.values()
         changes.append(change.dense)
     # Adam divides by the gradient's own size: where that is tiny, its last digits count.
@@ -420,18 +433,17 @@ def test_many_facts_for_one_change_are_trained_in_passes(
 def test_progress_counts_every_fact() -> None:
     model = tiny("gpt2")
     for method in ("rome", "memit", "ft-m"):
-        told: list[int] = []
-        work = bench(model)
+        told: list[float] = []
+        work = bench(model, method)
         edit_each(
             model,
             FACTS,
-            method,
+            work.editor,
             layer=1,
-            settings=work.settings,
             statistics=work.statistics,
-            on_done=told.append,
+            progress=Progress(on_progress=lambda done, total, told=told: told.append(done / total)),
         )
-        assert told[-1] == len(FACTS)
+        assert told[-1] == 1
 
 
 def _names(deltas: Sequence[WeightDelta]) -> list[str]:
@@ -440,9 +452,95 @@ def _names(deltas: Sequence[WeightDelta]) -> list[str]:
 
 def test_deltas_name_the_weights_they_were_made_on() -> None:
     model = tiny("gpt2")
-    deltas = editor("emmet").each(bench(model), FACTS, 1)
+    deltas = bench(model, "emmet").each(FACTS)
     assert set(_names(deltas)) == {model.fingerprint()}
     assert deltas[0].facts[0]["nll_before"] >= 0
     other = tiny("gpt2", seed=1)
     with pytest.raises(UserError), deltas[0].applied(other):
         pass
+
+
+def test_one_fact_a_layer_from_the_end_and_settings_as_keywords() -> None:
+    model = tiny("gpt2")
+    found = edit(model, FACTS[0], "ft-m", layer=-1, steps=3)
+    assert list(found.layers) == [3] and found.settings == {**FtM(steps=3).to_json(), "seed": 0}
+    again = edit(model, FACTS[:1], FtM(steps=3), layer=3)
+    for name, change in found.changes.items():
+        assert torch.equal(change.dense, again.changes[name].dense)
+    with pytest.raises(UserError, match="no layer -5"):
+        edit(model, FACTS[0], "ft-m", layer=-5)
+
+
+def test_a_sequence_of_steps_writes_some_facts_at_a_time() -> None:
+    model = tiny("gpt2", dtype=torch.float64)
+    told: list[tuple[int, int]] = []
+    work = bench(model, "emmet", prefixes=0)
+    total = work.sequence(FACTS, 2, after_each=lambda i, d: told.append((i, len(d.facts))))
+    assert told == [(0, 2), (1, 3)]
+    slow = bench(model, "emmet", prefixes=0)
+    first = slow.together(FACTS[:2])
+    with first.applied(model):
+        wanted = first + slow.together(FACTS[2:])
+    for name, change in total.changes.items():
+        torch.testing.assert_close(change.dense, wanted.changes[name].dense)
+    by_call = edit(
+        model, FACTS, work.editor, layer=1, mode="sequential", step=2, statistics=work.statistics
+    )
+    assert [row["id"] for row in by_call.facts] == ["1", "2", "3"]
+    for name, change in total.changes.items():
+        torch.testing.assert_close(change.dense, by_call.changes[name].dense)
+
+
+def test_facts_that_cannot_be_edited_are_left_out_of_their_step() -> None:
+    from evaluations import Choosy
+
+    model = tiny("gpt2")
+    dropped: list[Exception] = []
+    chosen = Choosy({"1", "3"}, Emmet(**QUICK))
+    found = edit(
+        model,
+        FACTS,
+        chosen,
+        layer=1,
+        mode="sequential",
+        step=2,
+        statistics=statistics(model),
+        progress=Progress(on_dropped=dropped.append),
+    )
+    assert [row["id"] for row in found.facts] == ["2"]
+    assert [str(error).split(" cannot")[0] for error in dropped] == ["fact '1'", "fact '3'"]
+    with pytest.raises(UserError, match="abnormal"):
+        edit(model, FACTS, chosen, layer=1, step=2, statistics=statistics(model))
+
+
+def test_layers_share_prefixes_and_values_and_keep_their_own_keys() -> None:
+    model = tiny("gpt2")
+    cache: dict[Any, Any] = {}
+    work = Editing(
+        model, AlphaEdit(**QUICK, null_space=0.99), 1, statistics=statistics(model),
+        value_cache=cache,
+    )  # fmt: skip
+    work.together(FACTS[:1])
+    other = work.at(-2)
+    assert other.layer == 2 and other.prefixes is work.prefixes
+    assert 1 in work.previous_keys and not other.previous_keys
+    other.each(FACTS[:1])
+    assert len(cache) == 2
+
+
+def test_an_editor_of_others_is_registered_and_edits() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Noise(Rome):
+        name = "noise"
+
+    EDITORS.register("noise", Noise)
+    try:
+        found = edit(model := tiny("gpt2"), FACTS[0], "noise", layer=1, **QUICK,
+                     statistics=statistics(model))  # fmt: skip
+        assert found.method == "noise"
+        with pytest.raises(UserError, match=r"noise has no setting 'l2'.*alphaedit"):
+            make_editor("noise", l2=1.0)
+    finally:
+        EDITORS.unregister("noise")
+    with pytest.raises(UserError, match="unknown editor 'noise'"):
+        edit(model, FACTS[0], "noise", layer=1)

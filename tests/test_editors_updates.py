@@ -67,19 +67,19 @@ def test_rome_meets_its_constraint_at_the_bare_key():
     k_star = normal(F, seed=4)
     k_bare, target = k_star + 0.1 * normal(F, seed=5), normal(D, seed=6)
     update = rome_update(cov, k_star, k_bare, target, W @ k_bare)
-    torch.testing.assert_close((W + update.dense()) @ k_bare, target, rtol=0, atol=1e-11)
-    assert update.rank == 1 and int(torch.linalg.matrix_rank(update.dense())) == 1
+    torch.testing.assert_close((W + update.dense) @ k_bare, target, rtol=0, atol=1e-11)
+    assert update.rank == 1 and int(torch.linalg.matrix_rank(update.dense)) == 1
     # The wrong key does not meet it: the constraint is at the bare prompt.
-    assert ((W + update.dense()) @ k_star - target).norm() > 1e-3
+    assert ((W + update.dense) @ k_star - target).norm() > 1e-3
     # Rows of ΔW lie along C⁻¹k*.
     u = torch.linalg.inv(cov.matrix()) @ k_star
-    assert abs(torch.cosine_similarity(update.dense()[0], u, dim=0)) > 1 - 1e-10
+    assert abs(torch.cosine_similarity(update.dense[0], u, dim=0)) > 1 - 1e-10
 
 
 def test_r_rome_is_the_smallest_change_that_meets_the_constraint():
     cov, W = covariance(), normal(D, F, seed=3)
     k, target = normal(F, seed=4), normal(D, seed=6)
-    delta = r_rome_update(cov, k, target, W @ k).dense()
+    delta = r_rome_update(cov, k, target, W @ k).dense
     C = cov.matrix()
     expected = constrained(C, k[:, None], (target - W @ k)[:, None])
     torch.testing.assert_close(delta, expected, rtol=0, atol=1e-10)
@@ -97,7 +97,7 @@ def test_rome_with_one_key_is_r_rome_and_takes_a_given_direction():
     k = K[:, 1]
     one = rome_update(cov, k, k, target, W @ k)
     other = r_rome_update(cov, k, target, W @ k, direction=cov.solve(K)[:, 1])
-    torch.testing.assert_close(one.dense(), other.dense(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.dense, other.dense, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sign", [1e-4, -1.0])
@@ -125,32 +125,32 @@ def test_memit_minimises_its_least_squares_objective(lam: float):
     A = torch.cat([K, lam**0.5 * L], dim=1)
     B = torch.cat([R, torch.zeros(D, F).double()], dim=1)
     expected = torch.linalg.lstsq(A.T, B.T).solution.T
-    torch.testing.assert_close(update.dense(), expected, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(update.dense, expected, rtol=1e-8, atol=1e-12)
     direct = R @ K.T @ torch.linalg.inv(lam * cov.matrix() + K @ K.T)
-    torch.testing.assert_close(update.dense(), direct, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(update.dense, direct, rtol=1e-8, atol=1e-12)
     assert update.rank == N and update.warnings == ()
 
     def objective(delta: Tensor) -> Tensor:
         return lam * spread(delta, cov.matrix()) + (delta @ K - R).square().sum()
 
-    assert rises(objective, update.dense())
+    assert rises(objective, update.dense)
 
 
 def test_memit_lambda_trades_the_edit_for_what_is_kept():
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     loose, tight = memit_update(cov, K, R, 0.1), memit_update(cov, K, R, 100.0)
-    assert (loose.apply(K) - R).norm() < 0.2 * (tight.apply(K) - R).norm()
-    assert spread(loose.dense(), cov.matrix()) > spread(tight.dense(), cov.matrix())
+    assert (loose.dense @ K - R).norm() < 0.2 * (tight.dense @ K - R).norm()
+    assert spread(loose.dense, cov.matrix()) > spread(tight.dense, cov.matrix())
 
 
 def test_memit_takes_the_same_fact_twice_and_more_facts_than_width():
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     twice = memit_update(cov, torch.cat([K, K], 1), torch.cat([R, R], 1), 2.0)
     once = memit_update(cov, K, R, 1.0)  # two copies weigh twice against λ
-    torch.testing.assert_close(twice.dense(), once.dense(), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(twice.dense, once.dense, rtol=1e-9, atol=1e-10)
     K, R = normal(F, 3 * F, seed=9), normal(D, 3 * F, seed=10)
     direct = R @ K.T @ torch.linalg.inv(1.0 * cov.matrix() + K @ K.T)
-    torch.testing.assert_close(memit_update(cov, K, R, 1.0).dense(), direct, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(memit_update(cov, K, R, 1.0).dense, direct, rtol=1e-8, atol=1e-9)
 
 
 # EMMET
@@ -160,28 +160,28 @@ def test_emmet_is_the_smallest_change_that_meets_every_equality():
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     update = emmet_update(cov, K, R)
     C = cov.matrix()
-    torch.testing.assert_close(update.dense() @ K, R, rtol=0, atol=1e-10)
-    torch.testing.assert_close(update.dense(), constrained(C, K, R), rtol=0, atol=1e-9)
+    torch.testing.assert_close(update.dense @ K, R, rtol=0, atol=1e-10)
+    torch.testing.assert_close(update.dense, constrained(C, K, R), rtol=0, atol=1e-9)
     basis = torch.linalg.qr(K)[0]
     feasible = torch.eye(F).double() - basis @ basis.T
-    assert rises(lambda d: spread(d, C), update.dense(), feasible)
+    assert rises(lambda d: spread(d, C), update.dense, feasible)
     assert update.warnings == ()
     # Negative control: MEMIT's softened form does not meet the equality.
-    assert (memit_update(cov, K, R, 1.0).dense() @ K - R).norm() > 1e-3
+    assert (memit_update(cov, K, R, 1.0).dense @ K - R).norm() > 1e-3
 
 
 def test_emmet_of_one_fact_is_r_rome_and_with_lambda_is_memit():
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     rome = r_rome_update(cov, K[:, 0], R[:, 0], 0 * R[:, 0])
     torch.testing.assert_close(
-        emmet_update(cov, K[:, :1], R[:, :1]).dense(), rome.dense(), rtol=1e-9, atol=1e-11
+        emmet_update(cov, K[:, :1], R[:, :1]).dense, rome.dense, rtol=1e-9, atol=1e-11
     )
     lam = 0.7
     G = K.T @ torch.linalg.inv(cov.matrix())
     direct = R @ torch.linalg.inv(G @ K + lam * torch.eye(N).double()) @ G
     update = emmet_update(cov, K, R, lam)
-    torch.testing.assert_close(update.dense(), direct, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(update.dense(), memit_update(cov, K, R, lam).dense())
+    torch.testing.assert_close(update.dense, direct, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(update.dense, memit_update(cov, K, R, lam).dense)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
@@ -189,9 +189,7 @@ def test_emmet_takes_a_fact_given_twice_with_a_warning(noise: float):
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     twin = K[:, :1] + noise * normal(F, 1, seed=11)
     update = emmet_update(cov, torch.cat([K, twin], 1), torch.cat([R, R[:, :1]], 1))
-    torch.testing.assert_close(
-        update.dense(), emmet_update(cov, K, R).dense(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(update.dense, emmet_update(cov, K, R).dense, rtol=1e-5, atol=1e-5)
     assert update.rank == N
     assert len(update.warnings) == 1 and "1 of 5 keys" in update.warnings[0]
     assert "contradict" not in update.warnings[0]
@@ -200,7 +198,7 @@ def test_emmet_takes_a_fact_given_twice_with_a_warning(noise: float):
 def test_emmet_meets_contradicting_targets_half_way_and_says_so():
     cov, K, R = covariance(), normal(F, N, seed=7), normal(D, N, seed=8)
     update = emmet_update(cov, torch.cat([K, K[:, :1]], 1), torch.cat([R, -R[:, :1]], 1))
-    reached = update.apply(K)
+    reached = update.dense @ K
     torch.testing.assert_close(reached[:, 0], 0 * R[:, 0], rtol=0, atol=1e-8)
     torch.testing.assert_close(reached[:, 1:], R[:, 1:], rtol=0, atol=1e-8)
     assert "contradict" in update.warnings[0]
@@ -265,15 +263,15 @@ def test_alphaedit_solves_its_normal_equations(threshold: float, m: int):
     update = alphaedit_update(null_space_projector(cov, threshold), K, R, previous, l2)
     system = P @ (K @ K.T + cache) + l2 * torch.eye(F).double()
     expected = torch.linalg.solve(system, P @ K @ R.T).T
-    torch.testing.assert_close(update.dense(), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(update.dense, expected, rtol=0, atol=1e-10)
     assert update.rank == N
-    assert float((update.dense() @ Q).abs().max()) < 1e-10
+    assert float((update.dense @ Q).abs().max()) < 1e-10
 
     def objective(delta: Tensor) -> Tensor:
         kept = spread(delta, cache) + l2 * delta.square().sum()
         return (delta @ K - R).square().sum() + kept
 
-    assert rises(objective, update.dense(), P)
+    assert rises(objective, update.dense, P)
 
 
 def test_alphaedit_protects_and_negative_controls():
@@ -283,14 +281,15 @@ def test_alphaedit_protects_and_negative_controls():
     _, Q = dense_projector(cov, bound)
     projector = null_space_projector(cov, 0.3)
     # MEMIT on the same facts does write on the protected directions.
-    assert float((memit_update(cov, K, R, 1.0).dense() @ Q).abs().max()) > 1e-3
+    assert float((memit_update(cov, K, R, 1.0).dense @ Q).abs().max()) > 1e-3
     # Also in float32 from large keys, ΔW Q stays at rounding.
     large = alphaedit_update(projector, (1e3 * K).float(), R.float(), None, 1e-2)
-    assert float((large.dense() @ Q).abs().max()) < 1e-10 * max(1.0, large.norm())
+    assert float((large.dense @ Q).abs().max()) < 1e-10 * max(1.0, large.norm())
     # Earlier keys move less when they are in the cache.
     before = normal(F, N, seed=9)
-    with_cache = alphaedit_update(projector, K, R, before, 0.1).apply(before).norm()
-    assert with_cache < 0.9 * alphaedit_update(projector, K, R, None, 0.1).apply(before).norm()
+    with_cache = (alphaedit_update(projector, K, R, before, 0.1).dense @ before).norm()
+    without = (alphaedit_update(projector, K, R, None, 0.1).dense @ before).norm()
+    assert with_cache < 0.9 * without
 
 
 def test_append_keys_keeps_the_cache_and_bounds_its_size():
@@ -305,8 +304,8 @@ def test_append_keys_keeps_the_cache_and_bounds_its_size():
     projector = null_space_projector(covariance(), 1.0)
     K, R = normal(F, N, seed=7), normal(D, N, seed=8)
     torch.testing.assert_close(
-        alphaedit_update(projector, K, R, kept).dense(),
-        alphaedit_update(projector, K, R, total).dense(),
+        alphaedit_update(projector, K, R, kept).dense,
+        alphaedit_update(projector, K, R, total).dense,
         rtol=0,
         atol=1e-11,
     )
@@ -320,8 +319,8 @@ def test_factors_apply_and_norm_agree_with_the_dense_matrix():
     update = memit_update(cov, K.float(), R.bfloat16(), 1.0)
     assert update.left.shape == (D, N) and update.right.shape == (F, N)
     assert update.left.dtype == update.right.dtype == torch.float64
-    torch.testing.assert_close(update.apply(K), update.dense() @ K)
-    assert update.norm() == pytest.approx(float(update.dense().norm()), rel=1e-12)
+    torch.testing.assert_close(update.left @ (update.right.T @ K), update.dense @ K)
+    assert update.norm() == pytest.approx(float(update.dense.norm()), rel=1e-12)
 
 
 def test_inputs_are_left_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,12 +16,12 @@ from tokenizers_built import TOKENIZERS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from goldenlayers.editors import ValueSearch
 from goldenlayers.editors import partial_forward as forward_module
 from goldenlayers.editors import prompt_batches as batches_module
 from goldenlayers.editors import values as values_module
 from goldenlayers.editors.partial_forward import Tails
 from goldenlayers.editors.prompt_batches import Row, split
-from goldenlayers.editors.settings import EditSettings
 from goldenlayers.editors.values import Value, fact_prompts, optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -50,8 +51,8 @@ def wrapped(name: str, dtype: torch.dtype = torch.float32) -> Model:
     return Model.wrap(shared(name, dtype), TOKENIZERS["byte_level_bpe"]())
 
 
-def settings(**changes: Any) -> EditSettings:
-    return EditSettings(steps=5, stop_loss=0.0).replace(**changes)
+def settings(**changes: Any) -> ValueSearch:
+    return ValueSearch(**{"steps": 5, "stop_loss": 0.0, **changes})
 
 
 def gap(left: Sequence[Value], right: Sequence[Value]) -> float:
@@ -82,7 +83,7 @@ def test_batch_equals_one_by_one_and_tails_equal_whole_rows(name: str) -> None:
     assert gap(batch, single[1:] + single[:1]) > 0.1
 
 
-def slow(model: Model, fact: Fact, s: EditSettings, modules: tuple[str, ...]) -> Any:
+def slow(model: Model, fact: Fact, s: ValueSearch, modules: tuple[str, ...]) -> Any:
     rows = []
     for e in fact_prompts(model, fact, PREFIXES, fact.target):
         assert e.lookup is not None
@@ -179,7 +180,9 @@ def test_finished_facts_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
     s = settings(steps=24, lr=1.0)
     single = [optimise_values(model, [f], LAYER, PREFIXES, s)[0] for f in FACTS]
     losses = sorted(v.loss for v in single)
-    s = s.replace(stop_loss=(losses[1] + losses[2]) / 2)  # two facts reach it, one does not
+    s = dataclasses.replace(
+        s, stop_loss=(losses[1] + losses[2]) / 2
+    )  # two facts reach it, one does not
     rows: list[int] = []
     run = Tails.run
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from alike import alike
-from evaluations import LAYER, SETTINGS, Choosy, Killed, facts, run
+from evaluations import LAYER, Choosy, Killed, facts, quick, run
 from families import tiny
 
 from goldenlayers.delta import WeightDelta
-from goldenlayers.editors import editor, workbench
-from goldenlayers.editors.batch import edit_together
+from goldenlayers.editors import AlphaEdit, Editing
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluate, evaluating
+from goldenlayers.evaluation import evaluate
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 from goldenlayers.statistics import KeyStatistics
 
 
@@ -31,39 +31,25 @@ def statistics(model: Model) -> KeyStatistics:
     return KeyStatistics.identity({LAYER: model.layers[LAYER].down.in_features})
 
 
-class Counting(Choosy):
-    """Remembers how many facts each call had."""
-
-    def __init__(self, refuse: set[str], inner: str = "memit") -> None:
-        super().__init__(refuse, inner)
-        self.calls: list[int] = []
-
-    def together(self, bench: Any, facts: Any, layer: int) -> Any:
-        self.calls.append(len(facts))
-        return super().together(bench, facts, layer)
-
-
 def test_facts_that_cannot_be_edited_are_left_out(
-    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Model, statistics: KeyStatistics, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy({"italy"}, "memit"))
-    found = run(model, statistics, "memit", mode="batch", work=tmp_path)
+    found = run(model, statistics, Choosy({"italy"}, "memit"), mode="batch", work=tmp_path)
     lost = [r for r in found.rows if r["fact"] == "italy"]
     assert {r["score"] for r in lost} == {None}
     assert "the edit failed: the subject's key is abnormal" in {r["reason"] for r in lost}
     rest = [f for f in facts() if f.id != "italy"]
     delta = WeightDelta.load(tmp_path)
     assert [entry["id"] for entry in delta.facts] == [f.id for f in rest]
-    alone = evaluate(model, rest, delta=delta)
+    alone = evaluate(model, rest, method=delta)
     assert tuple(r for r in found.rows if r["fact"] != "italy") == alike(alone.rows)
 
 
 def test_a_killed_run_knows_which_facts_were_left_out(
-    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Model, statistics: KeyStatistics, tmp_path: Path
 ) -> None:
-    chosen = Counting({"japan"})
-    monkeypatch.setattr(evaluating, "editor", lambda _name: chosen)
-    how = {"method": "memit", "mode": "batch", "work": tmp_path, "chunk": 1}
+    chosen = Choosy({"japan"}, "memit")
+    how = {"method": chosen, "mode": "batch", "work": tmp_path, "chunk": 1}
     kept: list[dict[str, Any]] = []
 
     def take(rows: list[dict[str, Any]]) -> None:
@@ -85,57 +71,58 @@ def test_a_killed_run_knows_which_facts_were_left_out(
 
 
 def test_the_facts_at_fault_are_found_by_halving(model: Model, statistics: KeyStatistics) -> None:
-    bench = workbench(model, "memit", LAYER, settings=SETTINGS, statistics=statistics)
-    chosen = Counting({"italy"})
-    delta, failed = edit_together(bench, chosen, facts(), LAYER)
+    chosen = Choosy({"italy"}, "memit")
+    delta, failed = Editing(model, chosen, LAYER, statistics=statistics).together_safely(facts())
     assert chosen.calls == [4, 2, 1, 1, 2, 3]
     assert failed.keys() == {"italy"} and len(delta.facts) == 3
 
 
 def test_what_cannot_be_edited_at_all_is_an_error(model: Model, statistics: KeyStatistics) -> None:
-    bench = workbench(model, "memit", LAYER, settings=SETTINGS, statistics=statistics)
-    with pytest.raises(UserError, match="abnormal"):
-        edit_together(bench, Counting({f.id for f in facts()}), facts(), LAYER)
+    def edit(chosen: Any) -> Any:
+        return Editing(model, chosen, LAYER, statistics=statistics).together_safely(facts())
 
-    class Unsociable(Counting):
+    with pytest.raises(UserError, match="abnormal"):
+        edit(Choosy({f.id for f in facts()}, "memit"))
+
+    class Unsociable(Choosy):
         def _look(self, facts: Any) -> None:
             if len(facts) > 1:
                 raise UserError("these two do not go together")
 
     with pytest.raises(UserError, match="do not go together"):
-        edit_together(bench, Unsociable(set()), facts(), LAYER)
-    rome = Counting(set(), "rome")  # one fact at a time: there is nothing to find out
+        edit(Unsociable(set(), "memit"))
+    rome = Choosy(set(), "rome")  # one fact at a time: there is nothing to find out
     with pytest.raises(UserError, match="one fact at a time"):
-        edit_together(bench, rome, facts(), LAYER)
-    assert rome.calls == [4]
+        edit(rome)
+    assert rome.calls == []
 
 
 def test_tries_leave_no_keys_to_keep_clear_of(model: Model, statistics: KeyStatistics) -> None:
-    settings = SETTINGS.__class__(steps=2, prefixes=0, null_space=1.5, null_space_absolute=True)
+    alphaedit = AlphaEdit(steps=2, prefixes=0, null_space=1.5, null_space_absolute=True)
 
     def keys(chosen: Any, some: Any) -> Any:
-        bench = workbench(model, "alphaedit", LAYER, settings=settings, statistics=statistics)
-        edit_together(bench, chosen, some, LAYER)
-        return bench.previous_keys[LAYER]
+        work = Editing(model, chosen, LAYER, statistics=statistics)
+        work.together_safely(some)
+        return work.previous_keys[LAYER]
 
     rest = [f for f in facts() if f.id != "italy"]
-    found = keys(Choosy({"italy"}, "alphaedit"), facts())
+    found = keys(Choosy({"italy"}, alphaedit), facts())
     assert found.shape[1] == 3
     # Not to the bit: the tries made Italy's fact beside the others, and other batches.
-    wanted = keys(editor("alphaedit"), rest)
+    wanted = keys(alphaedit, rest)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(found[:, 0], wanted[:, 1], rtol=1e-2)
 
 
 def test_a_fact_that_stands_twice_is_edited_once_and_scored_twice(
-    model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: Model, statistics: KeyStatistics, tmp_path: Path
 ) -> None:
     again = [dataclasses.replace(f, id=f"{f.id} again") for f in facts()[:2]]
     doubled = [*facts(), *again]
     refused = {facts()[1].id}
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy(refused, "memit"))
-    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER, "settings": SETTINGS}
-    found = evaluate(model, doubled, method="memit", mode="batch", work=tmp_path, **how)
+    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER, "mode": "batch"}
+    how |= {"method": Choosy(refused, "memit"), "progress": Progress(work=tmp_path)}
+    found = evaluate(model, doubled, **how)
     once = [f.id for f in facts() if f.id not in refused]
     assert [entry["id"] for entry in WeightDelta.load(tmp_path).facts] == once
 
@@ -145,7 +132,7 @@ def test_a_fact_that_stands_twice_is_edited_once_and_scored_twice(
     for first, later in zip(facts(), again, strict=False):
         assert scores(first.id) == scores(later.id) and scores(first.id)
     # The same after a kill, when the delta is there already.
-    rest = evaluate(model, doubled, method="memit", mode="batch", work=tmp_path, **how)
+    rest = evaluate(model, doubled, **how)
     assert rest.rows == found.rows
 
 
@@ -154,8 +141,8 @@ def test_contradictions_are_refused_before_the_work(
     model: Model, statistics: KeyStatistics, mode: Any
 ) -> None:
     against = [*facts(), dataclasses.replace(facts()[0], id="against", target="Oslo")]
-    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER, "settings": SETTINGS}
+    how: dict[str, Any] = {"statistics": statistics, "layer": LAYER}
     with pytest.raises(UserError, match="'against' contradicts"):
-        evaluate(model, against, method="memit", mode=mode, **how)
-    found = evaluate(model, against[-1:] + against[:1], method="rome", mode="single", **how)
+        evaluate(model, against, quick("memit"), mode=mode, **how)
+    found = evaluate(model, against[-1:] + against[:1], quick("rome"), **how)
     assert {r["fact"] for r in found.rows} == {"against", facts()[0].id}

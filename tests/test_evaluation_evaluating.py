@@ -16,7 +16,7 @@ from evaluations import LAYER, Choosy, Greedy, Killed, facts, means, run, tight
 from families import tiny
 
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors import EditSettings, edit_each
+from goldenlayers.editors import EDITORS, InContext, Rome, edit_each
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, evaluating
 from goldenlayers.evaluation.plan import EvaluationPlan
@@ -44,11 +44,11 @@ def test_an_edit_installs_the_fact_and_a_random_change_of_its_length_does_not() 
     ]
     how = {
         "layer": LAYER,
-        "settings": EditSettings(steps=60, prefixes=0, kl_factor=0, weight_decay=1e-6),
+        "method": Rome(steps=60, prefixes=0, kl_factor=0, weight_decay=1e-6),
         "statistics": KeyStatistics.identity({LAYER: model.layers[LAYER].down.in_features}),
     }
     before = bits(model.hf)
-    found = evaluate(model, wanted, method="rome", **how)
+    found = evaluate(model, wanted, **how)
     assert same_bits(model.hf, before)
     base = evaluate(model, wanted)
     assert means(base.rows, "locality") == 100
@@ -81,7 +81,7 @@ def test_batch_scores_all_facts_under_one_delta(
     found = run(model, statistics, method, mode="batch", work=tmp_path)
     delta = WeightDelta.load(tmp_path)
     assert len(delta.facts) == 4
-    again = evaluate(model, facts(), delta=delta)
+    again = evaluate(model, facts(), method=delta)
     with delta.applied(model):
         inside = evaluate(model, facts())
     assert again.rows == alike(found.rows) and inside.rows == alike(found.rows)
@@ -130,8 +130,7 @@ def test_finished_rows_need_no_model_pass(
 def test_an_edit_that_fails_leaves_its_fact_unscored_and_the_rest_goes_on(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy({"italy"}))
-    found = run(model, statistics, mode=mode)
+    found = run(model, statistics, Choosy({"italy"}), mode=mode)
     lost = [r for r in found.rows if r["fact"] == "italy"]
     assert {r["score"] for r in lost} == {None}
     assert "the edit failed: the subject's key is abnormal" in {r["reason"] for r in lost}
@@ -144,26 +143,25 @@ def test_an_edit_that_fails_for_all_facts_alike_is_an_error(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everyone = {fact.id for fact in facts()}
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy(everyone))
     with pytest.raises(UserError, match="abnormal"):
-        run(model, statistics)
+        run(model, statistics, Choosy(everyone))
 
 
 def test_facts_that_all_fail_are_unscored_where_others_were_scored(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy({"brazil", "japan"}))
     kept: list[dict[str, Any]] = []
-    found = run(model, statistics, chunk=2, on_rows=kept.extend)
+    some = Choosy({"brazil", "japan"})
+    found = run(model, statistics, some, chunk=2, on_rows=kept.extend)
     lost = [r for r in found.rows if r["fact"] in ("brazil", "japan")]
     assert len(lost) == 8 and {r["score"] for r in lost} == {None}
     assert {r["fact"] for r in found.rows if r["score"] is not None} == {"france", "italy"}
     # What was scored may also come from an earlier call.
     done = [r for r in kept if r["fact"] in ("france", "italy")]
-    assert run(model, statistics, chunk=2, done=done).rows == alike(found.rows)
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Choosy({f.id for f in facts()}))
+    assert run(model, statistics, some, chunk=2, done=done).rows == alike(found.rows)
+    everyone = Choosy({f.id for f in facts()})
     with pytest.raises(UserError, match="abnormal"):
-        run(model, statistics, chunk=2, done=lost)  # rows, but none with a score
+        run(model, statistics, everyone, chunk=2, done=lost)  # rows, but none with a score
 
 
 METRICS = ["rewrite", "locality", "generation", "fluency", "kl", "counterfact", "perplexity"]
@@ -194,8 +192,7 @@ def test_edits_are_made_of_fewer_facts_where_memory_is_tight(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(model, statistics)
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Greedy(1))
-    assert run(model, statistics).rows == alike(whole.rows)
+    assert run(model, statistics, Greedy(1)).rows == alike(whole.rows)
 
 
 @pytest.mark.parametrize(
@@ -209,15 +206,14 @@ def test_edits_are_made_of_fewer_facts_where_memory_is_tight(
 def test_memory_too_small_for_an_edit_is_the_users_error(
     model: Model, statistics: KeyStatistics, monkeypatch: pytest.MonkeyPatch, mode: str, said: str
 ) -> None:
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Greedy(0, "memit"))
     with pytest.raises(UserError, match=said):
-        run(model, statistics, "memit", mode=mode)
+        run(model, statistics, Greedy(0, "memit"), mode=mode)
 
 
 def test_in_context_tells_the_fact_and_leaks_no_judged_subject(model: Model) -> None:
-    found = evaluate(model, facts(), method="in-context", settings=EditSettings(demonstrations=2))
+    found = evaluate(model, facts(), "in-context", demonstrations=2)
     assert {r["metric"] for r in found.rows} == {"rewrite", "rephrase", "locality", "portability"}
-    prefix = evaluating.prefix_for(facts()[0], facts(), 3, 0)
+    prefix = InContext(demonstrations=3).prefix(facts()[0], facts(), 0)
     assert "New fact: The capital of France is Rome." in prefix
     assert prefix.count("France") == 1
     with pytest.raises(UserError, match="changes no weights"):
@@ -237,6 +233,33 @@ def test_what_cannot_be_asked_is_refused(model: Model, statistics: KeyStatistics
         run(model, statistics, mode="batch")  # ROME
     with pytest.raises(UserError, match="batch size"):
         evaluate(model, facts(), batch_size=0)
+
+
+def test_an_editor_of_others_is_judged_by_name_and_as_an_object(
+    model: Model, statistics: KeyStatistics
+) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ours(Rome):
+        name = "ours"
+
+    settings: dict[str, Any] = {"steps": 3, "prefixes": 1, "prefix_tokens": 3}
+    how: dict[str, Any] = {"layer": -3, "statistics": statistics, "metrics": ["rewrite"]}
+    EDITORS.register("ours", Ours)
+    try:
+        named = evaluate(model, facts(), "ours", **how, **settings)
+    finally:
+        EDITORS.unregister("ours")
+    given = evaluate(model, facts(), Ours(**settings), **how)
+    assert named.rows == alike(given.rows) and named.method == given.method == "ours"
+    assert named.layer == LAYER and named.settings["edit"] == Ours(**settings).to_json()
+    with pytest.raises(UserError, match="unknown method 'ours'"):
+        evaluate(model, facts(), "ours", **how)
+    with pytest.raises(UserError, match=r"rome has no setting 'epsilon'.*ft-l"):
+        evaluate(model, facts(), "rome", epsilon=1.0, **how)
+    with pytest.raises(UserError, match="no option 'steps'"):
+        evaluate(model, facts(), steps=3)
+    with pytest.raises(UserError, match=r"Model\.wrap"):
+        evaluate(model.hf, facts())  # type: ignore[arg-type]
 
 
 def test_the_summary_is_plain_json_with_counts(model: Model) -> None:

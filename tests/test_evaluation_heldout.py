@@ -15,7 +15,6 @@ from reference import full_logits
 from torch.nn.functional import cross_entropy
 
 from goldenlayers.delta import WeightDelta, applied_per_example
-from goldenlayers.editors import EditSettings
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, reading
 from goldenlayers.evaluation.heldout import HeldOut
@@ -23,15 +22,13 @@ from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.scoring import Outcome
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 from goldenlayers.statistics import KeyStatistics
 
 TEXT = "The capital of Italy is Rome. The Eiffel Tower is located in the city of Paris. " * 3
 TOKENS = 40
 LAYER = 1
-HOW = {
-    "layer": LAYER,
-    "settings": EditSettings(steps=2, prefixes=1, prefix_tokens=3, kl_factor=0.0),
-}
+HOW = {"layer": LAYER, "steps": 2, "prefixes": 1, "prefix_tokens": 3, "kl_factor": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +72,7 @@ def options(model: Model, kind: str) -> dict[str, Any]:
     identity = KeyStatistics.identity({LAYER: model.layers[LAYER].down.in_features})
     return {
         "none": {},
-        "delta": {"delta": random_delta(model.hf, [2], seed=3)},
+        "delta": {"method": random_delta(model.hf, [2], seed=3)},
         "batch": {"method": "memit", "mode": "batch", "statistics": identity, **HOW},
         "sequential": {"method": "rome", "mode": "sequential", "statistics": identity, **HOW},
         "single": {"method": "rome", "statistics": identity, **HOW},
@@ -92,19 +89,20 @@ def test_one_evaluation_reads_the_text_once_per_model(
     given = options(model, kind)
     text = {"metrics": ["rewrite", "perplexity"], "text": TEXT, "text_tokens": TOKENS}
     (window,) = HeldOut(model, TEXT, TOKENS).windows
-    rows = evaluate(model, facts(), chunk=2, **text, **given).rows
+    rows = evaluate(model, facts(), progress=Progress(chunk=2), **text, **given).rows
     assert passed.count(window[:-1]) == times
     # In parts as in one go.
-    assert evaluate(model, facts(), chunk=16, **text, **given).rows == alike(rows)
+    assert evaluate(model, facts(), **text, **given).rows == alike(rows)
     found = [row for row in rows if row["metric"] == "perplexity_before"]
     assert [row["score"] for row in found] == pytest.approx([slow(model)] * 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "delta"])
 def test_rows_are_those_of_plans_that_share_nothing(model: Model, kind: str) -> None:
-    delta = options(model, kind).get("delta")
+    delta = options(model, kind).get("method")
     text = {"metrics": ["rewrite", "perplexity"], "text": TEXT, "text_tokens": TOKENS}
-    rows = evaluate(model, facts(), chunk=2, delta=delta, **text).rows
+    progress = Progress(chunk=2)
+    rows = evaluate(model, facts(), delta or "none", progress=progress, **text).rows
     after = [row["score"] for row in rows if row["metric"] == "perplexity"]
     assert after == pytest.approx([slow(model, delta)] * 5, rel=1e-4)
     for fact in facts():

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alike import alike
-from evaluations import LAYER, SETTINGS, Choosy, Killed, facts, run
+from evaluations import LAYER, Choosy, Killed, facts, quick, run
 from families import tiny
 from safetensors.torch import load_file, save_file
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluating, sequential
+from goldenlayers.evaluation import sequential
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
@@ -104,11 +103,8 @@ def test_a_kill_between_the_two_files_of_the_delta(
 
 
 # Every direction of the identity is kept, so AlphaEdit has one to write in.
-ALPHAEDIT: dict[str, Any] = {
-    "method": "alphaedit",
-    "mode": "sequential",
-    "settings": dataclasses.replace(SETTINGS, null_space=1.5, null_space_absolute=True),
-}
+EDITOR = quick("alphaedit", null_space=1.5, null_space_absolute=True)
+ALPHAEDIT: dict[str, Any] = {"method": EDITOR, "mode": "sequential"}
 
 
 def keys_in(folder: Path) -> int:
@@ -162,16 +158,49 @@ def test_keys_that_do_not_belong_to_the_edits_are_refused(
 
 
 def test_an_edit_that_fails_leaves_no_keys(
-    model: Model, statistics: KeyStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, statistics: KeyStatistics, tmp_path: Path
 ) -> None:
     class Late(Choosy):
         """Fails when the keys are there already."""
 
-        def together(self, bench: Any, facts: Any, layer: int) -> Any:
-            delta = self.inner.together(bench, facts, layer)
+        def together(self, work: Any, facts: Any) -> Any:
+            delta = self.inner.together(self._inside(work), facts)
             self._look(facts)
             return delta
 
-    monkeypatch.setattr(evaluating, "editor", lambda _name: Late({"italy"}, "alphaedit"))
-    run(model, statistics, work=tmp_path, **ALPHAEDIT)
+    late = Late({"italy"}, EDITOR)
+    run(model, statistics, late, mode="sequential", work=tmp_path)
     assert len(WeightDelta.load(tmp_path).facts) == keys_in(tmp_path) == 3
+
+
+def test_steps_of_two_facts_go_on_after_a_kill(
+    model: Model, statistics: KeyStatistics, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"method": "memit", "mode": "sequential", "step": 2}
+    whole = run(model, statistics, work=tmp_path / "whole", **how)
+    steps = {row["fact"]: row["step"] for row in whole.rows}
+    assert list(steps.values()) == [0, 0, 1, 1]
+    quickly = [row for row in whole.rows if row["metric"] == "rewrite_at_once"]
+    assert [row["step"] for row in quickly] == [0, 0, 1, 1]
+    kept: list[dict[str, Any]] = []
+
+    def torn(rows: list[dict[str, Any]]) -> None:
+        kept.append(rows[0])  # of two facts
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(model, statistics, work=tmp_path / "killed", on_rows=torn, **how)
+    found = run(model, statistics, work=tmp_path / "killed", done=kept, **how)
+    assert found.rows == alike(whole.rows)
+    # A fact that cannot be edited is left out of its step.
+    how["method"] = Choosy({"italy"}, "memit")
+    found = run(model, statistics, work=tmp_path / "less", **how)
+    assert [row["id"] for row in WeightDelta.load(tmp_path / "less").facts] == [
+        fact.id for fact in facts() if fact.id != "italy"
+    ]
+    lost = [row for row in found.rows if row["score"] is None and row["metric"] == "rewrite"]
+    assert [row["fact"] for row in lost] == ["italy"]
+    with pytest.raises(UserError, match="rome edits one fact at a time"):
+        run(model, statistics, mode="sequential", step=2)
+    with pytest.raises(UserError, match="nothing is edited in turn"):
+        run(model, statistics, "memit", mode="batch", step=2)

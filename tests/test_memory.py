@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from goldenlayers.errors import UserError
-from goldenlayers.memory import OutOfMemory, fitting, memory_told, out_of_memory
+from goldenlayers.memory import OutOfMemory, in_smaller_batches, memory_errors, out_of_memory
 
 
 def hungry(
@@ -33,12 +33,12 @@ def name(member: int) -> str:
 def test_each_member_is_run_once_in_parts_that_fit() -> None:
     tried, run = hungry(2)
     batches = [[3, 1, 4, 15, 9], [2, 6, 5, 35]]
-    found = list(fitting(batches, run, name))
+    found = list(in_smaller_batches(batches, run, name))
     assert [m for members, _ in found for m in members] == [m for batch in batches for m in batch]
     assert all(total == sum(members) for members, total in found)
     assert tried == [5, 2, 2, 1, 4, 2, 2]  # a new batch begins whole
     tried, run = hungry(2)
-    again = list(fitting(batches, run, name, for_good=True))
+    again = list(in_smaller_batches(batches, run, name, for_good=True))
     assert tried == [5, 2, 2, 1, 2, 2]
     assert [m for members, _ in again for m in members] == [m for batch in batches for m in batch]
 
@@ -46,21 +46,21 @@ def test_each_member_is_run_once_in_parts_that_fit() -> None:
 def test_one_member_too_large_is_the_users_error_and_still_one_of_memory() -> None:
     tried, run = hungry(0)
     with pytest.raises(UserError, match=r"memory ran out on text 7 alone.*--dtype") as caught:
-        list(fitting([[7, 8]], run, name))
+        list(in_smaller_batches([[7, 8]], run, name))
     assert tried == [2, 1] and out_of_memory(caught.value)
     # Said once, by who knows best.
     _, run = hungry(0, OutOfMemory("memory ran out on a word alone"))
     with pytest.raises(UserError, match="on a word alone"):
-        list(fitting([[7]], run, name))
+        list(in_smaller_batches([[7]], run, name))
 
 
 def test_other_errors_pass_through() -> None:
     for error in (RuntimeError("shapes do not fit"), KeyError("x"), UserError("no")):
         tried, run = hungry(0, error)
         with pytest.raises(type(error)):
-            list(fitting([[1, 2]], run, name))
+            list(in_smaller_batches([[1, 2]], run, name))
         assert tried == [2]
-        with pytest.raises(type(error)), memory_told("memory ran out"):
+        with pytest.raises(type(error)), memory_errors("memory ran out"):
             raise error
 
 
@@ -68,8 +68,8 @@ def test_what_ran_out_is_told() -> None:
     for error in (MemoryError(), RuntimeError("MPS backend out of memory")):
         with (
             pytest.raises(OutOfMemory, match=r"ran out in a test\. Buy more"),
-            memory_told("memory ran out in a test", "Buy more"),
+            memory_errors("memory ran out in a test", "Buy more"),
         ):
             raise error
-    with pytest.raises(OutOfMemory, match="on a word"), memory_told("memory ran out in a test"):
+    with pytest.raises(OutOfMemory, match="on a word"), memory_errors("memory ran out in a test"):
         raise OutOfMemory("memory ran out on a word")

@@ -274,7 +274,7 @@ def test_matrices_beside_the_mlp_are_told_apart() -> None:
     assert "neither attention nor MLP" in layers.describe()
 
 
-@pytest.mark.parametrize("index", [-1, LAYERS, 99])
+@pytest.mark.parametrize("index", [-LAYERS - 1, LAYERS, 99])
 def test_layer_out_of_range(index: int) -> None:
     with pytest.raises(UserError, match=f"no layer {index}.*from 0 to {LAYERS - 1}"):
         LayerMap.of(shared("gpt2"))[index]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alike import alike
-from evaluations import Greedy
+from evaluations import Greedy, quick
 from families import tiny
 from sweep_helpers import FAST, some_facts
 
@@ -216,31 +216,27 @@ def test_settings_are_checked():
 def test_real_edits_agree_with_a_sweep():
     model, facts = tiny("llama"), some_facts(5)
     before = model.fingerprint()
-    found = verify(model, facts, [2, 0, 1], "ft-m", n_facts=4, settings=FAST, seed=3)
+    found = verify(model, facts, [2, 0, 1], "ft-m", n_facts=4, steps=3, seed=3)
     assert model.fingerprint() == before and found.method == "ft-m" and len(found.facts) == 4
     used = [fact for fact in facts if fact.id in found.facts]
-    rows = sweep(model, used, "ft-m", layers=[0, 1, 2], settings=FAST, seed=3).rows
+    rows = sweep(model, used, "ft-m", layers=[0, 1, 2], steps=3, seed=3).rows
     for one in found.evidence:
         mine = overall_by_fact([row for row in rows if row["layer"] == one.layer])
         tried = [mine[fact] for fact in found.facts[: one.n_facts]]
         assert one.mean.value == pytest.approx(np.mean(tried)) and one.n_facts in (2, 4)
     # Facts without portability probes are the last resort.
     assert "f1" not in found.facts
-    again = verify(model, facts, [0, 1, 2], "ft-m", n_facts=4, settings=FAST, seed=3)
+    again = verify(model, facts, [0, 1, 2], "ft-m", n_facts=4, steps=3, seed=3)
     assert untimed(again) == alike(untimed(found))
 
 
-def test_memory_that_is_tight_changes_nothing_and_too_little_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    how = {"method": "ft-m", "n_facts": 3, "settings": FAST}
-    whole = verify(tiny("llama"), some_facts(3), [0, 1], **how)
-    monkeypatch.setattr("goldenlayers.editors.editor", lambda _name: Greedy(1, "ft-m"))
-    again = verify(tiny("llama"), some_facts(3), [0, 1], **how)
+def test_memory_that_is_tight_changes_nothing_and_too_little_is_told():
+    how: dict[str, Any] = {"n_facts": 3}
+    whole = verify(tiny("llama"), some_facts(3), [0, 1], quick("ft-m"), **how)
+    again = verify(tiny("llama"), some_facts(3), [0, 1], Greedy(1, "ft-m"), **how)
     assert untimed(again) == alike(untimed(whole))
-    monkeypatch.setattr("goldenlayers.editors.editor", lambda _name: Greedy(0, "ft-m"))
     with pytest.raises(UserError, match=r"memory ran out on fact 'f\d' at layer 0 alone.*--dtype"):
-        verify(tiny("llama"), some_facts(3), [0, 1], **how)
+        verify(tiny("llama"), some_facts(3), [0, 1], Greedy(0, "ft-m"), **how)
 
 
 def test_it_collects_its_statistics_once_and_reports_what_facts_lack(
@@ -259,7 +255,7 @@ def test_it_collects_its_statistics_once_and_reports_what_facts_lack(
 
     monkeypatch.setattr(statistics, "key_statistics", counted)
     bare = [dataclasses.replace(f, locality=(), portability=()) for f in some_facts(2)]
-    found = verify(tiny("llama"), bare, [3, 1], settings=FAST, n_facts=2)
+    found = verify(tiny("llama"), bare, [3, 1], **FAST, n_facts=2)
     assert asked == [[1, 3]] and found.n_edits == 4
     assert "2 of the 2 facts have no locality probes" in found.warnings
 

@@ -11,7 +11,7 @@ from goldenlayers import models
 from goldenlayers.datasets import load_facts
 from goldenlayers.decoding import forced_predictions
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors import EditSettings, edit_each
+from goldenlayers.editors import Rome, edit_each
 from goldenlayers.facts import Fact
 from goldenlayers.locating import locate
 from goldenlayers.locating.known import known_facts
@@ -52,8 +52,8 @@ def test_rome_installs_facts_and_a_random_change_of_equal_length_does_not(
     assert len(facts) == 4 and not any(took(model, fact) for fact in facts)
     before = {name: p.detach().clone() for name, p in model.hf.named_parameters()}
     statistics = key_statistics(model, [LAYER], tokens=4000, settle=0)
-    settings = EditSettings(prefixes=2, steps=20)
-    deltas = edit_each(model, facts, "rome", layer=LAYER, statistics=statistics, settings=settings)
+    rome = Rome(prefixes=2, steps=20)
+    deltas = edit_each(model, facts, rome, layer=LAYER, statistics=statistics)
     generator = torch.Generator().manual_seed(0)
     for fact, delta in zip(facts, deltas, strict=True):
         with delta.applied(model):

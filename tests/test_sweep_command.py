@@ -219,9 +219,9 @@ def test_what_loads_a_workers_model_travels(place: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("goldenlayers.sweeping.sweep", caught)
     assert main(command(place, "travels", "--dtype", "bfloat16", "--device", "auto")) == 130
-    model = pickle.loads(pickle.dumps(given["load"]))()
+    model = pickle.loads(pickle.dumps(given["workers"].load))()
     # All workers are on the device that this process found.
-    assert given["load"].args[0].device == str(model.device) != "auto"
+    assert given["workers"].load.args[0].device == str(model.device) != "auto"
     assert str(model.dtype) == "torch.bfloat16" and model.name == str(place / "model")
 
 
@@ -234,7 +234,7 @@ def test_bad_input_is_one_message(place: Path, capsys: Any):
         (["--chunk", "0"], "--chunk is 0"),
         (["--workers", "0"], "--workers is 0"),
         (["--address", "auto"], "--address is for Ray"),
-        (["--set", "stepz", "3"], "unknown setting 'stepz'"),
+        (["--set", "stepz", "3"], "rome has no setting 'stepz'"),
     ]:
         assert main(command(place, "bad", *more)) == 2, more
         assert words in " ".join(capsys.readouterr().err.split()), more

@@ -9,14 +9,15 @@ import pytest
 import torch
 from alike import alike
 from families import tiny
-from sweep_helpers import FAST, canonical, some_facts
+from sweep_helpers import FAST, canonical, fast, some_facts
 
-from goldenlayers.editors import edit
+from goldenlayers.editors import Editor, Emmet, Rome, edit, needed_layers
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweeping import cells, needed_layers, sweep, swept_layers
+from goldenlayers.sweeping import Workers, cells, sweep, swept_layers
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,13 @@ def whole(model: Model, statistics: Any) -> Any:
     return run(model, statistics)
 
 
-def run(model: Model, statistics: Any, method: str = "rome", n: int = 3, **more: Any) -> Any:
-    options = {"settings": FAST, "statistics": statistics, "layers": [0, 2, 3], "chunk": 2}
-    return sweep(model, some_facts(n), method, **{**options, **more})
+def run(model: Model, statistics: Any, method: Any = "rome", n: int = 3, **more: Any) -> Any:
+    """``sweep`` with quick settings; what ``Progress`` holds may be given as options, too."""
+    names = {f.name for f in dataclasses.fields(Progress)}
+    progress = Progress(**{"chunk": 2, **{n: more.pop(n) for n in names & more.keys()}})
+    chosen = fast(method) if isinstance(method, str) else method
+    options = {"statistics": statistics, "layers": [0, 2, 3], **more}
+    return sweep(model, some_facts(n), chosen, progress=progress, **options)
 
 
 @pytest.mark.parametrize("method", ["rome", "emmet", "ft-m"])
@@ -45,9 +50,7 @@ def test_rows_are_those_of_one_edit_at_a_time(model, statistics, method):
     slow = []
     for layer in (0, 2, 3):
         for fact in some_facts():
-            delta = edit(
-                model, [fact], method, layer=layer, settings=FAST, statistics=statistics, seed=0
-            )
+            delta = edit(model, fact, fast(method), layer=layer, statistics=statistics, seed=0)
             plan = EvaluationPlan(model, [fact], seed=0)
             plan.baseline()
             with delta.applied(model):
@@ -64,7 +67,7 @@ def test_editors_that_differ_in_the_solve_share_values(model, statistics, monkey
     from goldenlayers.racing import verify
 
     alone = run(model, statistics, "emmet")
-    race = {"n_facts": 2, "settings": FAST, "statistics": statistics}
+    race = {"n_facts": 2, **FAST, "statistics": statistics}
     choice = verify(model, some_facts(3), [0, 2], "rome", **race)
     searched: list[int] = []
     honest = values_module.optimise_values
@@ -132,7 +135,7 @@ def test_foreign_rows_are_not_taken_over(model, statistics, whole):
     assert canonical(again.rows) == alike(canonical(whole.rows))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, "auto"])
+@pytest.mark.parametrize("chunk", [1, 3, None])
 def test_the_chunk_does_not_matter(model, statistics, whole, chunk):
     assert canonical(run(model, statistics, chunk=chunk).rows) == alike(canonical(whole.rows))
 
@@ -170,7 +173,7 @@ def test_memory_that_does_not_suffice_for_one_fact_is_an_error(model, statistics
         raise MemoryError
 
     monkeypatch.setattr(cells.Runner, "_part", never)
-    with pytest.raises(UserError, match=r"memory ran out on fact 'f0' alone, at layer 0.*bfloat16"):
+    with pytest.raises(UserError, match=r"memory ran out on fact 'f0' at layer 0 alone.*bfloat16"):
         run(model, statistics)
 
 
@@ -183,23 +186,22 @@ def test_other_errors_are_not_swallowed(model, statistics, monkeypatch):
         run(model, statistics)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
-    """Let the editor fail for some (fact, layer)."""
-    real = cells.editor("rome")
+def failing(fails: Any) -> Editor:
+    """An editor that fails for some (fact, layer)."""
 
-    class Failing:
-        def each(self, bench: Any, facts: Any, layer: int) -> Any:
+    class Failing(Rome):
+        def each(self, work: Any, facts: Any) -> Any:
             for fact in facts:
-                if fails(fact.id, layer):
-                    raise UserError(f"no value at layer {layer}")
-            return real.each(bench, facts, layer)
+                if fails(fact.id, work.layer):
+                    raise UserError(f"no value at layer {work.layer}")
+            return super().each(work, facts)
 
-    monkeypatch.setattr(cells, "editor", lambda _name: Failing())
+    return Failing(**FAST)
 
 
-def test_a_failed_edit_leaves_unscored_rows(model, statistics, whole, monkeypatch):
-    failing(monkeypatch, lambda fact, layer: (fact, layer) == ("f1", 2))
-    rows = run(model, statistics, chunk=3).rows
+def test_a_failed_edit_leaves_unscored_rows(model, statistics, whole):
+    bad = failing(lambda fact, layer: (fact, layer) == ("f1", 2))
+    rows = run(model, statistics, bad, chunk=3).rows
     lost = [row for row in rows if (row["fact"], row["layer"]) == ("f1", 2)]
     assert lost and all(row["score"] is None for row in lost)
     assert any("the edit failed: no value at layer 2" in row["reason"] for row in lost)
@@ -208,22 +210,18 @@ def test_a_failed_edit_leaves_unscored_rows(model, statistics, whole, monkeypatc
     assert canonical(rest) == alike(canonical(others))
 
 
-def test_a_layer_where_every_edit_fails_does_not_end_the_sweep(model, statistics, monkeypatch):
-    failing(monkeypatch, lambda _fact, layer: layer == 2)
-    rows = run(model, statistics).rows
+def test_a_layer_where_every_edit_fails_does_not_end_the_sweep(model, statistics):
+    rows = run(model, statistics, failing(lambda _fact, layer: layer == 2)).rows
     assert {
         row["layer"] for row in rows if row["metric"] == "rewrite" and row["score"] is None
     } == {2}
     assert len([row for row in rows if row["layer"] == 2]) == len(rows) // 3
 
 
-def test_edits_that_all_fail_from_the_start_end_it_with_nothing_written(
-    model, statistics, monkeypatch
-):
-    failing(monkeypatch, lambda _fact, layer: True)
+def test_edits_that_all_fail_from_the_start_end_it_with_nothing_written(model, statistics):
     written: list[Any] = []
     with pytest.raises(UserError, match="no value at layer 0"):
-        run(model, statistics, on_rows=written.extend)
+        run(model, statistics, failing(lambda *_: True), on_rows=written.extend)
     assert not written
 
 
@@ -237,10 +235,9 @@ def test_statistics_are_collected_in_one_pass(model, monkeypatch):
         return key_statistics(model, layers, tokens=300, cache=False)
 
     monkeypatch.setattr(room, "key_statistics", fake)
-    settings = dataclasses.replace(FAST, layers_before=1, steps=1)
-    run(model, None, "emmet", settings=settings, n=2)
+    run(model, None, Emmet(**{**FAST, "layers_before": 1, "steps": 1}), n=2)
     assert asked == [[0, 1, 2, 3]]
-    assert needed_layers([0, 3], FAST) == [0, 3]
+    assert needed_layers(Rome(), [3, 0]) == [0, 3]
     run(model, None, "ft-m", n=2)
     assert len(asked) == 1
 
@@ -254,12 +251,15 @@ def test_bad_input_is_said(model):
         ({"layers": []}, "no layers"),
         ({"layers": [0, 9]}, "9"),
         ({"metrics": ["rewrit"]}, "unknown metric"),
-        ({"chunk": 0}, "chunk is 0"),
+        ({"progress": Progress(chunk=0)}, "chunk is 0"),
         ({"workers": 0}, "number of workers is 0"),
-        ({"engine": "dask"}, "unknown engine"),
+        ({"step": 3}, "ft-m has no setting 'step'.*'steps'"),
     ]:
-        options: dict[str, Any] = {"facts": facts, "method": "ft-m", "settings": FAST, **wrong}
+        options: dict[str, Any] = {"facts": facts, "method": "ft-m", "steps": 3, **wrong}
         with pytest.raises(UserError, match=words):
             sweep(model, options.pop("facts"), options.pop("method"), **options)
+    with pytest.raises(UserError, match="unknown engine"):
+        Workers(1, "dask")  # type: ignore[arg-type]
+    assert swept_layers(model, [-1, 0]) == (0, 3)
     assert swept_layers(model, None) == (0, 1, 2, 3)
     assert swept_layers(model, [3, 0, 3]) == (0, 3)

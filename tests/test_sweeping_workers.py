@@ -11,13 +11,16 @@ import pytest
 import torch
 from alike import alike
 from families import tiny
-from sweep_helpers import FAST, DiesOnce, canonical, load_other, load_tiny, some_facts
+from sweep_helpers import FAST, DiesOnce, Ours, canonical, load_other, load_tiny, some_facts
 
 import goldenlayers
+from goldenlayers.editors import EDITORS, Rome
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.metrics import metrics_of
 from goldenlayers.models.model import Model
+from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweeping import sweep
+from goldenlayers.sweeping import Workers, sweep
 from goldenlayers.sweeping.cells import Batch, Job, Task
 from goldenlayers.sweeping.workers import (
     TRIES,
@@ -30,7 +33,7 @@ from goldenlayers.sweeping.workers import (
     shared_out,
 )
 
-JOB = Job(tuple(some_facts()), "rome", ("rewrite",), FAST)
+JOB = Job(tuple(some_facts()), Rome(**FAST), metrics_of(["rewrite"]))
 START = Start(load_tiny, "", JOB)
 
 
@@ -164,7 +167,7 @@ def test_what_travels_carries_no_factors():
     model = tiny("llama")
     statistics = key_statistics(model, [0, 1], tokens=300, cache=False)
     assert statistics[0].cholesky is not None
-    light = shared_out(Start(load_tiny, "", Job((), "rome", (), FAST, 0, False, statistics)), 2)
+    light = shared_out(Start(load_tiny, "", Job((), Rome(), (), 0, False, statistics)), 2)
     sent: Any = light.job.statistics
     assert not sent._kept and statistics._kept
     assert sent.keep_bytes == statistics.keep_bytes // 2
@@ -181,7 +184,9 @@ def test_workers_load_by_name():
 def alone() -> Any:
     model = load_tiny()
     statistics = key_statistics(model, tokens=300, cache=False)
-    found = sweep(model, some_facts(), "rome", settings=FAST, statistics=statistics, chunk=1)
+    found = sweep(
+        model, some_facts(), "rome", **FAST, statistics=statistics, progress=Progress(chunk=1)
+    )
     return model, statistics, canonical(found.rows)
 
 
@@ -203,18 +208,33 @@ def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
         model,
         some_facts(),
         "rome",
-        settings=FAST,
+        **FAST,
         statistics=statistics,
-        chunk=1,
-        workers=2,
-        engine=engine,
-        load=DiesOnce(killed),
-        on_rows=new.extend,
+        workers=Workers(2, engine, load=DiesOnce(killed)),
+        progress=Progress(chunk=1, on_rows=new.extend),
     )
     assert killed.exists()
     assert canonical(found.rows) == alike(rows)
     assert canonical(new) == alike(rows)
     assert found.cells == 12
+
+
+def test_an_editor_registered_after_import_serves_two_workers(alone: Any):
+    model, statistics, rows = alone
+    how: dict[str, Any] = {"statistics": statistics, "progress": Progress(chunk=1), **FAST}
+    how["workers"] = Workers(2, load=load_tiny)
+    EDITORS.register("ours", Ours)
+    try:
+        found = sweep(model, some_facts(), "ours", **how)
+    finally:
+        EDITORS.unregister("ours")
+    assert found.method == "ours" and canonical(found.rows) == alike(rows)
+
+    class Local(Rome):
+        pass
+
+    with pytest.raises(UserError, match="cannot be sent to workers"):
+        sweep(model, some_facts(), Local(**FAST), statistics=statistics, workers=how["workers"])
 
 
 def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
@@ -235,7 +255,7 @@ def test_ray_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"not installed.*goldenlayers\[ray\]"):
-        sweep(load_tiny(), some_facts(), "ft-m", settings=FAST, engine="ray")
+        sweep(load_tiny(), some_facts(), "ft-m", workers=Workers(1, "ray"))
 
 
 def test_a_cluster_that_is_not_there_is_said():
@@ -245,7 +265,5 @@ def test_a_cluster_that_is_not_there_is_said():
             load_tiny(),
             some_facts(),
             "ft-m",
-            settings=FAST,
-            engine="ray",
-            address="ray-address-without-port",
+            workers=Workers(1, "ray", "ray-address-without-port"),
         )

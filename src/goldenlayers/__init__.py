@@ -18,7 +18,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet, load_facts
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.editors import EditSettings, edit, edit_each
+    from goldenlayers.editors import (
+        AlphaEdit,
+        Editing,
+        Editor,
+        Emmet,
+        FtL,
+        FtM,
+        InContext,
+        Memit,
+        Pmet,
+        Rome,
+        RRome,
+        edit,
+        edit_each,
+    )
     from goldenlayers.errors import DataError, UserError
     from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
@@ -26,62 +40,65 @@ if TYPE_CHECKING:
     from goldenlayers.locating import CMA, LGA, Fixed, Saliency, Transfer, locate
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import LayerMap, Model, load
+    from goldenlayers.progress import Progress
     from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
+    from goldenlayers.sweeping import Sweep, Workers, sweep
 
     __version__: str
 
-# Public name → the module it lives in.
-_HOMES = {
-    "CMA": "locating",
-    "DataError": "errors",
-    "EditSettings": "editors",
-    "Evaluation": "evaluation",
-    "Fact": "facts",
-    "FactSet": "datasets",
-    "Fixed": "locating",
-    "KeyStatistics": "statistics",
-    "LGA": "locating",
-    "LayerMap": "models",
-    "LayerRanking": "locating.ranking",
-    "Model": "models",
-    "Probe": "facts",
-    "Saliency": "locating",
-    "Transfer": "locating",
-    "UserError": "errors",
-    "VerifiedChoice": "racing",
-    "WeightDelta": "delta",
-    "edit": "editors",
-    "edit_each": "editors",
-    "evaluate": "evaluation",
-    "export_merged": "export",
-    "export_peft": "export",
-    "key_statistics": "statistics",
-    "load": "models",
-    "load_facts": "datasets",
-    "locate": "locating",
-    "verify": "racing",
+# Module → the public names that live in it.
+_ROOMS = {
+    "datasets": "FactSet load_facts",
+    "delta": "WeightDelta",
+    "editors": "AlphaEdit Editing Editor Emmet FtL FtM InContext Memit Pmet RRome Rome "
+    "edit edit_each",
+    "errors": "DataError UserError",
+    "evaluation": "Evaluation evaluate",
+    "export": "export_merged export_peft",
+    "facts": "Fact Probe",
+    "locating": "CMA Fixed LGA Saliency Transfer locate",
+    "locating.ranking": "LayerRanking",
+    "models": "LayerMap Model load",
+    "progress": "Progress",
+    "racing": "VerifiedChoice verify",
+    "statistics": "KeyStatistics key_statistics",
+    "sweeping": "Sweep Workers sweep",
 }
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
     "CMA",
     "LGA",
+    "AlphaEdit",
     "DataError",
-    "EditSettings",
+    "Editing",
+    "Editor",
+    "Emmet",
     "Evaluation",
     "Fact",
     "FactSet",
     "Fixed",
+    "FtL",
+    "FtM",
+    "InContext",
     "KeyStatistics",
     "LayerMap",
     "LayerRanking",
+    "Memit",
     "Model",
+    "Pmet",
     "Probe",
+    "Progress",
+    "RRome",
+    "Rome",
     "Saliency",
+    "Sweep",
     "Transfer",
     "UserError",
     "VerifiedChoice",
     "WeightDelta",
+    "Workers",
     "__version__",
     "edit",
     "edit_each",
@@ -92,6 +109,7 @@ __all__ = [
     "load",
     "load_facts",
     "locate",
+    "sweep",
     "verify",
 ]
 

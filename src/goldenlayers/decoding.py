@@ -18,7 +18,7 @@ from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, last_logits
 from goldenlayers.joints import JOINTS, Joint, join, sure_joint
 from goldenlayers.losses import argmax_rows, token_nll
-from goldenlayers.memory import fitting
+from goldenlayers.memory import in_smaller_batches
 from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
@@ -157,7 +157,7 @@ def _by_text(
     groups: Iterator[list[int]], work: Callable[[list[int]], list[R]], lengths: Sequence[int]
 ) -> list[R]:
     """What ``work`` finds for every text, in their order; a batch too large is halved."""
-    found = fitting(groups, work, lambda i: f"a text of {lengths[i]} tokens")
+    found = in_smaller_batches(groups, work, lambda i: f"a text of {lengths[i]} tokens")
     results = {i: one for members, some in found for i, one in zip(members, some, strict=True)}
     return [results[i] for i in range(len(lengths))]
 

@@ -127,8 +127,6 @@ def harness_evaluate(
     tasks: str | Sequence[str | dict[str, Any] | Any],
     *,
     delta: WeightDelta | None = None,
-    limit: int | float | None = None,
-    num_fewshot: int | None = None,
     batch_size: int = 8,
     task_manager: TaskManager | None = None,
     **options: Any,
@@ -142,12 +140,12 @@ def harness_evaluate(
         tasks: names of the harness's tasks or groups, paths of its YAML files, its configurations
             as dictionaries, or its task objects.
         delta: the edit; without one only ``before`` is measured.
-        limit: documents per task, or below 1 their share; for trying things out.
-        num_fewshot: shots in place of each task's own number.
         batch_size: requests per forward pass.
         task_manager: an ``lm_eval.tasks.TaskManager`` that knows further tasks. By default one
             that knows those of the harness; reading their names takes some seconds.
-        options: further arguments of ``lm_eval.simple_evaluate``, but not ``use_cache``.
+        options: further arguments of ``lm_eval.simple_evaluate``, but not ``use_cache``: ``limit``,
+            documents per task, or below 1 their share, for trying things out; ``num_fewshot``,
+            shots in place of each task's own number; ...
 
     Raises:
         UserError: as ``harness_model``; a delta of another model, no task, a task that is not
@@ -158,6 +156,7 @@ def harness_evaluate(
             "use_cache would hand the answers from before the edit on to after it",
             fix="Leave use_cache out",
         )
+    limit = options.get("limit")
     if limit is not None and not (limit > 0 and (limit < 1 or limit == int(limit))):
         raise UserError(
             f"limit is {limit}", expected="a number of documents, or a share between 0 and 1"
@@ -177,14 +176,7 @@ def harness_evaluate(
     loaded = _load(manager, wanted)
 
     def run() -> Mapping[str, Any]:
-        found = evaluate(
-            model=lm,
-            tasks=loaded,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            task_manager=manager,
-            **options,
-        )
+        found = evaluate(model=lm, tasks=loaded, task_manager=manager, **options)
         assert found is not None  # only processes other than the first get None
         return found
 

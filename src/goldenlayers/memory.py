@@ -1,8 +1,8 @@
-"""Memory that runs out: told apart from other errors, met with smaller batches, said plainly."""
+"""Memory that runs out: known from other errors, met with smaller batches, put in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -31,8 +31,8 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def fitting(
-    batches: Iterable[list[int]],
+def in_smaller_batches(
+    batches: Iterable[Sequence[int]],
     run: Callable[[list[int]], T],
     what: Callable[[int], str],
     *,
@@ -79,7 +79,7 @@ def fitting(
 
 
 @contextmanager
-def memory_told(found: str, fix: str = SMALLER) -> Iterator[None]:
+def memory_errors(found: str, fix: str = SMALLER) -> Iterator[None]:
     """Within it, memory that runs out becomes a ``UserError``.
 
     Raises:

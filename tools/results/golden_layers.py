@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cells import QUICK
 from render import RESULTS
-from study import DATASETS, METHODS, MODELS, SETTINGS, STUDY
+from study import DATASETS, METHODS, MODELS, STUDY
 from study_choices import PROXY, TRACED
 from study_figures import curves_figure, sizes_figure
 from study_record import (
@@ -54,7 +55,7 @@ def page(cells: Sequence[Cell]) -> str:
         "*Regret* is the golden layer's test score minus the chosen layer's. Starter facts are "
         "such as the model knows; other data are taken as they come, facts with more kinds of "
         "probes first. Editors run with "
-        f"{SETTINGS.steps} steps of length {SETTINGS.lr} and {SETTINGS.prefixes} sampled prefixes "
+        f"{QUICK['steps']} steps of length {QUICK['lr']} and {QUICK['prefixes']} sampled prefixes "
         "(a third of the default's work), key statistics from Wikipedia text. ROME, R-ROME and "
         "EMMET share the value search, and its time counts for each. Times are of one thread of a "
         "2-core machine that other work shared.",

@@ -24,7 +24,6 @@ from cells import CELLS, DATA, ROOT, Bench
 from study import STUDY
 
 from goldenlayers.datasets import load_facts
-from goldenlayers.editors import EditSettings
 from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.facts import Fact
@@ -68,11 +67,10 @@ def scores(bench: Bench, facts: list[Fact], method: str, mode: str, layer: int) 
     found = evaluate(
         bench.model,
         facts,
-        method=method,
+        method,
         layer=layer,
         mode=mode,  # type: ignore[arg-type]
         metrics=METRICS,
-        settings=EditSettings(),
         statistics=bench.statistics(layer, "wikipedia"),
         value_cache=bench.value_cache,
     )

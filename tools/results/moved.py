@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import DATA, ROOT
+from cells import DATA, ROOT, quick
 from render import earlier
-from study import SETTINGS, STUDY, path_of, truth_of
+from study import STUDY, path_of, truth_of
 from study_choices import write
 from study_record import RANK_ONE
 
@@ -75,9 +75,8 @@ def main() -> None:
             swept = sweep(
                 model,
                 [every[i] for i in record["facts"]],
-                method,
+                quick(method),
                 layers=layers,
-                settings=SETTINGS,
                 statistics=text,
                 value_cache=values,
             )

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import DATA, READING, ROOT
+from cells import DATA, READING, ROOT, quick
 from render import done
 from study_choices import Facts, draw, located, wider, write
 
 import goldenlayers.models as models
 from goldenlayers.comparing import LocateRun, SweepRun, compare
-from goldenlayers.editors import EditSettings, editor
 from goldenlayers.locating import published_layer
 from goldenlayers.models.model import Model
 from goldenlayers.racing import best_layers, verify
@@ -40,8 +39,6 @@ STUDY = ROOT / "docs" / "results" / "study"
 MODELS = ("gemma3-270m", "smollm2-135m")
 DATASETS = ("starter", "counterfact_500", "ZsRE-test-all", "wiki_counterfact")
 METHODS = ("rome", "r-rome", "emmet", "ft-m")
-# A third of the default's work per edit; the ranking of the layers is what counts here.
-SETTINGS = EditSettings(steps=15, lr=0.5, prefixes=2)
 VERIFY = 5
 SPREAD, LONG = ", spread", ", spread, 32 facts"
 SIZES = (5, 10, 20, 50, 100, 200, 300)
@@ -74,7 +71,8 @@ def raced(block: Block, method: str, kind: str) -> list[LocateRun]:
     alone, layers at least two apart, the published depth among them. LONG: those on four times as
     many facts.
     """
-    needs = editor(method).needs_statistics
+    # A third of the default's work per edit; the ranking of the layers is what counts here.
+    editor = quick(method)
     found = []
     for run in block.runs:
         if run.settings or run.method not in (("transfer",) if kind else ("lga", "transfer")):
@@ -89,10 +87,9 @@ def raced(block: Block, method: str, kind: str) -> list[LocateRun]:
             block.model,
             block.facts.proxy,
             layers,
-            method,
+            editor,
             n_facts=32 if kind == LONG else 8,
-            settings=SETTINGS,
-            statistics=block.statistics if needs else None,
+            statistics=block.statistics,
             # Each race has values of its own: its time is to be that of a race that stands alone.
             value_cache=block.races.setdefault(key, {}),
         )
@@ -113,13 +110,12 @@ def shares_values(method: str) -> bool:
 def cell(block: Block, method: str) -> dict[str, Any]:
     """Sweep, judge, verify: one cell's record."""
     start = time.perf_counter()
-    model = block.model
+    model, editor = block.model, quick(method)
     found = sweep(
         model,
         block.facts.test,
-        method,
-        settings=SETTINGS,
-        statistics=block.statistics if editor(method).needs_statistics else None,
+        editor,
+        statistics=block.statistics,
         value_cache=block.values,
     )
     # Editors that take over ROME's values would need its time if they stood alone.
@@ -135,7 +131,7 @@ def cell(block: Block, method: str) -> dict[str, Any]:
         "n_test": len(block.facts.test),
         "n_proxy": len(block.facts.proxy),
         "n_traced": len(block.facts.known),
-        "settings": dataclasses.asdict(SETTINGS),
+        "settings": editor.to_json(),
         "seconds": 0.0,
         "sweep_seconds": round(seconds, 1),
         "facts": list(truth.facts),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.editors import EditSettings
+    from goldenlayers.editors import Editor
     from goldenlayers.models.model import Model
 
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
@@ -29,39 +27,34 @@ _LARGE = 0.5
 
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
-    from goldenlayers.editors import edit, edited_layers, editor
+    from goldenlayers.editors import check_step, edit
+    from goldenlayers.progress import Progress
 
     shared.refuse_out(config, "edit", ignore=("device",))
-    editor(config.method)
+    check_step(editor_of(config), config.step)
     facts, source = _facts(config)
     model = shared.load_model(config)
     config, (facts,) = settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
-    refuse_batch(config.method, config.mode, len(facts))
-    settings, layer = settings_and_layer(config, model)
-    layers = edited_layers(model.layers[layer].index, settings)
-    statistics = key_statistics_for(
-        config.method, model, layers, config.statistics, config.seed, config.cache_dir
-    )
-    failed: dict[str, UserError] = {}
+    refuse_batch(editor_of(config), config.mode, len(facts))
+    editor, layer = editor_and_layer(config, model)
+    statistics = statistics_of(config, model, editor, [layer])
+    dropped: list[DataError] = []
     with shared.progress(f"editing with {config.method}", "facts") as bar:
         delta = edit(
             model,
             facts,
-            config.method,
+            editor,
             layer=layer,
             mode=None if config.mode == "auto" else config.mode,
-            settings=settings,
+            step=config.step,
             statistics=statistics,
             seed=config.seed,
-            on_done=lambda done: bar(done, len(facts)),
-            on_failed=lambda fact, error: failed.update({fact.id: error}),
+            progress=Progress(on_progress=bar, on_dropped=dropped.append),
         )
-    if failed:
-        shared.tell_dropped(
-            [DataError(f"fact '{name}' cannot be edited: {e}") for name, e in failed.items()]
-        )
-        facts = [fact for fact in facts if fact.id not in failed]
+    if dropped:
+        shared.tell_dropped(dropped)
+        facts = [fact for fact, held in zip(facts, delta.holds(facts), strict=True) if held]
     before = answers.greedy_answers(model, facts)
     with delta.applied(model):
         after = answers.greedy_answers(model, facts)
@@ -81,41 +74,55 @@ def run(config: EditConfig) -> int:
     return 0
 
 
-def refuse_batch(method: str, mode: str, n_facts: int) -> None:
+def editor_of(config: Any, model: Model | None = None) -> Editor:
+    """The editor of ``--method``, ``--preset`` and ``--set``; a preset needs the model.
+
+    Raises:
+        UserError: an unknown editor, preset or setting, a preset of another model or method.
+    """
+    from goldenlayers.editors import make_editor, preset, read_settings
+
+    editor = make_editor(config.method)
+    if config.preset is not None and model is not None:
+        editor = preset(config.preset, model).editor
+        if editor.name != config.method:
+            raise UserError(
+                f"preset '{config.preset}' is for {editor.name}, not {config.method}",
+                fix=f"Add --method {editor.name}",
+            )
+    return read_settings(editor, config.set)
+
+
+def statistics_of(
+    config: Any, model: Model, editor: Editor, layers: Sequence[int]
+) -> Mapping[int, Covariance] | None:
+    """The key statistics of ``--statistics`` that the editor needs at ``layers``."""
+    from goldenlayers.editors import statistics_for
+
+    text, cache = config.statistics, config.cache_dir
+    return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
+
+
+def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:
     """Refuse many facts in one solve by an editor of single facts: before the work, not after.
 
     Raises:
         UserError: that is what is asked for.
     """
-    from goldenlayers.editors import EDITORS
+    from goldenlayers.editors import one_at_a_time
 
-    if mode != "batch" or n_facts == 1 or method not in EDITORS or EDITORS[method].edits_together:
-        return
-    able = [name for name, one in EDITORS.items() if one.edits_together]
-    raise UserError(
-        f"{method} edits one fact at a time, not {n_facts} together",
-        fix=f"Use --mode sequential, or for a batch another --method: {', '.join(able)}",
-    )
+    if mode == "batch" and n_facts > 1 and not editor.edits_together:
+        raise one_at_a_time(editor, n_facts)
 
 
-def key_statistics_for(
-    method: str,
-    model: Model,
-    layers: Sequence[int],
-    text: str,
-    seed: int,
-    cache_dir: Path | None = None,
-) -> Mapping[int, Covariance] | None:
-    """The key statistics ``method`` needs, from the cache or collected now with a progress bar."""
-    from goldenlayers.editors import editor
-    from goldenlayers.statistics import key_statistics
+def editor_and_layer(config: Any, model: Model) -> tuple[Editor, int]:
+    """The editor, and the layer to edit: a preset's own where none is named."""
+    from goldenlayers.editors import PRESETS
 
-    if not editor(method).needs_statistics:
-        return None
-    with shared.progress("key statistics", "tokens") as bar:
-        return key_statistics(
-            model, layers, text=text, seed=seed, cache_dir=cache_dir, progress=bar
-        )
+    editor = editor_of(config, model)
+    if config.preset is not None and config.layer == "auto":
+        return editor, PRESETS[config.preset].layer
+    return editor, pick_layer(config, model)
 
 
 def pick_layer(config: Any, model: Model) -> int:
@@ -178,58 +185,6 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
     if errors:
         shared.tell_dropped(errors)
     return [fact for fact, already in zip(facts, given, strict=True) if not already]
-
-
-def settings_and_layer(config: EditConfig, model: Model) -> tuple[EditSettings, int]:
-    """The editor's settings, and the layer to edit: a preset's own where none is named."""
-    settings, published = editor_settings(config, model)
-    if published is not None and config.layer == "auto":
-        return settings, published
-    return settings, pick_layer(config, model)
-
-
-def editor_settings(config: Any, model: Model) -> tuple[EditSettings, int | None]:
-    """The settings of ``--preset`` and ``--set``, and the layer that the preset names, if any."""
-    from goldenlayers.editors import EditSettings, preset
-
-    settings = EditSettings()
-    layer: int | None = None
-    if config.preset is not None:
-        found, settings = preset(config.preset, model)
-        if found.method != config.method:
-            raise UserError(
-                f"preset '{config.preset}' is for {found.method}, not {config.method}",
-                fix=f"Add --method {found.method}",
-            )
-        layer = found.layer
-    return changed(settings, config.set), layer
-
-
-def changed(
-    settings: EditSettings, changes: Mapping[str, str], flag: str = "--set"
-) -> EditSettings:
-    """The settings with those changed that a flag names, by NAME VALUE pairs.
-
-    Raises:
-        UserError: no such setting, or no value for it.
-    """
-    values = {name: _value(settings, name, text, flag) for name, text in changes.items()}
-    return settings.replace(**values)
-
-
-def _value(settings: EditSettings, name: str, text: str, flag: str) -> float | int | bool:
-    """The setting's text as a value of the setting's own type."""
-    known: dict[str, float | int | bool] = dataclasses.asdict(settings)
-    if name not in known:
-        settings.replace(**{name: 0})  # raises, with the names that are near
-    current = known[name]
-    try:
-        if isinstance(current, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return int(text) if isinstance(current, int) else float(text)
-    except (ValueError, KeyError):
-        kind = {bool: "true or false", int: "a whole number"}.get(type(current), "a number")
-        raise UserError(f"{flag} {name} is '{text}'", expected=kind) from None
 
 
 def _show_change(model: Model, delta: WeightDelta) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import refuse_batch
+from goldenlayers.commands.edit import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    statistics_of,
+)
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import EvaluateConfig
 from goldenlayers.errors import UserError
@@ -16,10 +22,9 @@ from goldenlayers.facts import Fact
 from goldenlayers.shown import put
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.editors import EditSettings
+    from goldenlayers.editors import Editor, InContext
     from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models.model import Model
 
@@ -32,23 +37,21 @@ _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelate
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate, print the table, and write the run folder if one is asked for."""
+    from goldenlayers.editors import Editor, check_step
     from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
-    from goldenlayers.evaluation.evaluating import METHODS, in_sequence
     from goldenlayers.evaluation.metrics import check_metrics, need_text
     from goldenlayers.evaluation.rows import Expected, each_once
+    from goldenlayers.progress import Progress
 
-    if config.method not in METHODS:
-        from goldenlayers.errors import near_matches
-
-        raise UserError(
-            f"unknown method '{config.method}'", fix=near_matches(config.method, METHODS)
-        )
     shared.refuse_out(config, "evaluate", resume=True)
-    metrics = DEFAULT_METRICS if not config.metrics else check_metrics(config.metrics)
+    metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
+    method = method_of(config)
     text = _text(config.text) if need_text(metrics) else None
     delta = _delta(config)
     facts = shared.load_facts(config) if delta is None else _held_by(delta, config)
-    refuse_batch(config.method, config.mode, len(facts))
+    if isinstance(method, Editor):
+        check_step(method, config.step)
+        refuse_batch(method, config.mode, len(facts))
     if config.mode != "single" and config.method != "none":
         facts = shared.agreeing(facts, skip_invalid=config.skip_invalid, drop_doubled=False)
     others = _others(config, facts)
@@ -58,38 +61,38 @@ def run(config: EvaluateConfig) -> int:
         shared.tell_rounding(delta, model)
     config, (settled, free) = settle(config, model, facts, others)
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
-    settings, layer, statistics = _how(config, model, facts)
+    layer, statistics = None, None
+    if isinstance(method, Editor):
+        method, layer = _where(config, model, facts)
+        statistics = statistics_of(config, model, method, [layer])
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
     ) as folder:
-        expected = Expected(
-            facts,
-            metrics,
-            others=others,
-            seed=config.seed,
-            sequence=in_sequence(config.method, config.mode),
-        )
+        in_turn = config.mode == "sequential" and isinstance(method, Editor)
+        step = config.step if in_turn else 0
+        expected = Expected(facts, metrics, others=others, seed=config.seed, step=step)
         done = shared.resumed(folder, ROWS, each_once(expected.problem))
         with shared.progress("evaluating", "facts") as bar:
             found = evaluate(
                 model,
                 facts,
-                method=config.method,
-                delta=delta,
+                method if delta is None else delta,
                 layer=layer,
                 mode=config.mode,
                 metrics=metrics,
-                settings=settings,
+                step=config.step,
                 statistics=statistics,
                 others=others,
                 text=text,
                 text_tokens=config.text_tokens,
                 seed=config.seed,
                 batch_size="auto" if config.batch_size == "auto" else int(config.batch_size),
-                done=done,
-                work=None if folder is None else folder.path,
-                on_rows=None if folder is None else lambda rows: folder.append_rows(ROWS, rows),
-                on_progress=bar,
+                progress=Progress(
+                    done=done,
+                    work=None if folder is None else folder.path,
+                    on_rows=None if folder is None else partial(folder.append_rows, ROWS),
+                    on_progress=bar,
+                ),
             )
         if folder is not None:
             folder.write_json(SUMMARY, found.to_json())
@@ -98,6 +101,32 @@ def run(config: EvaluateConfig) -> int:
     if folder is not None:
         shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
     return 0
+
+
+def method_of(config: EvaluateConfig) -> Editor | InContext | str:
+    """What is judged, before a preset: an editor, in-context, or "none".
+
+    Raises:
+        UserError: an unknown method or setting.
+    """
+    from goldenlayers.editors import InContext, read_settings
+    from goldenlayers.errors import near_matches
+    from goldenlayers.evaluation.evaluating import methods
+
+    if config.method not in (known := methods()):
+        raise UserError(f"unknown method '{config.method}'", fix=near_matches(config.method, known))
+    if config.method == "none":
+        return "none"
+    if config.method == InContext.name:
+        return read_settings(InContext(), config.set)
+    return editor_of(config)
+
+
+def _where(config: EvaluateConfig, model: Model, facts: FactSet) -> tuple[Editor, int]:
+    """The editor and its layer; one that is found by itself is not chosen with a judged fact."""
+    if config.layer == "auto" and config.preset is None:
+        return editor_of(config, model), auto_layer(config, model, facts)
+    return editor_and_layer(config, model)
 
 
 def show(found: Evaluation, data: str) -> None:
@@ -154,30 +183,6 @@ def _line(name: str, one: Estimate) -> tuple[Any, ...]:
     low, high = number(one.low), number(one.high)
     interval = None if low is None else f"{low} to {high}"
     return name, number(one.mean), number(one.se), interval, one.scored, one.unscored
-
-
-def _how(
-    config: EvaluateConfig, model: Model, facts: FactSet
-) -> tuple[EditSettings | None, int | None, Mapping[int, Covariance] | None]:
-    """Settings, layer and key statistics of the method."""
-    from goldenlayers.commands.edit import editor_settings, key_statistics_for, settings_and_layer
-    from goldenlayers.editors import EDITORS, edited_layers
-
-    any_config: Any = config
-    if config.method not in EDITORS:
-        if config.method == "none":
-            return None, None, None
-        # In-context: its number of worked examples is a setting, too; it has no layer.
-        settings, _ = editor_settings(config, model)
-        return settings, None, None
-    if config.layer == "auto" and config.preset is None:
-        any_config = dataclasses.replace(config, layer=str(auto_layer(config, model, facts)))
-    settings, layer = settings_and_layer(any_config, model)
-    layers = edited_layers(layer, settings)
-    statistics = key_statistics_for(
-        config.method, model, layers, config.statistics, config.seed, config.cache_dir
-    )
-    return settings, layer, statistics
 
 
 def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> int:

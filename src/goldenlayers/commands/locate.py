@@ -16,7 +16,7 @@ from goldenlayers.shown import put
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
-    from goldenlayers.editors import EditSettings
+    from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
     from goldenlayers.locating.ranking import LayerRanking
@@ -36,10 +36,7 @@ def run(config: LocateConfig) -> int:
     how = config.layer_method()
     shared.refuse_out(config, "locate", ignore=_FREE)
     if config.verify is not None:
-        from goldenlayers.editors import editor
-
-        editor(config.verify_method)  # refused before minutes of work, not after
-        _race_settings(config)
+        _race_editor(config)  # refused before minutes of work, not after
     facts = shared.load_facts(config)
     model = shared.load_model(config)
     config, (settled,) = settle(config, model, facts)
@@ -140,11 +137,10 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
     tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
 
 
-def _race_settings(config: LocateConfig) -> EditSettings:
-    from goldenlayers.commands.edit import changed
-    from goldenlayers.editors import EditSettings
+def _race_editor(config: LocateConfig) -> Editor:
+    from goldenlayers.editors import make_editor, read_settings
 
-    return changed(EditSettings(), config.verify_set, "--verify-set")
+    return read_settings(make_editor(config.verify_method), config.verify_set, "--verify-set")
 
 
 def _also(config: LocateConfig, model: Model) -> list[int]:
@@ -174,8 +170,8 @@ def _verify(
     statistics: Mapping[int, Covariance] | None,
 ) -> VerifiedChoice:
     """Race the best layers of the ranking on some of its facts."""
-    from goldenlayers.commands.edit import key_statistics_for
-    from goldenlayers.editors import edited_layers
+    from goldenlayers.commands.edit import statistics_of
+    from goldenlayers.progress import Progress
     from goldenlayers.racing import best_layers, verify, with_neighbours
 
     layers = best_layers(ranking, config.verify or 1, spacing=config.spacing)
@@ -187,23 +183,19 @@ def _verify(
         )
     if config.neighbours:
         layers = with_neighbours(layers, len(model.layers))
-    settings = _race_settings(config)
+    editor = _race_editor(config)
     if statistics is None:
-        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
-        statistics = key_statistics_for(
-            config.verify_method, model, needed, config.statistics, config.seed, config.cache_dir
-        )
+        statistics = statistics_of(config, model, editor, layers)
     with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(
             model,
             facts,
             layers,
-            config.verify_method,
+            editor,
             n_facts=config.verify_facts,
-            settings=settings,
             statistics=statistics,
             seed=config.seed,
-            on_progress=bar,
+            progress=Progress(on_progress=bar),
         )
 
 

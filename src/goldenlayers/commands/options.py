@@ -64,6 +64,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, LARGEST_SEED),
     "sizes": (1, 1_000_000_000),
     "spacing": (1, 10_000),
+    "step": (1, 1_000_000),
     "text_tokens": (2, 100_000_000),
     "tokens": (1, 100_000),
     "top": (0, 1_000),

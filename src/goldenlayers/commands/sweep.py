@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import editor_settings, key_statistics_for
+from goldenlayers.commands.edit import editor_of, statistics_of
 from goldenlayers.commands.joints import settle
 from goldenlayers.config import Role, SweepConfig, roles
 from goldenlayers.errors import UserError
@@ -31,11 +31,10 @@ _FREE = ("device", "chunk")
 
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
-    from goldenlayers.editors import edited_layers, editor
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
     from goldenlayers.evaluation.rows import Expected, each_once
 
-    editor(config.method)
+    editor_of(config)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
     if "perplexity" in metrics:
         raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
@@ -49,7 +48,7 @@ def run(config: SweepConfig) -> int:
     source = shared.load_facts(config)
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
-    settings, _ = editor_settings(config, model)  # the layer that a preset names is left aside
+    editor = editor_of(config, model)  # the layer that a preset names is left aside
     config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
@@ -60,13 +59,11 @@ def run(config: SweepConfig) -> int:
         expected = Expected(facts, metrics, others=facts, seed=config.seed, layers=layers)
         done = shared.resumed(folder, ROWS, each_once(expected.problem))
         shared.resumed(folder, TIMES, _no_time)
-        from goldenlayers.sweeping import Batch, sweep
+        from goldenlayers.progress import Progress
+        from goldenlayers.sweeping import Batch, Workers, sweep
         from goldenlayers.truth import Truth, to_json
 
-        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
-        statistics = key_statistics_for(
-            config.method, model, needed, config.statistics, config.seed, config.cache_dir
-        )
+        statistics = statistics_of(config, model, editor, layers)
 
         def keep_time(batch: Batch) -> None:
             row = {"layer": batch.task.layer, "facts": len(batch.task.places)}
@@ -76,22 +73,25 @@ def run(config: SweepConfig) -> int:
             found = sweep(
                 model,
                 facts,
-                config.method,
+                editor,
                 layers=layers,
-                settings=settings,
                 statistics=statistics,
                 metrics=metrics,
                 seed=config.seed,
-                chunk="auto" if config.chunk == "auto" else int(config.chunk),
                 evidence=config.evidence,
-                workers=config.workers,
-                engine=config.engine,
-                address=config.address,
-                load=partial(shared.load_model, replace(config, device=str(model.device))),
-                done=done,
-                on_rows=lambda rows: folder.append_rows(ROWS, rows),
-                on_batch=keep_time,
-                on_progress=bar,
+                workers=Workers(
+                    config.workers,
+                    config.engine,
+                    config.address,
+                    partial(shared.load_model, replace(config, device=str(model.device))),
+                ),
+                progress=Progress(
+                    done=done,
+                    chunk=None if config.chunk == "auto" else int(config.chunk),
+                    on_rows=partial(folder.append_rows, ROWS),
+                    on_batch=keep_time,
+                    on_progress=bar,
+                ),
             )
         truth = Truth.from_rows(found.rows, seed=config.seed)
         times = folder.read_rows(TIMES)

@@ -60,6 +60,9 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another; auto takes batch where the editor can."""
 
+    step: Annotated[int, RARE] = 1
+    """In sequence: how many facts to edit at a time (memit, emmet, alphaedit, pmet, ft-m, ft-l)."""
+
     preset: Annotated[str | None, RARE] = None
     """Published settings by name, such as rome/gpt2-xl; checked against the model."""
 
@@ -78,6 +81,8 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.step != 1 and self.mode == "batch":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         by_flags = [self.subject, self.prompt, self.target]
         if self.facts is not None and any(part is not None for part in by_flags):
             raise UserError("both --facts and a fact by flags are given", fix="Give one of them")
@@ -112,6 +117,9 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     """single: each fact by itself on the untouched model. batch: all edited together. sequential:
     one after another, each also scored right after its own edit."""
 
+    step: int = 1
+    """--mode sequential: how many facts to edit at a time, where the editor can edit several."""
+
     metrics: list[str] = dataclasses.field(default_factory=list)
     """rewrite, rephrase, locality, portability (these four if none is named), generation,
     counterfact, fluency, kl, perplexity."""
@@ -140,5 +148,7 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.step != 1 and self.mode != "sequential":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")

@@ -159,7 +159,9 @@ class WeightDelta:
     def to(self, device: str | torch.device) -> WeightDelta:
         """The same delta with its tensors on ``device``."""
         moved = {
-            name: type(change)(*(one.to(device) for one in _apply.tensors_of(change)))
+            name: replace(change, left=change.left.to(device), right=change.right.to(device))
+            if isinstance(change, LowRank)
+            else Dense(change.value.to(device))
             for name, change in self.changes.items()
         }
         return replace(self, changes=moved)

@@ -46,12 +46,15 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 class LowRank:
     """ΔW = ``left`` @ ``right``ᵀ with ``left`` (out, R) and ``right`` (in, R).
 
+    ``warnings``: sentences on how it came about that the user should read; they are not saved.
+
     Raises:
         UserError: the factors are no matrices, differ in R, or hold NaN or infinity.
     """
 
     left: Tensor
     right: Tensor
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "left", _checked(self.left, "the left factor"))
@@ -81,6 +84,10 @@ class LowRank:
         """ΔW itself (out, in), at least float32."""
         dtype = working_dtype(self.left, self.right)
         return self.left.to(dtype) @ self.right.to(dtype).T
+
+    def as_float32(self) -> LowRank:
+        """The same in float32."""
+        return LowRank(self.left.float(), self.right.float())
 
     def scaled(self, factor: float) -> LowRank:
         return LowRank(self.left * factor, self.right)

@@ -288,7 +288,7 @@ def _assemble(
         used += len(parts)
         values = [tensors[f"{name}.{part}"] for part in parts]
         try:
-            change = LowRank(*values) if len(parts) == 2 else Dense(*values)
+            change = Dense(values[0]) if len(values) == 1 else LowRank(values[0], values[1])
         except UserError as error:
             raise _damaged(file, f"for '{shown}', {error.found}") from error
         if [*change.shape, change.rank] != [*about["shape"], about["rank"]]:

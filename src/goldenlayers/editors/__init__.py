@@ -2,136 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import untouched
-from goldenlayers.editors.base import Editor, Workbench, edited_layers
-from goldenlayers.editors.batch import edit_together, sequence
-from goldenlayers.editors.finetune import FT_L, FT_M
-from goldenlayers.editors.incontext import in_context_prefix
-from goldenlayers.editors.memit import ALPHAEDIT, EMMET, MEMIT, PMET
-from goldenlayers.editors.presets import PRESETS, preset
-from goldenlayers.editors.rome import Rome
-from goldenlayers.editors.settings import EditSettings
-from goldenlayers.errors import UserError, near_matches
+from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_layers
+from goldenlayers.editors.editing import Editing, Options, statistics_for
+from goldenlayers.editors.finetune import FtL, FtM
+from goldenlayers.editors.incontext import InContext, in_context_prefix
+from goldenlayers.editors.memit import AlphaEdit, Emmet, Memit, Pmet
+from goldenlayers.editors.named import (
+    EDITORS,
+    check_step,
+    make_editor,
+    one_at_a_time,
+    read_settings,
+    with_settings,
+)
+from goldenlayers.editors.presets import PRESETS, Preset, preset
+from goldenlayers.editors.rome import Rome, RRome
+from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.facts import Fact, refuse_contradictions, repeats
+from goldenlayers.models.model import check_model
+from goldenlayers.progress import Progress
 
 if TYPE_CHECKING:
-    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
 __all__ = [
     "EDITORS",
     "PRESETS",
-    "EditSettings",
+    "AlphaEdit",
+    "Editing",
     "Editor",
-    "Workbench",
+    "Emmet",
+    "FtL",
+    "FtM",
+    "InContext",
+    "Memit",
+    "Options",
+    "Pmet",
+    "Preset",
+    "RRome",
+    "Rome",
+    "Settings",
+    "ValueSearch",
+    "check_step",
     "edit",
     "edit_each",
-    "edited_layers",
-    "editor",
     "in_context_prefix",
+    "make_editor",
+    "needed_layers",
+    "one_at_a_time",
     "preset",
-    "sequence",
+    "read_settings",
+    "statistics_for",
+    "with_settings",
 ]
 
 Mode = Literal["batch", "sequential"]
 
-EDITORS: dict[str, Editor] = {
-    e.name: e
-    for e in (
-        Rome(),
-        Rome("r-rome", averaged=True),
-        MEMIT,
-        EMMET,
-        ALPHAEDIT,
-        PMET,
-        FT_M,
-        FT_L,
-    )
-}
-
-
-def editor(name: str) -> Editor:
-    """The editor called ``name``.
-
-    Raises:
-        UserError: unknown, with near matches.
-    """
-    if name not in EDITORS:
-        extra = " (in-context changes no weights)" if name == "in-context" else ""
-        raise UserError(f"unknown editor '{name}'{extra}", fix=near_matches(name, EDITORS))
-    return EDITORS[name]
-
-
-def workbench(
-    model: Model,
-    method: str,
-    layer: int,
-    *,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
-    value_cache: dict[tuple[Any, ...], Value] | None = None,
-) -> Workbench:
-    """What ``method`` needs to edit at ``layer``, key statistics included (collected if missing).
-
-    Raises:
-        UserError: unknown editor, layer out of range.
-    """
-    settings = settings or EditSettings()
-    chosen = editor(method)
-    layers = edited_layers(model.layers[layer].index, settings)
-    if chosen.needs_statistics and statistics is None:
-        from goldenlayers.statistics import key_statistics
-
-        statistics = key_statistics(model, layers, seed=seed)
-    bench = Workbench(model, settings, statistics, seed, on_done)
-    if value_cache is not None:
-        bench.value_cache = value_cache
-    return bench
-
 
 def edit(
     model: Model,
-    facts: Sequence[Fact],
-    method: str = "rome",
+    facts: Fact | Sequence[Fact],
+    method: str | Editor = "rome",
     *,
     layer: int,
     mode: Mode | None = None,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
-    on_failed: Callable[[Fact, UserError], None] | None = None,
+    step: int = 1,
+    progress: Progress | None = None,
+    **more: Any,
 ) -> WeightDelta:
     """Write ``facts`` at ``layer`` and hand back the change; ``model`` is left as it is.
 
     Args:
         model: a loaded model.
-        facts: what it should answer from now on; one that is given twice is edited once.
-        method: a name in ``EDITORS``.
-        layer: the block to edit; for editors over several layers the last one.
+        facts: what it should answer from now on, one fact or several; one that is given twice is
+            edited once.
+        method: a name in ``EDITORS``, or an editor such as ``Memit(layers_before=4)``.
+        layer: the block to edit, from the end if negative; for editors over several layers the
+            last one.
         mode: "batch" writes all facts in one solve, "sequential" one after another, each on the
             model with the earlier ones. Default: batch where the editor can, else sequential.
-        settings: see :class:`EditSettings`; the defaults scale with the model.
-        statistics: key statistics per layer; collected from text sampled from the model (and
-            cached) when left out.
-        seed: of the sampled prefixes and statistics.
-        on_done: told how many facts have been optimised.
-        on_failed: told of each fact that cannot be edited, and why; it is left out. Without it the
-            first such fact ends the edit.
+        step: in the mode "sequential", how many facts are written at a time.
+        progress: ``on_progress`` is called with (facts done, facts in all), ``on_dropped`` with the
+            error of each fact that cannot be edited, which is then left out. Without it the first
+            such fact ends the edit.
+        more: ``statistics``, key statistics per layer (left out: collected from text sampled from
+            the model, and cached); ``seed`` of the sampled prefixes and statistics; and settings of
+            the editor, ``steps=30``.
 
     Raises:
-        UserError: unknown editor or mode, layer out of range, no facts, two facts with one prompt
-            and different new answers, or numbers that are not finite (with ``on_failed``: for all
-            facts).
+        UserError: unknown editor, setting or mode, layer out of range, no facts, two facts with one
+            prompt and different new answers, or numbers that are not finite (with ``on_dropped``:
+            for all facts).
     """
+    tell = progress or Progress()
+    facts = [facts] if isinstance(facts, Fact) else list(facts)
     if not facts:
         raise UserError("there are no facts to edit", expected="at least one fact")
     refuse_contradictions(facts)
@@ -139,50 +109,47 @@ def edit(
     facts = [fact for fact in facts if id(fact) not in again]
     if mode is not None and mode not in get_args(Mode):
         raise UserError(f"unknown mode '{mode}'", fix=near_matches(mode, get_args(Mode)))
-    bench = workbench(
-        model,
-        method,
-        layer,
-        settings=settings,
-        statistics=statistics,
-        seed=seed,
-        on_done=on_done,
-    )
+    options, settings = Options.split(more)
+    work = options.editing(model, make_editor(method, **settings), layer)
+    batch = work.editor.edits_together or len(facts) == 1 if mode is None else mode == "batch"
+    if batch and step != 1 and mode is not None:
+        raise UserError(f"the step is {step}, and the mode is batch", fix="Use mode sequential")
+    batch = batch and step == 1
     with untouched(model):
         facts = settle_joints(model, facts)
-    chosen = editor(method)
-    if mode == "batch" or (mode is None and (chosen.edits_together or len(facts) == 1)):
-        if on_failed is None:
-            return chosen.together(bench, facts, layer)
-        delta, failed = edit_together(bench, chosen, facts, layer)
-        for fact in facts:
-            if fact.id in failed:
-                on_failed(fact, failed[fact.id])
-        return delta
-    return sequence(bench, chosen, facts, layer, on_failed=on_failed)
+    total = len(facts)
+    work.on_done = lambda done: tell.tell(done, total)
+
+    def drop(fact: Fact, error: UserError) -> None:
+        if tell.on_dropped is not None:
+            tell.on_dropped(DataError(f"fact '{fact.id}' cannot be edited: {error}"))
+
+    if not batch:
+        return work.sequence(facts, step, on_failed=drop if tell.on_dropped else None)
+    if tell.on_dropped is None:
+        return work.together(facts)
+    delta, failed = work.together_safely(facts)
+    for fact in facts:
+        if fact.id in failed:
+            drop(fact, failed[fact.id])
+    return delta
 
 
 def edit_each(
     model: Model,
     facts: Sequence[Fact],
-    method: str = "rome",
+    method: str | Editor = "rome",
     *,
     layer: int,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    **more: Any,
 ) -> list[WeightDelta]:
     """One delta per fact, each made on the untouched model; arguments as for :func:`edit`."""
-    bench = workbench(
-        model,
-        method,
-        layer,
-        settings=settings,
-        statistics=statistics,
-        seed=seed,
-        on_done=on_done,
-    )
+    check_model(model)
+    options, settings = Options.split(more)
+    work = options.editing(model, make_editor(method, **settings), layer)
+    if progress is not None:
+        work.on_done = lambda done: progress.tell(done, len(facts))
     with untouched(model):
         facts = settle_joints(model, facts)
-    return editor(method).each(bench, facts, layer) if facts else []
+    return work.each(facts)

@@ -1,153 +1,135 @@
-"""What every editor shares: the workbench it works on, and how it hands back a ``WeightDelta``."""
+"""What every editor is: a frozen dataclass of its own settings, that turns facts into a delta.
+
+Step sizes and bounds are relative to the model's own norms, so one set of defaults serves every
+model family and there is no file per model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
-from goldenlayers.covariance import Covariance
-from goldenlayers.delta import Dense, LowRank, WeightDelta
-from goldenlayers.delta.apply import deltas_in_force
-from goldenlayers.editors.prefixes import sample_prefixes
-from goldenlayers.editors.settings import EditSettings
-from goldenlayers.errors import UserError
+from goldenlayers.delta import WeightDelta
+from goldenlayers.errors import UserError, check_number
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
-    from goldenlayers.editors.values import Value
-    from goldenlayers.models.model import Model
+    from goldenlayers.editors.editing import Editing
+
+# The least and the most of what is counted; more would only fill the memory, or never end.
+_COUNTS = {
+    "steps": (1, 100_000),
+    "prefixes": (0, 1_000),
+    "prefix_tokens": (1, 1_000),
+    "layers_before": (0, 1_000),
+    "demonstrations": (0, 1_000),
+}
+_ABOVE_ZERO = ("lr", "ft_lr", "clamp", "memit_lambda", "null_space", "l2", "epsilon")
+_NOT_NEGATIVE = ("kl_factor", "weight_decay", "stop_loss", "emmet_lambda")
+_LARGEST = 1e12  # of all other numbers
 
 
-@dataclass(eq=False)
-class Workbench:
-    """A model with what editors need beside it: key statistics, prefixes, settings.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings under a name, each a bool, a whole number or a number with a default.
 
-    ``previous_keys`` (F, m) per layer are the keys of earlier batches that AlphaEdit keeps clear
-    of; ``base_fingerprint`` names the untouched weights also while earlier deltas are applied.
-    ``value_cache`` keeps what the value optimisation found on the untouched weights: editors that
-    differ in the solve alone (ROME, R-ROME, MEMIT, EMMET, AlphaEdit) share it when they share the
-    dictionary.
+    Raises:
+        UserError: a value of another kind than the default, or out of its range.
     """
 
-    model: Model
-    settings: EditSettings = field(default_factory=EditSettings)
-    statistics: Mapping[int, Covariance] | None = None
-    seed: int = 0
-    on_done: Callable[[int], None] | None = None
-    previous_keys: dict[int, Tensor] = field(default_factory=dict)
-    value_cache: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+    name: ClassVar[str] = ""
 
-    @cached_property
-    def prefixes(self) -> list[str]:
-        """The empty prefix and the sampled ones: the same for every fact of this workbench."""
-        s = self.settings
-        return sample_prefixes(self.model, s.prefixes, s.prefix_tokens, self.seed)
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if kind is bool:
+                if not isinstance(value, bool):
+                    raise UserError(f"{f.name} is {value!r}", expected="true or false")
+            elif kind is int:
+                check_number(f.name, value, *_COUNTS.get(f.name, (-_LARGEST, _LARGEST)))
+            elif kind is float:
+                above = f.name in _ABOVE_ZERO
+                low = 0 if above or f.name in _NOT_NEGATIVE else -_LARGEST
+                check_number(f.name, value, low, _LARGEST, whole=False, above=above)
 
-    @cached_property
-    def base_fingerprint(self) -> str:
-        """Fingerprint of the weights as they were when the workbench was first asked."""
-        return self.model.fingerprint()
+    def to_json(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dataclasses.asdict(self)
 
-    def covariance(self, layer: int) -> Covariance:
-        """The key statistics of a layer.
 
-        Raises:
-            UserError: there are none for it.
+@dataclass(frozen=True, kw_only=True)
+class ValueSearch(Settings):
+    """Settings of the value search: see :func:`goldenlayers.editors.values.optimise_values`."""
+
+    steps: int = 25
+    """Most optimisation steps per fact."""
+
+    lr: float = 0.25
+    """Length of a step as a share of the clean value's length."""
+
+    lr_absolute: bool = False
+    """Take lr as it stands, per coordinate, as published settings do."""
+
+    clamp: float = 4.0
+    """Longest change of a value, in lengths of the clean value."""
+
+    kl_factor: float = 0.0625
+    """Weight of keeping what the model says of the subject, the KL term at "{subject} is a"."""
+
+    weight_decay: float = 1e-3
+    """Weight of the change's length against the clean value's length, squared."""
+
+    block_norm: bool = False
+    """Count clamp and weight_decay against the length of the block's output at the lookup token, as
+    published for memit, emmet and alphaedit, in place of the MLP's output."""
+
+    stop_loss: float = 0.05
+    """A fact is done when its loss is below this."""
+
+    prefixes: int = 5
+    """Texts sampled from the model that are put before the prompt, beside the bare prompt."""
+
+    prefix_tokens: int = 8
+    """Tokens of each sampled text."""
+
+    @property
+    def of_values(self) -> tuple[float | int | bool, ...]:
+        """What the value search reads: with these equal, so is its result."""
+        return tuple(getattr(self, f.name) for f in dataclasses.fields(ValueSearch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editor(Settings, ABC):
+    """An editor: facts in, a :class:`WeightDelta` out; the model is never changed.
+
+    Attributes:
+        name: what it is called by, and what its deltas say they were made by.
+        needs_statistics: whether it reads the key statistics of its layers.
+        edits_together: whether it can write many facts in one solve.
+    """
+
+    needs_statistics: ClassVar[bool] = False
+    edits_together: ClassVar[bool] = False
+
+    def layers(self, layer: int) -> list[int]:
+        """The layers that an edit at ``layer`` writes to, ascending."""
+        return [layer]
+
+    def each(self, work: Editing, facts: Sequence[Fact]) -> list[WeightDelta]:
+        """One delta per fact, each made on the model as it is."""
+        return [self.together(work, [fact]) for fact in facts]
+
+    @abstractmethod
+    def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
+        """One delta that holds all facts, made at ``work.layer``; at least one fact.
+
+        An editor with ``edits_together`` False is never given several.
         """
-        if self.statistics is None or layer not in self.statistics:
-            raise UserError(
-                f"there are no key statistics for layer {layer}",
-                fix="Collect them with key_statistics(model, [layer])",
-            )
-        return self.statistics[layer]
-
-    def values(
-        self, facts: Sequence[Fact], layer: int, *, with_attention: bool = False
-    ) -> list[Value]:
-        """:func:`optimise_values`, computed once for facts asked for again on the same weights."""
-        from goldenlayers.editors.values import optimise_values
-
-        clean = not deltas_in_force(self.model)
-        keys = [(layer, with_attention, self.settings.of_values, self.seed, f) for f in facts]
-        todo = [i for i, key in enumerate(keys) if not clean or key not in self.value_cache]
-        already, on_done = len(facts) - len(todo), self.on_done
-        computed = optimise_values(
-            self.model,
-            [facts[i] for i in todo],
-            layer,
-            self.prefixes,
-            self.settings,
-            with_attention=with_attention,
-            on_done=None if on_done is None else lambda done: on_done(already + done),
-        )
-        fresh = dict(zip(todo, computed, strict=True))
-        if clean:
-            self.value_cache.update({keys[i]: value for i, value in fresh.items()})
-        return [fresh[i] if i in fresh else self.value_cache[keys[i]] for i in range(len(facts))]
-
-    def delta(
-        self,
-        changes: Mapping[str, LowRank | Dense],
-        method: str,
-        layers: Sequence[int],
-        facts: Sequence[Fact],
-        values: Sequence[Value] = (),
-    ) -> WeightDelta:
-        """The delta with its record: what was edited, how, and how the optimisation went."""
-        rows: list[dict[str, Any]] = [
-            {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target}
-            for f in facts
-        ]
-        for row, value in zip(rows, values, strict=False):
-            row |= {
-                "steps": value.steps,
-                "nll_before": round(value.nll_before, 6),
-                "nll_after": round(value.nll_after, 6),
-            }
-        return WeightDelta(
-            changes,
-            base_fingerprint=self.base_fingerprint,
-            base_name=self.model.name,
-            base_dtype=str(self.model.dtype).removeprefix("torch."),
-            method=method,
-            layers=list(layers),
-            facts=rows,
-            settings=dataclasses.asdict(self.settings) | {"seed": self.seed},
-        )
 
 
-class Editor(Protocol):
-    """An editor: facts in, ``WeightDelta`` out; the model is never changed."""
-
-    @property
-    def name(self) -> str:
-        """The name it is called by."""
-        ...
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether it reads the key statistics of its layers."""
-        ...
-
-    @property
-    def edits_together(self) -> bool:
-        """Whether it can write many facts in one solve."""
-        ...
-
-    def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
-        """One delta per fact, each made on the model as it is, all computed together."""
-        ...
-
-    def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
-        """One delta that holds all facts."""
-        ...
-
-
-def edited_layers(layer: int, settings: EditSettings) -> list[int]:
-    """The layers a multi-layer editor writes: ``layers_before`` more, ending with ``layer``."""
-    return list(range(max(0, layer - settings.layers_before), layer + 1))
+def needed_layers(editor: Editor, layers: Sequence[int]) -> list[int]:
+    """The layers whose key statistics edits at ``layers`` need, ascending."""
+    return sorted({one for layer in layers for one in editor.layers(layer)})

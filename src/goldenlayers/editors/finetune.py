@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from goldenlayers.delta import Dense, WeightDelta
-from goldenlayers.editors.base import Workbench
+from goldenlayers.editors.base import Editor
 from goldenlayers.editors.partial_forward import Tails, by_row
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe, resume_from
@@ -27,6 +27,7 @@ from goldenlayers.models.broken import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
+    from goldenlayers.editors.editing import Editing
     from goldenlayers.models.model import Model
 
 # Weight changes trained side by side: each needs itself, its gradient and two moments.
@@ -35,64 +36,77 @@ _NUMBERS_AT_ONCE = 1 << 25
 _TOKENS_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class FineTune:
-    """The editors ``ft-m`` and ``ft-l``."""
+@dataclass(frozen=True, kw_only=True)
+class FtM(Editor):
+    """FT-M: nothing bounds the change."""
 
-    name: str
-    bounded: bool
-    needs_statistics: bool = False
-    edits_together: bool = True
+    name: ClassVar[str] = "ft-m"
+    edits_together: ClassVar[bool] = True
 
-    def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
+    steps: int = 25
+    """Most optimisation steps per fact."""
+
+    ft_lr: float = 0.02
+    """Size of a step per weight, as a share of the matrix's root mean square."""
+
+    lr_absolute: bool = False
+    """Take ft_lr (and ft-l's epsilon) as it stands, as published settings do."""
+
+    stop_loss: float = 0.05
+    """A fact is done when its loss is below this."""
+
+    def each(self, work: Editing, facts: Sequence[Fact]) -> list[WeightDelta]:
         """One delta per fact, each trained on the model as it is, many side by side."""
-        down = bench.model.layers[layer].down
+        down = work.model.layers[work.layer].down
         at_once = max(1, _NUMBERS_AT_ONCE // (down.in_features * down.out_features))
         deltas: list[WeightDelta] = []
         for start in range(0, len(facts), at_once):
             part = facts[start : start + at_once]
-            changes = self._train(bench, part, layer, list(range(len(part))))
+            changes = self._train(work, part, list(range(len(part))))
             deltas += [
-                bench.delta({down.parameter_name: Dense(change)}, self.name, [layer], [fact])
+                work.delta({down.parameter_name: Dense(change)}, [fact])
                 for fact, change in zip(part, changes, strict=True)
             ]
-            if bench.on_done is not None:
-                bench.on_done(len(deltas))
+            if work.on_done is not None:
+                work.on_done(len(deltas))
         return deltas
 
-    def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
+    def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
         """One change trained on all facts."""
-        down = bench.model.layers[layer].down
-        (change,) = self._train(bench, facts, layer, [0] * len(facts))
-        if bench.on_done is not None:
-            bench.on_done(len(facts))
-        return bench.delta({down.parameter_name: Dense(change)}, self.name, [layer], facts)
+        down = work.model.layers[work.layer].down
+        (change,) = self._train(work, facts, [0] * len(facts))
+        if work.on_done is not None:
+            work.on_done(len(facts))
+        return work.delta({down.parameter_name: Dense(change)}, facts)
 
-    def _train(
-        self, bench: Workbench, facts: Sequence[Fact], layer: int, group: list[int]
-    ) -> list[Tensor]:
+    def limits(self, rms: float) -> tuple[float | None, bool]:
+        """The most that a weight may change, in a matrix of this root mean square; and whether
+        every answer token is predicted from the prompt's last position.
+        """
+        del rms
+        return None, False
+
+    def _train(self, work: Editing, facts: Sequence[Fact], group: list[int]) -> list[Tensor]:
         """Train the change (D, F) of each group; a group stops when its loss is low enough."""
-        model, s = bench.model, bench.settings
+        model, layer = work.model, work.layer
         down = model.layers[layer].down
         encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
         n_groups = max(group) + 1
         device = model.device
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
-        last = self.bounded and s.prompt_last
-        passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
         weight = down.oriented(down.weight)
         rms = float(weight.detach().float().pow(2).mean().sqrt())
-        rate = s.ft_lr if s.lr_absolute else s.ft_lr * rms
-        bound = (s.epsilon if s.lr_absolute else s.epsilon * rms) if self.bounded else None
+        bound, last = self.limits(rms)
+        passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         change = torch.zeros(n_groups, *weight.shape, dtype=dtype, device=device)
-        first, second = torch.zeros_like(change), torch.zeros_like(change)
+        change.requires_grad_(True)
+        adam = torch.optim.Adam([change], lr=self.ft_lr if self.lr_absolute else self.ft_lr * rms)
         running = torch.ones(n_groups, dtype=torch.bool, device=device)
-        for step in range(s.steps):
-            change.requires_grad_(True)
+        for _ in range(self.steps):
             loss = torch.zeros(n_groups, dtype=dtype, device=device)
-            g = torch.zeros_like(change)
+            adam.zero_grad()
             for one in passes:
                 mine = member[one.facts]
                 per_fact = one.nll(
@@ -100,27 +114,41 @@ class FineTune:
                 )
                 share = per_fact.to(dtype) / size[mine]
                 loss = loss.index_add(0, mine, share.detach())
-                g += torch.autograd.grad(share.sum(), change)[0]
+                share.sum().backward()
             if not bool(torch.isfinite(loss).all()):
                 raise not_a_number(
                     model.hf,
                     f"{self.name} at layer {layer} gives a loss that is not a number",
                     otherwise="Lower the step size",
                 )
-            running &= loss >= s.stop_loss
+            running &= loss >= self.stop_loss
             if not bool(running.any()):
-                change = change.detach()
                 break
+            stopped = torch.nonzero(~running).flatten()
             with torch.no_grad():
-                first.lerp_(g, 0.1)
-                second.lerp_(g * g, 0.001)
-                mean = first / (1 - 0.9 ** (step + 1))
-                square = second / (1 - 0.999 ** (step + 1))
-                moved = change - rate * mean / (square.sqrt() + 1e-8)
+                done = change[stopped]  # a copy: their steps are undone
+                adam.step()
                 if bound is not None:
-                    moved.clamp_(-bound, bound)
-                change = torch.where(running[:, None, None], moved, change.detach())
+                    change.clamp_(-bound, bound)
+                change[stopped] = done
         return [change[g].detach().cpu() for g in range(n_groups)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FtL(FtM):
+    """FT-L: no weight changes by more than a bound."""
+
+    name: ClassVar[str] = "ft-l"
+
+    epsilon: float = 0.1
+    """Most any weight may change, as a share of the matrix's root mean square."""
+
+    prompt_last: bool = False
+    """Predict every token of the answer from the prompt's last position, as published."""
+
+    def limits(self, rms: float) -> tuple[float | None, bool]:
+        """As for ``ft-m``."""
+        return self.epsilon if self.lr_absolute else self.epsilon * rms, self.prompt_last
 
 
 class _Pass:
@@ -171,7 +199,3 @@ def _parts(encodings: Sequence[Encoding]) -> Iterator[list[int]]:
     """Facts of similar length whose rows together hold at most ``_TOKENS_AT_ONCE`` tokens."""
     lengths = [len(e) for e in encodings]
     yield from length_batches(lengths, max(1, _TOKENS_AT_ONCE // max(lengths)))
-
-
-FT_M = FineTune("ft-m", bounded=False)
-FT_L = FineTune("ft-l", bounded=True)

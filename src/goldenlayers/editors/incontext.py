@@ -8,11 +8,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+from goldenlayers.editors.base import Settings
 from goldenlayers.facts import Fact
 from goldenlayers.joints import join
 
-NAME = "in-context"
+
+@dataclass(frozen=True, kw_only=True)
+class InContext(Settings):
+    """The baseline that changes no weights."""
+
+    name: ClassVar[str] = "in-context"
+
+    demonstrations: int = 8
+    """Worked examples put before the prompt."""
+
+    def prefix(self, fact: Fact, pool: Sequence[Fact], seed: int) -> str:
+        """What to put before a fact's probes, its examples drawn from other subjects' facts."""
+        subject = fact.subject.casefold()
+        free = [one for one in pool if one.subject.casefold() != subject and one.id != fact.id]
+        count = min(self.demonstrations, len(free))
+        drawn = random.Random(f"{seed}/demonstrations/{fact.id}").sample(free, count)
+        return in_context_prefix(fact, drawn, seed=seed)
 
 
 def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int = 0) -> str:

@@ -13,19 +13,20 @@ Shapes: B facts, D model width, F MLP width. Keys and values in the solves are c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
-from goldenlayers.editors.base import Workbench, edited_layers
+from goldenlayers.editors.base import Editor, ValueSearch
 from goldenlayers.editors.lookup_states import key_weights, lookup_states
 from goldenlayers.editors.residual import Contribution
 from goldenlayers.editors.updates import (
-    LowRankUpdate,
     alphaedit_update,
     append_keys,
     emmet_update,
@@ -33,39 +34,212 @@ from goldenlayers.editors.updates import (
     null_space_projector,
     spread_residual,
 )
-from goldenlayers.editors.values import Value
+from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.shown import shown
 
-# (workbench, layer, keys (F, B), wanted changes (D, B)) → the layer's update
-Solve = Callable[[Workbench, int, Tensor, Tensor], LowRankUpdate]
+if TYPE_CHECKING:
+    from goldenlayers.editors.editing import Editing
+    from goldenlayers.editors.values import Value
 
 
-def _memit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
-    s = bench.settings
-    covariance = bench.covariance(layer)
-    # λ stands beside kᵀC⁻¹k, which is F for the mean key of the text: so F is its natural unit.
-    unit = 1.0 if s.memit_lambda_absolute else float(covariance.size)
-    return memit_update(covariance, K, R, s.memit_lambda * unit)
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(ValueSearch, Editor):
+    """What the four editors share; they differ in :meth:`solve`."""
+
+    layers_before: int = 0
+    """Spread the edit over this many more layers, ending with the chosen one."""
+
+    needs_statistics: ClassVar[bool] = True
+    edits_together: ClassVar[bool] = True
+    spread: ClassVar[Literal["memit", "pmet"]] = "memit"
+    with_attention: ClassVar[bool] = False
+    remembers_keys: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+        """The update of a layer for keys (F, B) whose values are to change by (D, B)."""
+
+    def layers(self, layer: int) -> list[int]:
+        """The layers that an edit at ``layer`` writes to, ascending."""
+        return list(range(max(0, layer - self.layers_before), layer + 1))
+
+    def each(self, work: Editing, facts: Sequence[Fact]) -> list[WeightDelta]:
+        """One delta per fact, each made on the model as it is."""
+        return self._edit(work, facts, [[i] for i in range(len(facts))], remember=False)
+
+    def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
+        """One delta that holds all facts."""
+        everyone = [list(range(len(facts)))]
+        (delta,) = self._edit(work, facts, everyone, remember=self.remembers_keys)
+        return delta
+
+    def _edit(
+        self, work: Editing, facts: Sequence[Fact], groups: list[list[int]], *, remember: bool
+    ) -> list[WeightDelta]:
+        """One delta per group of facts; groups do not see one another's edits.
+
+        ``remember`` keeps the keys, for later batches to leave alone.
+        """
+        values = work.values(facts, with_attention=self.with_attention)
+        layers = self.layers(work.layer)
+        changes: list[dict[str, LowRank]] = [{} for _ in groups]
+        wanted = self._wanted(work, values)  # (B, D)
+        top, adds = self._top(work)
+        before: Tensor | None = None  # what stands there without the edit
+        for i, at in enumerate(layers):
+            down = work.model.layers[at].down
+            if len(layers) == 1:
+                # One layer: the wanted change is δ itself, on keys that were seen already.
+                weights = key_weights(len(values[0].keys))
+                keys = torch.stack([weights @ v.keys.double() for v in values])  # (B, F)
+                residual = torch.stack([v.delta for v in values])  # (B, D)
+            else:
+                with self._so_far(work, facts, groups, changes) as select:
+                    states = lookup_states(work.model, facts, work.prefixes, at, top, select)
+                now = adds(states.top)
+                before = now if before is None else before
+                missing = wanted - (now - before)
+                share = spread_residual(missing, i, len(layers), self.spread)
+                contribution = Contribution.of(work.model, at)
+                residual = contribution.raw_change(states.values, share)
+                keys = states.keys
+            for members, change in zip(groups, changes, strict=True):
+                update = self.solve(work, at, keys[members].T, residual[members].T)
+                for text in update.warnings:
+                    warnings.warn(shown(f"{self.name} at layer {at}: {text}"), stacklevel=2)
+                change[down.parameter_name] = update.as_float32()
+                if remember:
+                    work.previous_keys[at] = append_keys(
+                        work.previous_keys.get(at), keys[members].T
+                    )
+        return [
+            work.delta(change, [facts[i] for i in members], [values[i] for i in members])
+            for members, change in zip(groups, changes, strict=True)
+        ]
+
+    def _wanted(self, work: Editing, values: Sequence[Value]) -> Tensor:
+        """What each fact's edit should add to the residual stream at the last layer, (B, D)."""
+        contribution = Contribution.of(work.model, work.layer)
+        before = torch.stack([v.values[0] for v in values])
+        after = torch.stack([v.target for v in values])
+        return contribution(after) - contribution(before)
+
+    def _top(self, work: Editing) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """Whose output tells how much of what is wanted has come, and what it adds to the stream.
+
+        The last block's output; PMET's MLP output, since the attention's part is not written.
+        """
+        block = work.model.layers[work.layer]
+        if self.with_attention:
+            return block.down.module, Contribution.of(work.model, work.layer)
+        return block.module, lambda output: output
+
+    @contextmanager
+    def _so_far(
+        self,
+        work: Editing,
+        facts: Sequence[Fact],
+        groups: list[list[int]],
+        changes: list[dict[str, LowRank]],
+    ) -> Iterator[Callable[[list[int]], None] | None]:
+        """The model as edited so far: every group's facts see their own group's change.
+
+        What is yielded is called, before each batch, with the fact of each of its rows.
+        """
+        if not changes[0]:
+            yield None
+            return
+        group_of = {i: g for g, members in enumerate(groups) for i in members}
+        deltas = [work.delta(change, []) for change in changes]
+        with applied_per_example(work.model, deltas, force=True) as selection:
+            yield lambda rows: selection.select([group_of[i] for i in rows])
 
 
-def _emmet(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
-    return emmet_update(bench.covariance(layer), K, R, bench.settings.emmet_lambda)
+@dataclass(frozen=True, kw_only=True)
+class Memit(LeastSquares):
+    """MEMIT."""
+
+    name: ClassVar[str] = "memit"
+
+    memit_lambda: float = 0.1
+    """Weight of what is kept, in MLP widths (a mean key of the text weighs one)."""
+
+    memit_lambda_absolute: bool = False
+    """Take memit_lambda in tokens of the statistics' text, as published (15000)."""
+
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+        """Least squares, weighed against the keys of the text."""
+        covariance = work.covariance(layer)
+        # λ stands beside kᵀC⁻¹k, which is F for the mean key of the text: so F is its natural unit.
+        unit = 1.0 if self.memit_lambda_absolute else float(covariance.size)
+        return memit_update(covariance, K, R, self.memit_lambda * unit)
 
 
-def _alphaedit(bench: Workbench, layer: int, K: Tensor, R: Tensor) -> LowRankUpdate:
-    s = bench.settings
-    covariance = bench.covariance(layer)
-    if s.null_space_absolute:
-        projector = null_space_projector(covariance, s.null_space, absolute=True)
-    else:
-        threshold = energy_threshold(covariance.eigh()[0], s.null_space)
-        projector = null_space_projector(covariance, threshold)
-    # l2 is published in squared key units (10, beside keys of Llama-3); as a share of the mean
-    # squared key of the text it means the same on every model.
-    energy = float(covariance.matrix(with_ridge=False).trace())
-    l2 = s.l2 if s.l2_absolute else s.l2 * energy
-    return alphaedit_update(projector, K, R, bench.previous_keys.get(layer), l2)
+@dataclass(frozen=True, kw_only=True)
+class Pmet(Memit):
+    """PMET: MEMIT's solve, values found with the attention's output free to move, too."""
+
+    name: ClassVar[str] = "pmet"
+    spread: ClassVar[Literal["memit", "pmet"]] = "pmet"
+    with_attention: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emmet(LeastSquares):
+    """EMMET: the wanted values are met exactly, at the least price for the text's keys."""
+
+    name: ClassVar[str] = "emmet"
+
+    emmet_lambda: float = 0.0
+    """How far the equality may give way; 0 holds it exactly."""
+
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+        """Equality-constrained least squares."""
+        return emmet_update(work.covariance(layer), K, R, self.emmet_lambda)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(LeastSquares):
+    """AlphaEdit: writes only in directions that the text's keys hardly use."""
+
+    name: ClassVar[str] = "alphaedit"
+    remembers_keys: ClassVar[bool] = True
+
+    null_space: float = 0.1
+    """The directions that may be edited hold this share of the text's key energy."""
+
+    null_space_absolute: bool = False
+    """Take null_space as an absolute eigenvalue, as published."""
+
+    l2: float = 0.1
+    """Weight of the update's size, as a share of the text's mean squared key."""
+
+    l2_absolute: bool = False
+    """Take l2 in squared key units, as published (10)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.null_space_absolute and self.null_space > 1:
+            raise UserError(
+                f"null_space is {self.null_space}",
+                expected="a share of the text's key energy, at most 1",
+                fix="For an eigenvalue, as published, also set null_space_absolute",
+            )
+
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+        """Least squares in the null space, beside the keys of earlier batches."""
+        covariance = work.covariance(layer)
+        if self.null_space_absolute:
+            projector = null_space_projector(covariance, self.null_space, absolute=True)
+        else:
+            threshold = energy_threshold(covariance.eigh()[0], self.null_space)
+            projector = null_space_projector(covariance, threshold)
+        # l2 is published in squared key units (10, beside keys of Llama-3); as a share of the mean
+        # squared key of the text it means the same on every model.
+        energy = float(covariance.matrix(with_ridge=False).trace())
+        l2 = self.l2 if self.l2_absolute else self.l2 * energy
+        return alphaedit_update(projector, K, R, work.previous_keys.get(layer), l2)
 
 
 def energy_threshold(eigenvalues: Tensor, share: float) -> float:
@@ -78,135 +252,3 @@ def energy_threshold(eigenvalues: Tensor, share: float) -> float:
     count = max(1, int(reached.sum()))
     above = eigenvalues[min(count, len(eigenvalues) - 1)]
     return float((eigenvalues[count - 1] + above) / 2 / eigenvalues.mean())
-
-
-@dataclass(frozen=True)
-class LeastSquares:
-    """The editors ``memit``, ``pmet``, ``emmet`` and ``alphaedit``."""
-
-    name: str
-    solve: Solve
-    spread: str = "memit"
-    with_attention: bool = False
-    remembers_keys: bool = False
-    needs_statistics: bool = True
-    edits_together: bool = True
-
-    def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
-        """One delta per fact, each made on the model as it is."""
-        return self._edit(bench, facts, layer, [[i] for i in range(len(facts))], remember=False)
-
-    def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
-        """One delta that holds all facts."""
-        everyone = [list(range(len(facts)))]
-        (delta,) = self._edit(bench, facts, layer, everyone, remember=self.remembers_keys)
-        return delta
-
-    def _edit(
-        self,
-        bench: Workbench,
-        facts: Sequence[Fact],
-        layer: int,
-        groups: list[list[int]],
-        *,
-        remember: bool,
-    ) -> list[WeightDelta]:
-        """One delta per group of facts; groups do not see one another's edits.
-
-        ``remember`` keeps the keys, for later batches to stay clear of.
-        """
-        values = bench.values(facts, layer, with_attention=self.with_attention)
-        layers = edited_layers(layer, bench.settings)
-        changes: list[dict[str, LowRank]] = [{} for _ in groups]
-        wanted = self._wanted(bench, values, layer)  # (B, D)
-        top, adds = self._top(bench, layer)
-        before: Tensor | None = None  # what stands there without the edit
-        for i, at in enumerate(layers):
-            down = bench.model.layers[at].down
-            first = i == 0 and at == layer
-            if first:
-                # One layer: the wanted change is δ itself, on keys that were seen already.
-                weights = key_weights(len(values[0].keys))
-                keys = torch.stack([weights @ v.keys.double() for v in values])  # (B, F)
-                residual = torch.stack([v.delta for v in values])  # (B, D)
-            else:
-                with self._so_far(bench, facts, groups, changes) as select:
-                    states = lookup_states(bench.model, facts, bench.prefixes, at, top, select)
-                now = adds(states.top)
-                before = now if before is None else before
-                missing = wanted - (now - before)
-                share = spread_residual(missing, i, len(layers), self.spread)  # type: ignore[arg-type]
-                contribution = Contribution.of(bench.model, at)
-                residual = contribution.raw_change(states.values, share)
-                keys = states.keys
-            for members, change in zip(groups, changes, strict=True):
-                update = self.solve(bench, at, keys[members].T, residual[members].T)
-                for text in update.warnings:
-                    warnings.warn(shown(f"{self.name} at layer {at}: {text}"), stacklevel=2)
-                change[down.parameter_name] = LowRank(update.left.float(), update.right.float())
-                if remember:
-                    bench.previous_keys[at] = append_keys(
-                        bench.previous_keys.get(at), keys[members].T
-                    )
-        return [
-            bench.delta(
-                change, self.name, layers, [facts[i] for i in members], [values[i] for i in members]
-            )
-            for members, change in zip(groups, changes, strict=True)
-        ]
-
-    def _wanted(self, bench: Workbench, values: Sequence[Value], layer: int) -> Tensor:
-        """What each fact's edit should add to the residual stream at ``layer``, (B, D)."""
-        contribution = Contribution.of(bench.model, layer)
-        before = torch.stack([v.values[0] for v in values])
-        after = torch.stack([v.target for v in values])
-        return contribution(after) - contribution(before)
-
-    def _top(self, bench: Workbench, layer: int) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        """Whose output tells how much of what is wanted has come, and what it adds to the stream.
-
-        The last block's output; PMET's MLP output, since the attention's part is not written.
-        """
-        block = bench.model.layers[layer]
-        if self.with_attention:
-            return block.down.module, Contribution.of(bench.model, layer)
-        return block.module, lambda output: output
-
-    def _so_far(
-        self,
-        bench: Workbench,
-        facts: Sequence[Fact],
-        groups: list[list[int]],
-        changes: list[dict[str, LowRank]],
-    ) -> AbstractContextManager[Callable[[list[int]], None] | None]:
-        """The model as edited so far: every group's facts see their own group's change."""
-        if not changes[0]:
-            return nullcontext(None)
-        deltas = [bench.delta(change, self.name, [], []) for change in changes]
-        group_of = {i: g for g, members in enumerate(groups) for i in members}
-        return _Selecting(bench, deltas, [group_of[i] for i in range(len(facts))])
-
-
-class _Selecting(AbstractContextManager["Callable[[list[int]], None]"]):
-    """``applied_per_example`` whose choice is told as fact numbers."""
-
-    def __init__(self, bench: Workbench, deltas: list[WeightDelta], group_of: list[int]) -> None:
-        self.context = applied_per_example(bench.model, deltas, force=True)
-        self.group_of = group_of
-
-    def __enter__(self) -> Callable[[list[int]], None]:
-        selection = self.context.__enter__()
-
-        def select(facts: list[int]) -> None:
-            selection.select([self.group_of[i] for i in facts])
-
-        return select
-
-    def __exit__(self, *error: object) -> None:
-        self.context.__exit__(*error)  # type: ignore[arg-type]
-
-
-MEMIT = LeastSquares("memit", _memit)
-EMMET = LeastSquares("emmet", _emmet)
-ALPHAEDIT = LeastSquares("alphaedit", _alphaedit, remembers_keys=True)
-PMET = LeastSquares("pmet", _memit, spread="pmet", with_attention=True)

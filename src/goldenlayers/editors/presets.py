@@ -8,10 +8,13 @@ published range.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from goldenlayers.editors.settings import EditSettings
+from goldenlayers.editors.base import Editor
+from goldenlayers.editors.finetune import FtL
+from goldenlayers.editors.memit import AlphaEdit, Emmet, Memit, Pmet
+from goldenlayers.editors.rome import Rome
 from goldenlayers.errors import UserError, near_matches
 
 if TYPE_CHECKING:
@@ -20,15 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings published for one method on one model.
+    """An editor with the settings published for one model, and the published layer.
 
     ``shape`` tells which model: layers, width, MLP width and vocabulary.
     """
 
-    method: str
+    editor: Editor
     layer: int
     shape: tuple[int, int, int, int]
-    settings: dict[str, float | int | bool] = field(default_factory=dict)
 
 
 _GPT2_XL = (48, 1600, 6400, 50257)
@@ -36,85 +38,68 @@ _GPT_J = (28, 4096, 16384, 50400)
 _LLAMA_2_7B = (32, 4096, 11008, 32000)
 _LLAMA_3_8B = (32, 4096, 14336, 128256)
 
-_ROME = {"lr": 0.5, "lr_absolute": True, "kl_factor": 0.0625, "clamp": 4.0, "prefixes": 20}
-_MEMIT = {
-    "memit_lambda": 15000.0,
-    "memit_lambda_absolute": True,
+_ROME: dict[str, Any] = {"lr": 0.5, "lr_absolute": True, "prefixes": 20}
+_SPREAD: dict[str, Any] = {
     "lr": 0.5,
     "lr_absolute": True,
-    "kl_factor": 0.0625,
     "weight_decay": 0.5,
     "block_norm": True,
-    "prefixes": 5,
     "prefix_tokens": 10,
+    "clamp": 0.75,
+    "layers_before": 4,
 }
-_FT_L = {"steps": 25, "ft_lr": 5e-4, "lr_absolute": True, "prompt_last": True, "stop_loss": 0.01}
+_MEMIT = {**_SPREAD, "memit_lambda": 15000.0, "memit_lambda_absolute": True}
+_FT_L: dict[str, Any] = {
+    "ft_lr": 5e-4,
+    "lr_absolute": True,
+    "prompt_last": True,
+    "stop_loss": 0.01,
+}
 
 PRESETS: dict[str, Preset] = {
-    "rome/gpt2-xl": Preset("rome", 17, _GPT2_XL, {**_ROME, "steps": 20, "weight_decay": 0.5}),
-    "rome/gpt-j-6b": Preset("rome", 5, _GPT_J, {**_ROME, "steps": 20, "weight_decay": 0.5}),
-    "rome/llama-2-7b": Preset("rome", 5, _LLAMA_2_7B, {**_ROME, "steps": 25, "weight_decay": 1e-3}),
+    "rome/gpt2-xl": Preset(Rome(**_ROME, steps=20, weight_decay=0.5), 17, _GPT2_XL),
+    "rome/gpt-j-6b": Preset(Rome(**_ROME, steps=20, weight_decay=0.5), 5, _GPT_J),
+    "rome/llama-2-7b": Preset(Rome(**_ROME), 5, _LLAMA_2_7B),
     "memit/gpt2-xl": Preset(
-        "memit",
-        17,
-        _GPT2_XL,
-        {**_MEMIT, "steps": 20, "clamp": 0.75, "layers_before": 4, "memit_lambda": 20000.0},
+        Memit(**{**_MEMIT, "steps": 20, "memit_lambda": 20000.0}), 17, _GPT2_XL
     ),
-    "memit/gpt-j-6b": Preset(
-        "memit",
-        8,
-        _GPT_J,
-        {**_MEMIT, "steps": 25, "clamp": 0.75, "layers_before": 5, "memit_lambda": 15000.0},
-    ),
+    "memit/gpt-j-6b": Preset(Memit(**{**_MEMIT, "layers_before": 5}), 8, _GPT_J),
     "memit/llama-2-7b": Preset(
-        "memit",
-        8,
-        _LLAMA_2_7B,
-        {**_MEMIT, "steps": 25, "weight_decay": 1e-3, "clamp": 4.0, "layers_before": 4},
+        Memit(**{**_MEMIT, "weight_decay": 1e-3, "clamp": 4.0}), 8, _LLAMA_2_7B
     ),
-    "emmet/gpt2-xl": Preset(
-        "emmet",
-        17,
-        _GPT2_XL,
-        {**_MEMIT, "steps": 20, "clamp": 0.75, "layers_before": 4, "emmet_lambda": 0.1},
-    ),
+    "emmet/gpt2-xl": Preset(Emmet(**_SPREAD, steps=20, emmet_lambda=0.1), 17, _GPT2_XL),
     "pmet/gpt-j-6b": Preset(
-        "pmet",
+        Pmet(
+            **{
+                **_MEMIT,
+                "steps": 30,
+                "lr": 0.2,
+                "kl_factor": 1.0,
+                "block_norm": False,
+                "layers_before": 5,
+                "memit_lambda": 6000.0,
+            }
+        ),
         8,
         _GPT_J,
-        {
-            **_MEMIT,
-            "steps": 30,
-            "lr": 0.2,
-            "clamp": 0.75,
-            "kl_factor": 1.0,
-            "block_norm": False,
-            "layers_before": 5,
-            "memit_lambda": 6000.0,
-        },
     ),
     "alphaedit/llama-3-8b": Preset(
-        "alphaedit",
+        AlphaEdit(
+            **{**_SPREAD, "lr": 0.1},
+            null_space=0.02,
+            null_space_absolute=True,
+            l2=10.0,
+            l2_absolute=True,
+        ),
         8,
         _LLAMA_3_8B,
-        {
-            **_MEMIT,
-            "lr": 0.1,
-            "steps": 25,
-            "clamp": 0.75,
-            "layers_before": 4,
-            "null_space": 0.02,
-            "null_space_absolute": True,
-            "l2": 10.0,
-            "l2_absolute": True,
-        },
     ),
-    "ft-l/gpt2-xl": Preset("ft-l", 0, _GPT2_XL, {**_FT_L, "epsilon": 5e-4}),
-    "ft-l/gpt-j-6b": Preset("ft-l", 0, _GPT_J, {**_FT_L, "epsilon": 5e-5}),
+    "ft-l/gpt2-xl": Preset(FtL(**_FT_L, epsilon=5e-4), 0, _GPT2_XL),
+    "ft-l/gpt-j-6b": Preset(FtL(**_FT_L, epsilon=5e-5), 0, _GPT_J),
 }
 
 
-def preset(name: str, model: Model) -> tuple[Preset, EditSettings]:
+def preset(name: str, model: Model) -> Preset:
     """A published preset, checked against the model it is to be used on.
 
     Raises:
@@ -131,7 +116,7 @@ def preset(name: str, model: Model) -> tuple[Preset, EditSettings]:
             f"{_said(have)}",
             fix="Leave the preset out: the defaults scale with the model's own norms",
         )
-    return found, EditSettings().replace(**found.settings)
+    return found
 
 
 def _said(shape: tuple[int, int, int, int]) -> str:

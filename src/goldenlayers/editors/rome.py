@@ -7,67 +7,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors.base import Workbench
-from goldenlayers.editors.updates import LowRankUpdate, r_rome_update, rome_update
-from goldenlayers.editors.values import Value
-from goldenlayers.errors import UserError
+from goldenlayers.editors.base import Editor, ValueSearch
+from goldenlayers.editors.updates import r_rome_update, rome_update
 from goldenlayers.facts import Fact
 
+if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
+    from goldenlayers.editors.editing import Editing
+    from goldenlayers.editors.values import Value
 
-@dataclass(frozen=True)
-class Rome:
-    """The editor ``rome``, or ``r-rome`` with the prefix-averaged key in every place."""
 
-    name: str = "rome"
-    averaged: bool = False
-    needs_statistics: bool = True
-    edits_together: bool = False
+@dataclass(frozen=True, kw_only=True)
+class Rome(ValueSearch, Editor):
+    """ROME: the averaged key gives the direction, the bare prompt's key gets the value."""
 
-    def each(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> list[WeightDelta]:
+    name: ClassVar[str] = "rome"
+    needs_statistics: ClassVar[bool] = True
+
+    def each(self, work: Editing, facts: Sequence[Fact]) -> list[WeightDelta]:
         """One delta per fact, each made on the model as it is."""
-        values = bench.values(facts, layer)
-        covariance = bench.covariance(layer)
+        values = work.values(facts)
+        covariance = work.covariance(work.layer)
         means = torch.stack([v.keys.mean(0) for v in values], dim=1)  # (F, B)
         directions = covariance.solve(means)  # all facts in one solve
+        down = work.model.layers[work.layer].down
         deltas = []
         for b, value in enumerate(values):
-            update = self._update(bench, layer, value, directions[:, b])
-            down = bench.model.layers[layer].down
-            change = LowRank(update.left.float(), update.right.float())
-            deltas.append(
-                bench.delta(
-                    {down.parameter_name: change}, self.name, [layer], [value.fact], [value]
-                )
-            )
+            change = self._update(covariance, value, directions[:, b]).as_float32()
+            deltas.append(work.delta({down.parameter_name: change}, [value.fact], [value]))
         return deltas
 
-    def together(self, bench: Workbench, facts: Sequence[Fact], layer: int) -> WeightDelta:
+    def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
         """One fact only: several rank-one edits made side by side would disturb one another."""
-        if len(facts) != 1:
-            raise UserError(
-                f"{self.name} edits one fact at a time, not {len(facts)} together",
-                fix="Use --mode sequential, or memit, emmet, alphaedit or pmet for a batch",
-            )
-        return self.each(bench, facts, layer)[0]
+        (delta,) = self.each(work, facts)
+        return delta
 
-    def _update(
-        self, bench: Workbench, layer: int, value: Value, direction: torch.Tensor
-    ) -> LowRankUpdate:
-        covariance = bench.covariance(layer)
-        k_star = value.keys.mean(0)
-        if self.averaged:
-            return r_rome_update(
-                covariance, k_star, value.target, value.values.mean(0), direction=direction
-            )
+    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
         return rome_update(
             covariance,
-            k_star,
+            value.keys.mean(0),
             value.keys[0],
             value.target,
             value.values[0],
             direction=direction,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RRome(Rome):
+    """R-ROME: the averaged key in every place."""
+
+    name: ClassVar[str] = "r-rome"
+
+    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
+        keys, values = value.keys.mean(0), value.values.mean(0)
+        return r_rome_update(covariance, keys, value.target, values, direction=direction)

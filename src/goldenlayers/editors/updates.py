@@ -2,7 +2,7 @@
 
 Shapes: F MLP width, D model width, n facts, m keys of earlier batches, R rank. Keys and values
 are **columns**: K (F, n), values (D, n), W (D, F), so that a value is W k. Every update is handed
-back as low-rank factors; nothing of size (D, F) is made unless ``dense`` is called. All solves
+back as low-rank factors; nothing of size (D, F) is made unless ``dense`` is asked for. All solves
 run in the covariance's dtype (float64 by default). Nothing here changes its input.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from goldenlayers.covariance import Covariance
+from goldenlayers.delta.factors import LowRank
 from goldenlayers.errors import UserError
 
 MEMIT_LAMBDA = 15_000.0
@@ -24,39 +25,6 @@ the edit is weighed against that many keys drawn from the text."""
 
 # Below this share of the largest eigenvalue of KᵀC⁻¹K a direction is rounding, not a key.
 _DEPENDENT = 1e-10
-
-
-@dataclass(frozen=True, eq=False)
-class LowRankUpdate:
-    """ΔW = left @ rightᵀ, with what the caller should tell the user.
-
-    Attributes:
-        left: (D, R).
-        right: (F, R).
-        warnings: sentences, empty when all was regular.
-    """
-
-    left: Tensor
-    right: Tensor
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def rank(self) -> int:
-        """Number of columns of the factors (an upper bound of the rank)."""
-        return self.left.shape[1]
-
-    def dense(self) -> Tensor:
-        """ΔW (D, F)."""
-        return self.left @ self.right.T
-
-    def apply(self, K: Tensor) -> Tensor:
-        """ΔW K (D, n) without the dense matrix."""
-        return self.left @ (self.right.T @ K.to(self.right))
-
-    def norm(self) -> float:
-        """Frobenius norm of ΔW, from the factors."""
-        squared = ((self.left.T @ self.left) * (self.right.T @ self.right)).sum()
-        return math.sqrt(max(0.0, float(squared)))
 
 
 def rome_update(
@@ -68,7 +36,7 @@ def rome_update(
     *,
     direction: Tensor | None = None,
     min_transfer: float = 0.01,
-) -> LowRankUpdate:
+) -> LowRank:
     """ROME's rank-one update (Meng et al. 2022, arXiv 2202.05262, equation 2, as released).
 
     u = C⁻¹k*, ΔW = (v_target − v_now) uᵀ / (k_bare·u), so (W + ΔW) k_bare = v_target exactly.
@@ -102,7 +70,7 @@ def rome_update(
             expected=f"at least {min_transfer:g}",
             fix="Use r-rome, which has one key in every place, or another layer",
         )
-    return LowRankUpdate((gap / reach)[:, None], u[:, None])
+    return LowRank((gap / reach)[:, None], u[:, None])
 
 
 def r_rome_update(
@@ -112,7 +80,7 @@ def r_rome_update(
     v_now: Tensor,
     *,
     direction: Tensor | None = None,
-) -> LowRankUpdate:
+) -> LowRank:
     """R-ROME (Gupta et al. 2024, arXiv 2403.07175): the averaged key in every place.
 
     As :func:`rome_update` with k_bare = k*; ``v_now`` must then be W k* (D,).
@@ -120,7 +88,7 @@ def r_rome_update(
     return rome_update(cov, k_star, k_star, v_target, v_now, direction=direction)
 
 
-def memit_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBDA) -> LowRankUpdate:
+def memit_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBDA) -> LowRank:
     """MEMIT's least-squares update (Meng et al. 2023, arXiv 2210.07229, equation 14).
 
     ΔW = R Kᵀ(λC + KKᵀ)⁻¹, the minimum of λ·tr(ΔW C ΔWᵀ) + ‖ΔW K − R‖². Computed in n
@@ -137,7 +105,7 @@ def memit_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBD
     return _regularised(cov, K, R, lam)
 
 
-def emmet_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = 0.0) -> LowRankUpdate:
+def emmet_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = 0.0) -> LowRank:
     """EMMET's equality-constrained update (Gupta et al. 2024, arXiv 2403.14236, equation 13).
 
     ΔW = R (KᵀC⁻¹K + λI)⁻¹KᵀC⁻¹. With λ = 0, of all ΔW with ΔW K = R the one with the smallest
@@ -158,7 +126,7 @@ def emmet_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = 0.0) -> Low
     return _regularised(cov, K, R, lam)
 
 
-def _regularised(cov: Covariance, K: Tensor, R: Tensor, lam: float) -> LowRankUpdate:
+def _regularised(cov: Covariance, K: Tensor, R: Tensor, lam: float) -> LowRank:
     """R (KᵀC⁻¹K + λI)⁻¹KᵀC⁻¹ as factors; a pseudo-inverse where the bracket is singular."""
     K, R = _pair(K, R, cov.size, cov.moment)
     right = cov.solve(K)  # (F, n)
@@ -169,12 +137,12 @@ def _regularised(cov: Covariance, K: Tensor, R: Tensor, lam: float) -> LowRankUp
     gram = (gram + gram.T) / 2
     gram.diagonal().add_(lam)
     if lam > _DEPENDENT * energy:  # positive definite beyond doubt, and Cholesky is the fast way
-        return LowRankUpdate(torch.cholesky_solve(R.T, torch.linalg.cholesky(gram)).T, right)
+        return LowRank(torch.cholesky_solve(R.T, torch.linalg.cholesky(gram)).T, right)
     values, vectors = torch.linalg.eigh(gram)
     kept = values > _DEPENDENT * values[-1]
     if bool(kept.all()):
         left = R @ (vectors / values) @ vectors.T
-        return LowRankUpdate(left, right)
+        return LowRank(left, right)
     vectors = vectors[:, kept]  # (n, R)
     left, right = R @ (vectors / values[kept]), right @ vectors
     missed = float((left @ (right.T @ K) - R).norm() / R.norm().clamp_min(1e-300))
@@ -184,7 +152,7 @@ def _regularised(cov: Covariance, K: Tensor, R: Tensor, lam: float) -> LowRankUp
     )
     if missed > 1e-6:
         warning += f"; their targets contradict each other, {missed:.1%} of the change is not met"
-    return LowRankUpdate(left, right, (warning,))
+    return LowRank(left, right, (warning,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +233,7 @@ def alphaedit_update(
     R: Tensor,
     previous: Tensor | None = None,
     l2: float = 10.0,
-) -> LowRankUpdate:
+) -> LowRank:
     """AlphaEdit's update (Fang et al. 2025, arXiv 2410.02355, equation 12).
 
     ΔWᵀ solves [P(KKᵀ + K_pK_pᵀ) + l2·I] ΔWᵀ = P K Rᵀ: the minimum of
@@ -296,7 +264,7 @@ def alphaedit_update(
     first = torch.eye(Z.shape[1], n, dtype=Z.dtype, device=Z.device)
     solved = torch.cholesky_solve(first, torch.linalg.cholesky(system))  # (n + m, n)
     # Projected once more, so that what rounding put on the protected side is taken off again.
-    return LowRankUpdate(R, projector.apply(Z @ solved))
+    return LowRank(R, projector.apply(Z @ solved))
 
 
 def append_keys(previous: Tensor | None, K: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from goldenlayers.editors.base import ValueSearch
 from goldenlayers.editors.prompt_batches import Part, Row, parts_of
-from goldenlayers.editors.settings import EditSettings
 from goldenlayers.facts import Fact
 from goldenlayers.losses import wide
 from goldenlayers.models.broken import not_a_number
@@ -81,7 +81,7 @@ def optimise_values(
     facts: Sequence[Fact],
     layer: int,
     prefixes: Sequence[str],
-    settings: EditSettings,
+    settings: ValueSearch,
     *,
     with_attention: bool = False,
     group_tokens: int = GROUP_TOKENS,
@@ -92,7 +92,7 @@ def optimise_values(
 
     The result does not depend on which facts share a batch. ``with_attention`` also moves the
     attention's output (PMET). ``reuse=False`` runs whole rows each step (the same result, slower).
-    ``on_done`` is told how many facts have been finished.
+    ``on_done`` is called with how many facts are done.
 
     Raises:
         UserError: a prompt is too long, or a loss is not finite.
@@ -140,7 +140,7 @@ class _Group:
         model: Model,
         layer: int,
         rows: Sequence[Row],
-        settings: EditSettings,
+        settings: ValueSearch,
         with_attention: bool,
         reuse: bool,
     ) -> None:

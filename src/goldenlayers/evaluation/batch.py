@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.files import RECORD, TENSORS
-from goldenlayers.editors.batch import edit_together, failure
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, first_block
 from goldenlayers.evaluation.scoring import FAILED
@@ -18,58 +17,59 @@ from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact, repeats
 
 if TYPE_CHECKING:
-    from goldenlayers.editors import Editor, Workbench
+    from goldenlayers.editors.editing import Editing
     from goldenlayers.models.model import Model
 
 
 class Work(Protocol):
-    """What an edit of many facts needs of the evaluation it is a part of."""
+    """What an edit of many facts needs of the evaluation it is a part of.
+
+    ``folder``: where the delta is kept, and found again.
+    """
 
     model: Model
     facts: list[Fact]
     rows: list[Row]
+    folder: Path | None
 
     def plan(
         self, places: Sequence[int], metrics: Sequence[str] | None = None
     ) -> EvaluationPlan: ...
-    def todo(self, chunk: int) -> Iterator[list[int]]: ...
+    def todo(self) -> Iterator[list[int]]: ...
     def add(self, rows: Collection[Row], n_facts: int) -> None: ...
 
 
-def run_batch(
-    work: Work, bench: Workbench, chosen: Editor, layer: int, folder: Path | None, chunk: int
-) -> None:
+def run_batch(work: Work, editing: Editing) -> None:
     """Edit all facts together, then score each under that one delta.
 
     A fact that repeats an earlier one is edited with it, once, and scored by itself.
     The rows of facts that cannot be edited are unscored with the reason.
 
     Raises:
-        UserError: see :func:`edit_together`.
+        UserError: see :meth:`Editing.together_safely`.
     """
-    delta = saved(folder, work, bench, chosen, layer)
+    delta = saved(work, editing)
     twins = {later.id: first.id for first, later in repeats(work.facts)[0]}
     once = [fact for fact in work.facts if fact.id not in twins]
     if delta is None:
-        delta, failed = edit_together(bench, chosen, once, layer)
-        store(folder, delta)
+        delta, failed = editing.together_safely(once)
+        store(work.folder, delta)
     else:
         inside, told = ids_of(delta), told_failures(work.rows)
         failed = {
             fact.id: told.get(fact.id)
-            or failure(bench, chosen, [fact], layer)
+            or editing.failure([fact])
             or UserError("the delta of the earlier call was made without it")
             for fact in once
             if fact.id not in inside
         }
     failed |= {later: failed[first] for later, first in twins.items() if first in failed}
-    score_under(work, delta, chunk, failed)
+    score_under(work, delta, failed)
 
 
 def score_under(
     work: Work,
     delta: WeightDelta,
-    chunk: int,
     failed: Mapping[str, UserError] | None = None,
     steps: Mapping[str, int] | None = None,
 ) -> None:
@@ -79,7 +79,7 @@ def score_under(
     """
     failed, steps = failed or {}, steps or {}
     first = first_block(work.model, [delta])
-    for places in work.todo(chunk):
+    for places in work.todo():
         plan = work.plan(places)
         plan.baseline()
         names = [work.facts[place].id for place in places]
@@ -108,20 +108,19 @@ def told_failures(rows: Iterable[Row]) -> dict[str, UserError]:
     }
 
 
-def saved(
-    folder: Path | None, work: Work, bench: Workbench, chosen: Editor, layer: int
-) -> WeightDelta | None:
+def saved(work: Work, editing: Editing) -> WeightDelta | None:
     """The delta that :func:`store` left, if there is one.
 
     Raises:
         UserError: it is damaged, or not of this work.
     """
+    folder = work.folder
     if folder is None or not (folder / TENSORS).is_file():
         return None
     delta = WeightDelta.load(folder)
-    told = (delta.method, delta.base_fingerprint, layer in delta.layers)
+    told = (delta.method, delta.base_fingerprint, editing.layer in delta.layers)
     others = ids_of(delta) - {fact.id for fact in work.facts}
-    if told != (chosen.name, bench.base_fingerprint, True) or others:
+    if told != (editing.editor.name, editing.base_fingerprint, True) or others:
         raise UserError(
             f"the delta in {folder} is not of this run: it was made by {delta.method} at layers "
             f"{delta.layers}, with {len(others)} other facts, or on other weights",

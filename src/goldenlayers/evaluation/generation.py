@@ -13,7 +13,7 @@ import torch
 
 from goldenlayers.decoding import end_ids, greedy
 from goldenlayers.hooks import last_logits
-from goldenlayers.memory import fitting
+from goldenlayers.memory import in_smaller_batches
 from goldenlayers.tokens import equal_length_groups
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def sampled(
         return [list(tokens) for tokens in zip(*steps, strict=True)]
 
     groups = equal_length_groups(rows, batch_size)
-    for members, found in fitting(groups, draw, lambda i: f"a text of {len(rows[i])} tokens"):
+    for members, found in in_smaller_batches(
+        groups, draw, lambda i: f"a text of {len(rows[i])} tokens"
+    ):
         for i, tokens in zip(members, found, strict=True):
             results[i] = tokens
     return results

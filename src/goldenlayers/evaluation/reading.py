@@ -19,7 +19,7 @@ from torch import Tensor
 
 from goldenlayers.hooks import capture, final_hidden, resume_from
 from goldenlayers.losses import wide
-from goldenlayers.memory import fitting
+from goldenlayers.memory import in_smaller_batches
 from goldenlayers.tokens import pad_ids
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def read(model: Model, readings: Sequence[Reading], how: Pass) -> list[Read]:
         return [i for _, i in mine], _read_batch(model, [rows[m] for m in members], asked, how)
 
     parts = batches([len(ids) for _, ids in rows], how.batch_size, model.device.type)
-    for _, (places, found) in fitting(parts, run, lambda m: _named(rows[m][1])):
+    for _, (places, found) in in_smaller_batches(parts, run, lambda m: _named(rows[m][1])):
         for i, one in zip(places, found, strict=True):
             results[i] = one
     if how.keep and how.states is not None:
@@ -302,7 +302,7 @@ def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:
 
     everyone = [list(range(len(rows)))]
     try:
-        return all(ok for _, ok in fitting(everyone, hold, lambda m: _named(rows[m])))
+        return all(ok for _, ok in in_smaller_batches(everyone, hold, lambda m: _named(rows[m])))
     except (TypeError, ValueError, IndexError, AttributeError, KeyError):
         return False
 

@@ -60,7 +60,8 @@ class Expected:
         others: see :func:`goldenlayers.evaluation.metrics.questions`.
         seed: see there.
         layers: of a sweep: each row is there once per layer.
-        sequence: whether each fact also has a row that is scored right after its own edit.
+        step: of a sequence of edits: how many facts are edited at a time. Each fact then also has a
+            row that is scored right after its own edit.
     """
 
     def __init__(
@@ -71,16 +72,16 @@ class Expected:
         others: Sequence[Fact] | None = None,
         seed: int = 0,
         layers: Sequence[int] | None = None,
-        sequence: bool = False,
+        step: int = 0,
     ) -> None:
         self.layers = None if layers is None else frozenset(layers)
-        self.sequence = sequence
+        self.step = step
         self.place = {fact.id: i for i, fact in enumerate(facts)}
         self.keys: list[dict[Key, str]] = [{} for _ in facts]
         for question in questions(facts, metrics, others=others, seed=seed):
             for metric in question.row_metrics:
                 self.keys[question.fact][metric, question.probe] = question.kind
-        if sequence:
+        if step:
             for keys in self.keys:
                 keys[AT_ONCE, 0] = ""
 
@@ -102,7 +103,8 @@ class Expected:
             return "it names a layer" if "layer" in row else "it names no layer"
         if self.layers is not None and row["layer"] not in self.layers:
             return f"layer {row['layer']} is not among those of this run"
-        if ("step" in row) != self.sequence or row.get("step", place) != place:
+        step = place // self.step if self.step else None
+        if row.get("step") != step:
             return f"'step' is {short(row.get('step'))}"
         return ""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goldenlayers.durable import disk_errors
-from goldenlayers.editors.batch import edit_next
+from goldenlayers.durable import write_bytes
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.batch import (
     Work,
@@ -24,28 +23,26 @@ from goldenlayers.evaluation.scoring import unscored
 from goldenlayers.evaluation.summary import AT_ONCE
 
 if TYPE_CHECKING:
-    from goldenlayers.editors import Editor, Workbench
+    from goldenlayers.editors.editing import Editing
 
 _KEYS = "previous_keys"
 _GONE = "the weights as they were right after its edit are gone"
 
 
-def run_sequence(
-    work: Work, bench: Workbench, chosen: Editor, layer: int, folder: Path | None, chunk: int
-) -> None:
+def run_sequence(work: Work, editing: Editing, step: int = 1) -> None:
     """Edit and score in turn, then score everything under the last state.
 
-    Each fact gets a row ``rewrite_at_once`` with "step", its place in the sequence: beside the
-    final rewrite rows that is the forgetting curve (:func:`retention`). A fact whose edit fails is
-    left unedited, and its rows are unscored.
+    Each fact gets a row ``rewrite_at_once`` with "step", the number of its edit in the sequence:
+    beside the final rewrite rows that is the forgetting curve (:func:`retention`). A fact whose
+    edit fails is left unedited, and its rows are unscored. ``step`` facts are edited at a time.
 
     Raises:
         UserError: every edit fails; or rows of an earlier call are there but not their edits.
     """
-    model = work.model
-    _ = bench.base_fingerprint, bench.prefixes  # both belong to the untouched model
-    total = saved(folder, work, bench, chosen, layer)
-    _read_keys(folder, bench, len(total.facts) if total is not None else 0)
+    model, folder = work.model, work.folder
+    editing.prepare()  # prefixes and statistics belong to the untouched model
+    total = saved(work, editing)
+    _read_keys(folder, editing, len(total.facts) if total is not None else 0)
     seen = {row["fact"] for row in work.rows if row["metric"] == AT_ONCE}
     failed = told_failures(row for row in work.rows if row["metric"] == AT_ONCE)
     inside = ids_of(total)
@@ -56,32 +53,38 @@ def run_sequence(
         )
     quick = work.plan(range(len(work.facts)), ["rewrite"])
     quick.baseline()
-    for i, fact in enumerate(work.facts):
-        if fact.id in seen:
-            continue
-        edit: UserError | None = None
-        if fact.id not in inside:
+    for start in range(0, len(work.facts), step):
+        group = range(start, min(start + step, len(work.facts)))
+        todo = [i for i in group if work.facts[i].id not in seen]
+        new = [work.facts[i] for i in todo if work.facts[i].id not in inside]
+        errors: dict[str, UserError] = {}
+        if new:
             try:
-                total = edit_next(bench, chosen, fact, layer, total)
+                total, errors = editing.onto(total, new)
             except UserError as error:
-                edit = failed[fact.id] = error
-            else:
-                _write_keys(folder, bench, len(total.facts))
+                errors = {fact.id: error for fact in new}
+            if len(errors) < len(new) and total is not None:
+                _write_keys(folder, editing, len(total.facts))
                 store(folder, total)
                 _drop_keys(folder, len(total.facts))
-        if edit is not None:
-            rows = quick.score([edit], facts=[i])
-        elif total is not None and total.facts[-1].get("id") == fact.id:
+            failed |= errors
+        lost = [i for i in todo if work.facts[i].id in errors]
+        kept = [i for i in todo if i not in lost]
+        rows = quick.score([errors[work.facts[i].id] for i in lost], facts=lost) if lost else []
+        latest = total.facts[-1].get("id") if total is not None else None
+        if total is not None and latest in {work.facts[i].id for i in group}:
             with total.applied(model):
-                rows = quick.score_applied(facts=[i], first_layer=first_block(model, [total]))
+                first = first_block(model, [total])
+                rows += quick.score_applied(facts=kept, first_layer=first) if kept else []
         else:  # a kill costs the rows of the last edit at most; here more were lost
-            asked = [question for question in quick.questions if question.fact == i]
-            rows = [row for question in asked for row in unscored(fact, question, _GONE)]
-        work.add([{**row, "metric": AT_ONCE, "step": i} for row in rows], 0)
-    step_of = {fact.id: i for i, fact in enumerate(work.facts)}
+            asked = [question for question in quick.questions if question.fact in kept]
+            rows += [row for q in asked for row in unscored(work.facts[q.fact], q, _GONE)]
+        place = {work.facts[i].id: i for i in todo}
+        rows.sort(key=lambda row: place[row["fact"]])
+        work.add([{**row, "metric": AT_ONCE, "step": start // step} for row in rows], 0)
     if total is None:
         raise next(iter(failed.values()))
-    score_under(work, total, chunk, failed, step_of)
+    score_under(work, total, failed, {fact.id: i // step for i, fact in enumerate(work.facts)})
 
 
 def _keys_file(folder: Path, n_facts: int) -> Path:
@@ -92,17 +95,14 @@ def _keys_file(folder: Path, n_facts: int) -> Path:
     return folder / f"{_KEYS}.{n_facts}.safetensors"
 
 
-def _write_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
-    """Keep the keys AlphaEdit keeps clear of; to be called before the delta is stored."""
-    if folder is None or not bench.previous_keys:
+def _write_keys(folder: Path | None, editing: Editing, n_facts: int) -> None:
+    """Keep the keys that AlphaEdit leaves alone; to be called before the delta is stored."""
+    if folder is None or not editing.previous_keys:
         return
     from safetensors.torch import save
 
-    file = _keys_file(folder, n_facts)
-    part = file.with_name(f"{file.name}.part")
-    with disk_errors(file):
-        part.write_bytes(save({str(at): k.contiguous() for at, k in bench.previous_keys.items()}))
-        part.replace(file)
+    keys = {str(at): k.contiguous() for at, k in editing.previous_keys.items()}
+    write_bytes(_keys_file(folder, n_facts), save(keys))
 
 
 def _drop_keys(folder: Path | None, n_facts: int) -> None:
@@ -114,7 +114,7 @@ def _drop_keys(folder: Path | None, n_facts: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def _read_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
+def _read_keys(folder: Path | None, editing: Editing, n_facts: int) -> None:
     if folder is None or not any(folder.glob(f"{_KEYS}.*")) or n_facts == 0:
         return
     from safetensors import SafetensorError
@@ -129,6 +129,6 @@ def _read_keys(folder: Path | None, bench: Workbench, n_facts: int) -> None:
         )
     try:
         found = load_file(str(file))
-        bench.previous_keys.update({int(layer): keys for layer, keys in found.items()})
+        editing.previous_keys.update({int(layer): keys for layer, keys in found.items()})
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error})", fix="Begin anew without it") from error

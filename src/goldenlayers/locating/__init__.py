@@ -86,10 +86,10 @@ def locate(
             facts, scores that tell no layer from another.
     """
     from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
-    from goldenlayers.models.model import as_model
+    from goldenlayers.models.model import check_model
 
     how = make_method(method, **options)
-    model = as_model(model)
+    model = check_model(model)
     n_layers, data = len(model.layers), getattr(facts, "name", "")
     layer = how.fixed_layer(n_layers)
     if layer is not None:

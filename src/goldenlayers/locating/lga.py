@@ -15,7 +15,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating.base import Loss, Row, Scope
 from goldenlayers.locating.gradients import observe_factors, pair_products
-from goldenlayers.memory import fitting
+from goldenlayers.memory import in_smaller_batches
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def backing_off(
         raise UserError(f"the batch size is {batch_size}", expected="1 or more")
     batches = length_batches(lengths, batch_size)
     what = "a single fact of {} tokens".format
-    for _, rows in fitting(batches, run, lambda i: what(lengths[i]), for_good=True):
+    for _, rows in in_smaller_batches(batches, run, lambda i: what(lengths[i]), for_good=True):
         yield rows
 
 

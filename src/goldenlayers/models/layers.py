@@ -336,10 +336,11 @@ class LayerMap:
         return iter(self.blocks)
 
     def __getitem__(self, index: int) -> Block:
-        """Block ``index``, counted from 0; UserError when there is none."""
-        if not 0 <= index < len(self.blocks):
+        """Block ``index``, from the end if it is negative; UserError when there is none."""
+        if not -len(self.blocks) <= index < len(self.blocks):
             raise UserError(
-                f"there is no layer {index}", expected=f"a layer from 0 to {len(self.blocks) - 1}"
+                f"there is no layer {index}",
+                expected=f"a layer from 0 to {len(self.blocks) - 1}, or -1 for the last",
             )
         return self.blocks[index]
 

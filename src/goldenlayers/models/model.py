@@ -25,7 +25,7 @@ def comparable(one: str, other: str) -> bool:
     return one.startswith(KIND) == other.startswith(KIND)
 
 
-def as_model(model: object) -> Model:
+def check_model(model: object) -> Model:
     """``model``, if it is one of ours.
 
     Raises:

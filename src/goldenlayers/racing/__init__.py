@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
-from goldenlayers.memory import OutOfMemory, fitting, memory_told
+from goldenlayers.errors import UserError, check_number
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
+from goldenlayers.memory import OutOfMemory, in_smaller_batches, memory_errors
+from goldenlayers.models.model import check_model
 from goldenlayers.racing.race import Evidence, VerifiedChoice, race
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
-    from goldenlayers.editors import EditSettings
-    from goldenlayers.editors.values import Value
+    from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models.model import Model
+    from goldenlayers.progress import Progress
 
 __all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]
 
@@ -34,15 +34,12 @@ def verify(
     model: Model,
     facts: Sequence[Fact],
     candidates: Sequence[int],
-    method: str = "rome",
+    method: str | Editor = "rome",
     *,
     n_facts: int = 8,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    value_cache: dict[tuple[Any, ...], Value] | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    progress: Progress | None = None,
+    **more: Any,
 ) -> VerifiedChoice:
     """Race candidate layers on a few facts with real edits; the model is left as it is.
 
@@ -54,22 +51,20 @@ def verify(
         facts: the proxy facts, never those that the choice is to be judged on. Those with the most
             kinds of probes are taken first, drawn with ``seed`` among equals.
         candidates: layers, in any order; see :func:`best_layers` and :func:`with_neighbours`.
-        method: an editor's name.
+        method: an editor or its name.
         n_facts: N, the most facts to edit at one layer.
-        settings: of the editor.
-        statistics: key statistics of all candidates; collected in one pass when left out.
-        value_cache: shared between calls, spares values found before; see :class:`Workbench`.
         metrics: what Overall is made of.
-        seed: see :class:`VerifiedChoice`.
-        on_progress: told (edits done, edits at most).
+        progress: ``on_progress`` is called with (edits done, edits at most).
+        more: ``seed`` (see :class:`VerifiedChoice`), ``statistics`` of all candidates (collected in
+            one pass when left out), ``value_cache`` (values found before are not searched for
+            again; see :class:`Editing`), and settings of the editor.
 
     Raises:
-        UserError: no fact, no candidate, a layer out of range, an unknown editor or metric, no
-            edit that could be scored, or memory that runs out on a single fact.
+        UserError: no fact, no candidate, a layer out of range, an unknown editor, setting or
+            metric, no edit that could be scored, or memory that runs out on a single fact.
     """
     from goldenlayers.decoding import settle_joints
-    from goldenlayers.editors import EditSettings, Workbench, edited_layers, editor
-    from goldenlayers.evaluation.evaluating import edit_each_safely
+    from goldenlayers.editors import Options, make_editor, statistics_for
     from goldenlayers.evaluation.plan import EvaluationPlan
     from goldenlayers.evaluation.summary import overall_by_fact
 
@@ -77,31 +72,28 @@ def verify(
     if not facts:
         raise UserError("there are no facts to verify with", expected="at least one fact")
     check_number("the number of facts", n_facts, 1, 10**9)
-    check_seed(seed)
-    chosen, metrics = editor(method), check_metrics(metrics)
-    layers = sorted({model.layers[layer].index for layer in candidates})
-    settings = settings or EditSettings()
-    drawn = settle_joints(model, _drawn(facts, metrics, n_facts, seed))
-    if len(layers) > 1 and statistics is None and chosen.needs_statistics:
-        from goldenlayers.statistics import key_statistics
-
-        needed = sorted({one for layer in layers for one in edited_layers(layer, settings)})
-        statistics = key_statistics(model, needed, seed=seed)
-    bench = Workbench(model, settings, statistics, seed)
-    if value_cache is not None:
-        bench.value_cache = value_cache
+    options, settings = Options.split(more)
+    seed = options.seed
+    editor, asked = make_editor(method, **settings), metrics_of(metrics)
+    names = tuple(metric.name for metric in asked)
+    layers = sorted({check_model(model).layers[layer].index for layer in candidates})
+    drawn = settle_joints(model, _drawn(facts, names, n_facts, seed))
+    if len(layers) > 1 and options.statistics is None:
+        found = statistics_for(model, editor, layers, seed=seed)
+        options = replace(options, statistics=found)
+    work = options.editing(model, editor, layers[0] if layers else 0)
     plans: list[EvaluationPlan] = []
     failures: list[UserError] = []
 
     def score(layer: int, places: Sequence[int]) -> list[float]:
         if not plans:
-            plans.append(EvaluationPlan(model, drawn, metrics, seed=seed))
-        some = [drawn[i] for i in places]
+            plans.append(EvaluationPlan(model, drawn, asked, seed=seed))
+        here, some = work.at(layer), [drawn[i] for i in places]
 
-        def edit(members: list[int]) -> list[Any]:
+        def edit(members: Sequence[int]) -> list[Any]:
             part = [some[m] for m in members]
             try:
-                return list(edit_each_safely(bench, chosen, part, layer))
+                return list(here.each_safely(part))
             except UserError as error:  # every fact fails alike: the layer's fault
                 return [error] * len(part)
 
@@ -109,24 +101,25 @@ def verify(
             return f"fact '{some[member].id}' at layer {layer}"
 
         everyone = [list(range(len(some)))]
-        edits = [one for _, part in fitting(everyone, edit, what) for one in part]
+        edits = [one for _, part in in_smaller_batches(everyone, edit, what) for one in part]
         failures.extend(edit for edit in edits if isinstance(edit, UserError))
-        found = overall_by_fact(plans[0].score(edits, facts=places), metrics)
+        found = overall_by_fact(plans[0].score(edits, facts=places), names)
         return [found.get(fact.id, math.nan) for fact in some]
 
     try:
-        with memory_told(f"memory ran out in verifying layers of {model.name}"):
-            choice = race(layers, len(drawn), score, seed=seed, on_progress=on_progress)
+        with memory_errors(f"memory ran out in verifying layers of {model.name}"):
+            tell = None if progress is None else progress.on_progress
+            choice = race(layers, len(drawn), score, seed=seed, on_progress=tell)
     except OutOfMemory:
         raise
     except UserError as error:
         raise (failures[0] if failures else error) from error
     return replace(
         choice,
-        method=method,
+        method=editor.name,
         facts=tuple(fact.id for fact in drawn),
         seconds=time.perf_counter() - start,
-        warnings=(*choice.warnings, *_lacking(drawn, metrics)),
+        warnings=(*choice.warnings, *_lacking(drawn, names)),
     )
 
 

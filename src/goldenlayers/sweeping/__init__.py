@@ -5,26 +5,28 @@ It gives the truth that a layer choice is judged by (:mod:`goldenlayers.truth`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.decoding import settle_joints
-from goldenlayers.editors import EditSettings, edited_layers, editor
-from goldenlayers.errors import UserError, check_number, check_seed
+from goldenlayers.editors import Editor, Options, make_editor, statistics_for
+from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from goldenlayers.evaluation.plan import check_ids
 from goldenlayers.facts import Fact
-from goldenlayers.sweeping.cells import Batch, Job, Ledger, Row, Runner, chunk_size
+from goldenlayers.models.model import check_model
+from goldenlayers.progress import Progress
+from goldenlayers.sweeping.cells import Batch, Job, Ledger, Row, Runner, Task, chunk_size
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
-    from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
 
-__all__ = ["Batch", "Sweep", "sweep"]
+__all__ = ["Batch", "Sweep", "Workers", "sweep"]
 
 EngineName = Literal["local", "ray"]
+Take = Callable[[Batch], None]
 
 
 @dataclass(frozen=True)
@@ -53,86 +55,125 @@ class Sweep:
         return self.seconds / self.cells if self.cells else float("nan")
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who works off a sweep.
+
+    Attributes:
+        count: processes (or Ray actors) that each load the model once and work side by side. The
+            caller's model serves only one worker on the local engine.
+        engine: "local" (processes of this machine) or "ray".
+        address: of a running Ray cluster; default one started here.
+        load: how a worker loads its model; default by the model's name, dtype and device. It must
+            be picklable, and give the same weights.
+
+    Raises:
+        UserError: a count out of range, or an unknown engine.
+    """
+
+    count: int = 1
+    engine: EngineName = "local"
+    address: str | None = None
+    load: Callable[[], Model] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("the number of workers", self.count, 1, 256)
+        if self.engine not in ("local", "ray"):
+            raise UserError(f"unknown engine '{self.engine}'", expected="local or ray")
+
+    def run(self, model: Model, job: Job, tasks: Sequence[Task], take: Take) -> None:
+        """Have the tasks worked off by processes or actors.
+
+        Raises:
+            UserError: see :func:`sweep`; an editor whose class other processes cannot import.
+        """
+        try:
+            pickle.dumps(job.editor)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"the editor '{job.editor.name}' cannot be sent to workers ({error})",
+                fix="Define its class at the top of a module that can be imported, or use 1 worker",
+            ) from error
+        from goldenlayers.sweeping.workers import LocalEngine, Start, loader_of, run_tasks
+
+        start = Start(self.load or loader_of(model), model.fingerprint(), job)
+        if self.engine == "ray":
+            from goldenlayers.sweeping.cluster import RayEngine
+
+            gpu = model.device.type == "cuda"
+            run_tasks(tasks, start, RayEngine(self.count, self.address, gpu=gpu), take)
+        else:
+            run_tasks(tasks, start, LocalEngine(self.count), take)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeping(Options):
+    """What few sweeps have to say.
+
+    Attributes:
+        evidence: let rows carry what the model said before and after (several times the size).
+    """
+
+    evidence: bool = False
+
+
 def sweep(
     model: Model,
     facts: Sequence[Fact],
-    method: str,
+    method: str | Editor,
     *,
     layers: Sequence[int] | None = None,
-    settings: EditSettings | None = None,
-    statistics: Mapping[int, Covariance] | None = None,
-    value_cache: dict[tuple[Any, ...], Value] | None = None,
     metrics: Sequence[str | Metric] = DEFAULT_METRICS,
-    seed: int = 0,
-    chunk: str | int = "auto",
-    evidence: bool = False,
-    workers: int = 1,
-    engine: EngineName = "local",
-    address: str | None = None,
-    load: Callable[[], Model] | None = None,
-    done: Iterable[Row] = (),
-    on_rows: Callable[[list[Row]], None] | None = None,
-    on_batch: Callable[[Batch], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    workers: int | Workers = 1,
+    progress: Progress | None = None,
+    **more: Any,
 ) -> Sweep:
     """Edit every fact by itself at every layer, and score each edit; the model is left as it is.
 
     Args:
         model: a loaded model.
         facts: the facts, with their probes.
-        method: an editor's name.
-        layers: where to edit; default everywhere.
-        settings: of the editor.
-        statistics: key statistics of all these layers; collected in one pass when left out.
-        value_cache: shared between calls, lets editors that differ in the solve alone share the
-            value optimisation, nearly all of the time (one worker only; see :class:`Workbench`).
+        method: an editor or its name.
+        layers: where to edit, from the end if negative; default everywhere.
         metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
-        seed: of the sampled prefixes and statistics, of kl's draw and fluency's sampling.
-        chunk: facts per batch; halved by itself when memory runs out.
-        evidence: let rows carry what the model said before and after (several times the size).
-        workers: processes (or Ray actors) that each load the model once and work side by side.
-            The caller's model serves only one worker on the local engine.
-        engine: "local" (processes of this machine) or "ray".
-        address: of a running Ray cluster; default one started here.
-        load: how a worker loads its model; default by the model's name, dtype and device. It must
-            be picklable, and give the same weights.
-        done: rows of an earlier, interrupted call with the same arguments: cells that are whole
-            are not worked off again, others are completed.
-        on_rows: told the new rows of each batch, never one twice.
-        on_batch: told each batch when its rows have been handed over.
-        on_progress: told (cells done, cells in all).
+        workers: how many processes, or :class:`Workers`.
+        progress: reports (of cells, one per layer and fact), and rows of an interrupted call with
+            the same arguments: cells that are whole are not worked off again, others are completed.
+            ``chunk`` is the number of facts per batch, halved by itself when memory runs out;
+            ``on_batch`` is called with each :class:`Batch`.
+        more: fields of :class:`Sweeping` (``seed``, of prefixes, statistics, kl's draw and
+            fluency's sampling; ``statistics`` of all layers, collected in one pass when left out;
+            ``evidence``; ``value_cache``, with one worker only: editors that differ in the solve
+            alone share the value search, nearly all of the time), and settings of the editor.
 
     Raises:
-        UserError: unknown editor, metric or engine; no facts, or two with one id; a layer out of
-            range; memory that does not suffice for one fact; workers that keep dying; every edit
-            fails in the same way from the start. An edit that fails for one fact, or at one layer,
-            is no error: its rows are unscored with the reason.
+        UserError: unknown editor, setting, metric or engine; no facts, or two with one id; a layer
+            out of range; memory that does not suffice for one fact; workers that keep dying; every
+            edit fails in the same way from the start. An edit that fails for one fact, or at one
+            layer, is no error: its rows are unscored with the reason.
     """
+    tell = progress or Progress()
     if not facts:
         raise UserError("there are no facts to sweep over", expected="at least one fact")
     check_ids(facts)
-    chosen = editor(method)
-    where = swept_layers(model, layers)
-    settings = settings or EditSettings()
-    check_number("the number of workers", workers, 1, 256)
-    check_seed(seed)
-    if engine not in ("local", "ray"):
-        raise UserError(f"unknown engine '{engine}'", expected="local or ray")
-    size = chunk_size(chunk, model.device.type)
+    options, settings = Sweeping.split(more)
+    editor = make_editor(method, **settings)
+    where = swept_layers(check_model(model), layers)
+    crew = workers if isinstance(workers, Workers) else Workers(workers)
+    size = chunk_size(tell.chunk, model.device.type)
     facts = settle_joints(model, facts)
     asked = metrics_of(metrics)
-    plain = Job(tuple(facts), method, asked, settings, seed, evidence)
-    ledger = Ledger(plain, where, done)
+    job = Job(tuple(facts), editor, asked, options.seed, options.evidence)
+    ledger = Ledger(job, where, tell.done)
     tasks = ledger.tasks(size)
-    if tasks and statistics is None and chosen.needs_statistics:
-        from goldenlayers.statistics import key_statistics
-
-        statistics = key_statistics(model, needed_layers(where, settings), seed=seed)
-    job = replace(plain, statistics=statistics if chosen.needs_statistics else None)
+    if tasks and editor.needs_statistics:
+        found = options.statistics
+        if found is None:
+            found = statistics_for(model, editor, where, seed=options.seed)
+        job = replace(job, statistics=found)
     finished, total = ledger.n_done, ledger.n_cells
     seconds, cells, proven = 0.0, 0, ledger.any_scored()
-    if on_progress is not None:
-        on_progress(finished, total)
+    tell.tell(finished, total)
 
     def take(batch: Batch) -> None:
         nonlocal finished, seconds, cells, proven
@@ -140,36 +181,30 @@ def sweep(
             raise batch.failure
         proven = proven or batch.failure is None
         count = ledger.missing(batch.task)
-        new = ledger.take(batch.rows)
-        if new and on_rows is not None:
-            on_rows(new)
-        if on_batch is not None:
-            on_batch(batch)
+        tell.rows(ledger.take(batch.rows))
+        if tell.on_batch is not None:
+            tell.on_batch(batch)
         finished, cells, seconds = finished + count, cells + count, seconds + batch.seconds
-        if on_progress is not None:
-            on_progress(finished, total)
+        tell.tell(finished, total)
 
-    if tasks and engine == "local" and workers == 1:
-        runner = Runner(model, job, value_cache)
+    if tasks and crew.engine == "local" and crew.count == 1:
+        runner = Runner(model, job, options.value_cache)
         for task in tasks:
             take(runner.run(task))
     elif tasks:
-        from goldenlayers.sweeping.workers import Start, loader_of, run_tasks
-
-        start = Start(load or loader_of(model), model.fingerprint(), job)
-        run_tasks(tasks, start, _engine(engine, address, workers, model), take)
+        crew.run(model, job, tasks, take)
     return Sweep(
         tuple(ledger.rows()),
         where,
         tuple(fact.id for fact in facts),
-        method,
+        editor.name,
         seconds,
         cells,
         {
             "model": model.name,
             "metrics": [metric.name for metric in asked],
-            "seed": seed,
-            "edit": asdict(settings),
+            "seed": options.seed,
+            "edit": editor.to_json(),
         },
     )
 
@@ -185,18 +220,3 @@ def swept_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
     if not layers:
         raise UserError("there are no layers to sweep over", expected="at least one layer")
     return tuple(sorted({model.layers[layer].index for layer in layers}))
-
-
-def needed_layers(layers: Sequence[int], settings: EditSettings) -> list[int]:
-    """The layers whose key statistics the edits at ``layers`` need."""
-    return sorted({one for layer in layers for one in edited_layers(layer, settings)})
-
-
-def _engine(name: str, address: str | None, workers: int, model: Model) -> Any:
-    if name == "ray":
-        from goldenlayers.sweeping.cluster import RayEngine
-
-        return RayEngine(workers, address, gpu=model.device.type == "cuda")
-    from goldenlayers.sweeping.workers import LocalEngine
-
-    return LocalEngine(workers)

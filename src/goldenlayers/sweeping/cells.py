@@ -12,17 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from goldenlayers.editors import EditSettings, Workbench, editor
-from goldenlayers.errors import UserError
-from goldenlayers.evaluation.evaluating import edit_each_safely
+from goldenlayers.editors import Editing, Editor
+from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import Metric
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, Key
 from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact
-from goldenlayers.memory import out_of_memory
+from goldenlayers.memory import in_smaller_batches, out_of_memory
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -42,9 +39,8 @@ class Job:
     """
 
     facts: tuple[Fact, ...]
-    method: str
-    metrics: tuple[str | Metric, ...]
-    settings: EditSettings
+    editor: Editor
+    metrics: tuple[Metric, ...]
     seed: int = 0
     evidence: bool = False
     statistics: Mapping[int, Covariance] | None = None
@@ -151,11 +147,14 @@ class Runner:
         self, model: Model, job: Job, value_cache: dict[tuple[Any, ...], Value] | None = None
     ) -> None:
         self.model, self.job = model, job
-        self._editor = editor(job.method)
-        self._bench = Workbench(model, job.settings, job.statistics, job.seed)
-        self._keeps_values = value_cache is not None
-        if value_cache is not None:
-            self._bench.value_cache = value_cache
+        self._work = Editing(
+            model,
+            job.editor,
+            0,
+            seed=job.seed,
+            statistics=job.statistics,
+            value_cache=value_cache,
+        )
         self._plans: dict[tuple[int, ...], EvaluationPlan] = {}
         self._most: int | None = None  # facts at once, since memory ran out
 
@@ -168,30 +167,24 @@ class Runner:
         start = time.perf_counter()
         rows: list[Row] = []
         failures: list[UserError | None] = []
-        todo = list(task.places)
-        while todo:
-            part = tuple(todo[: self._most])
-            found: tuple[list[Row], UserError | None] | None = None
+        size = self._most or len(task.places)
+        batches = [task.places[i : i + size] for i in range(0, len(task.places), size)]
+
+        def part(places: Sequence[int]) -> tuple[list[Row], UserError | None]:
             try:
-                found = self._part(part, task.layer)
+                return self._part(tuple(places), task.layer)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                if len(part) == 1:
-                    raise UserError(
-                        f"memory ran out on fact '{self.job.facts[part[0]].id}' alone, "
-                        f"at layer {task.layer}",
-                        fix="Use a smaller --dtype such as bfloat16, or fewer --workers",
-                    ) from error
-            if found is None:  # only here, with the exception gone, are its tensors free
-                self._most = max(1, len(part) // 2)
-                self._plans.clear()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            rows += found[0]
-            failures.append(found[1])
-            todo = todo[len(part) :]
+                if out_of_memory(error):
+                    self._most = max(1, len(places) // 2)
+                    self._plans.clear()
+                raise
+
+        def what(place: int) -> str:
+            return f"fact '{self.job.facts[place].id}' at layer {task.layer}"
+
+        for _, (found, failure) in in_smaller_batches(batches, part, what, for_good=True):
+            rows += found
+            failures.append(failure)
         alike = {str(one) for one in failures}
         failure = failures[0] if len(alike) == 1 else None
         return Batch(task, rows, failure, time.perf_counter() - start)
@@ -200,12 +193,10 @@ class Runner:
         facts = [self.job.facts[i] for i in places]
         failure: UserError | None = None
         try:
-            edits: list[Edit] = list(edit_each_safely(self._bench, self._editor, facts, layer))
+            edits: list[Edit] = list(self._work.at(layer).each_safely(facts))
         except UserError as error:
             # The fault may be this layer's: the sweep decides, which knows the other layers.
             failure, edits = error, [error] * len(facts)
-        if not self._keeps_values:  # no later cell asks for them: memory stays bounded
-            self._bench.value_cache.clear()
         rows = self._plan(places).score(edits)
         return [self._finished(row, layer) for row in rows], failure
 
@@ -227,14 +218,13 @@ class Runner:
         return {"fact": rest.pop("fact"), "layer": layer, **rest}
 
 
-def chunk_size(chunk: str | int, device: str) -> int:
-    """Facts per batch; "auto" goes by the kind of device.
+def chunk_size(chunk: int | None, device: str) -> int:
+    """Facts per batch; None goes by the kind of device.
 
     Raises:
-        UserError: neither "auto" nor a number above 0.
+        UserError: not a number above 0.
     """
-    if chunk == "auto":
+    if chunk is None:
         return AUTO_CHUNK.get(device, _AUTO_CHUNK_ELSEWHERE)
-    if not isinstance(chunk, int) or chunk < 1:
-        raise UserError(f"the chunk is {chunk}", expected="a number above 0, or auto")
+    check_number("the chunk", chunk, 1, 1_000_000_000)
     return chunk
