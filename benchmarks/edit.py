@@ -102,7 +102,7 @@ def main() -> None:
     facts = known_facts(model, load_facts("starter", limit=4 * args.facts))[: args.facts]
     # stop_loss 0: everyone takes all steps, so that the same work is compared.
     settings = ValueSearch(steps=args.steps, prefixes=args.prefixes, stop_loss=0.0)
-    from goldenlayers.editors.prefixes import sample_prefixes
+    from goldenlayers.editors.lookup_states import sample_prefixes
 
     prefixes = sample_prefixes(model, args.prefixes, settings.prefix_tokens, seed=0)
     looped = facts[: args.loop_facts]

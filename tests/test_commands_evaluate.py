@@ -337,7 +337,7 @@ def test_an_unknown_metric_is_told_with_its_near_matches_before_the_work(
 def test_the_layer_is_chosen_on_other_facts_than_the_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from goldenlayers.config import EvaluateConfig
+    from goldenlayers.commands.evaluate import EvaluateConfig
     from goldenlayers.datasets import load_facts
     from goldenlayers.locating.ranking import LayerRanking
 

@@ -27,9 +27,8 @@ from goldenlayers.editors import (
     make_editor,
     preset,
 )
-from goldenlayers.editors.lookup_states import lookup_states
-from goldenlayers.editors.presets import PRESETS, Preset
-from goldenlayers.editors.residual import Contribution
+from goldenlayers.editors.lookup_states import Contribution, lookup_states
+from goldenlayers.editors.named import PRESETS, Preset
 from goldenlayers.editors.values import optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goldenlayers.evaluation.answer_matching import matches_answer, normalise_answer
+from goldenlayers.evaluation.generation import matches_answer, normalise_answer
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from evaluation_slow import (
 )
 from reference import full_logits
 
-from goldenlayers.evaluation.answer_matching import matches_answer, normalise_answer
-from goldenlayers.evaluation.heldout import HeldOut
+from goldenlayers.evaluation.generation import matches_answer, normalise_answer
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.scoring import fluency
 from goldenlayers.evaluation.summary import summarise
+from goldenlayers.evaluation.tokenised import HeldOut
 from goldenlayers.facts import Probe
 
 

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from goldenlayers.delta import WeightDelta, applied_per_example
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, reading
-from goldenlayers.evaluation.heldout import HeldOut
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.scoring import Outcome
+from goldenlayers.evaluation.tokenised import HeldOut
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import Model
 from goldenlayers.progress import Progress

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import sequential
+from goldenlayers.evaluation import batch
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics
@@ -125,7 +125,7 @@ def test_a_kill_beside_the_keys_that_alphaedit_keeps_clear_of(
     whole = run(model, statistics, work=tmp_path / "whole", **ALPHAEDIT)
     assert keys_in(tmp_path / "whole") == 4
     kept: list[dict[str, Any]] = []
-    real = sequential.store
+    real = batch.store
 
     def store(folder: Path | None, delta: WeightDelta) -> None:
         dying = len(delta.facts) == 3
@@ -134,7 +134,7 @@ def test_a_kill_beside_the_keys_that_alphaedit_keeps_clear_of(
         if dying:
             raise Killed
 
-    monkeypatch.setattr(sequential, "store", store)
+    monkeypatch.setattr(batch, "store", store)
     with pytest.raises(Killed):
         run(model, statistics, work=tmp_path / "killed", on_rows=kept.extend, **ALPHAEDIT)
     monkeypatch.undo()

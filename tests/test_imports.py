@@ -51,8 +51,7 @@ HEAVY = ("torch", "transformers", "matplotlib", "tokenizers", "numpy", "gguf", "
 
 
 def room(path: Path) -> str:
-    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return "commands" if name == "config" else name  # until its classes stand with their commands
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(tree: ast.AST) -> list[tuple[int, str]]:
@@ -87,7 +86,7 @@ def offences(name: str, text: str) -> list[str]:
         parts = module.split(".")
         if parts[0] != "goldenlayers" or len(parts) < 2:
             continue
-        target = "commands" if parts[1] == "config" else parts[1]
+        target = parts[1]
         if target == "__version__" or target == name:
             continue
         if target not in ORDER or ORDER.index(target) > ORDER.index(name):

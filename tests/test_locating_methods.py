@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import pytest
 from comparing import sweep_rows, write_run
 from families import tiny
+from goldenlayers.editors.prefixes import sample_prefixes
 from sweep_helpers import some_facts
 from test_locating_transfer import BARE, FACTS, PREFIXES, covariances
 
 import goldenlayers as gl
 from goldenlayers.cli import main, parse
 from goldenlayers.comparing import LocateRun
-from goldenlayers.editors.prefixes import sample_prefixes
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating import METHODS, LayerMethod, Scoring, Work, make_method

@@ -16,7 +16,7 @@ from families import tiny
 from sweep_helpers import FAST, some_facts
 
 from goldenlayers.cli import main
-from goldenlayers.config import LocateConfig
+from goldenlayers.commands.locate import LocateConfig
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.summary import overall_by_fact
 from goldenlayers.locating import published_layer

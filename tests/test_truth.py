@@ -13,7 +13,7 @@ import pytest
 
 from goldenlayers.errors import UserError
 from goldenlayers.truth import OVERALL, Truth, split_half, to_json, transfer_matrix
-from goldenlayers.truth.numbers import optimal
+from goldenlayers.truth.table import optimal
 
 METRICS = ("rewrite", "rephrase", "locality", "portability", "fluency")
 

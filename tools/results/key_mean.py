@@ -106,7 +106,7 @@ def main() -> None:
             facts = facts or unused(bench, data, args.facts)
             start = time.perf_counter()
             half = scores(bench, facts, method, mode, args.layer)
-            with patch("goldenlayers.editors.memit.key_weights", alike):
+            with patch("goldenlayers.editors.locate_then_edit.key_weights", alike):
                 same = scores(bench, facts, method, mode, args.layer)
             record = {
                 "model": args.model,

@@ -65,7 +65,7 @@ def run(config: CompareConfig) -> int:
         overlap_warnings,
         transfer_warnings,
     )
-    from goldenlayers.report.comparing import show_comparison
+    from goldenlayers.report.tables import show_comparison
     from goldenlayers.store import RunFolder
 
     shared.refuse_out(config, "compare")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.joints import settle
-from goldenlayers.config import EditConfig, whole_number
+from goldenlayers.commands.options import (
+    FACTS,
+    RARE,
+    JointOptions,
+    ModelOptions,
+    Out,
+    OutputOptions,
+    Role,
+    Statistics,
+    whole_number,
+)
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, plain_subject
-from goldenlayers.report import answers
+from goldenlayers.report import tables
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -23,6 +35,76 @@ if TYPE_CHECKING:
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
 # healthy facts lie around 0.02-0.2.
 _LARGE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditConfig(JointOptions, ModelOptions, OutputOptions):
+    """Edit facts at one layer and save the small change; the model itself is left as it is.
+
+    golden edit smollm2-135m --subject Italy --prompt "The capital of {} is" --target Paris
+    golden edit smollm2-135m --facts facts.jsonl --method memit --layer 6 --out my-edit
+    """
+
+    heading = "Method"
+
+    subject: Annotated[str | None, FACTS] = None
+    """One fact by flags: its subject, letter for letter as in --prompt."""
+
+    prompt: Annotated[str | None, FACTS] = None
+    """One fact by flags: the prompt that the new answer follows; {} stands for the subject."""
+
+    target: Annotated[str | None, FACTS] = None
+    """One fact by flags: the new answer."""
+
+    facts: Annotated[str | None, Role.SOURCE, FACTS] = None
+    """Many facts: a registered name, a file, or FORMAT:FILE."""
+
+    limit: Annotated[int | None, FACTS] = None
+    """Use a random sample of this many of --facts."""
+
+    skip_invalid: Annotated[bool, FACTS] = False
+    """Leave out invalid rows of --facts, and say how many and why."""
+
+    method: str = "rome"
+    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layer: str = "auto"
+    """Layer to edit, or auto: the golden layer by LGA on the starter facts (found once, kept)."""
+
+    mode: Literal["auto", "batch", "sequential"] = "auto"
+    """All facts in one solve, or one after another; auto takes batch where the editor can."""
+
+    step: Annotated[int, RARE] = 1
+    """In sequence: how many facts to edit at a time (memit, emmet, alphaedit, pmet, ft-m, ft-l)."""
+
+    preset: Annotated[str | None, RARE] = None
+    """Published settings by name, such as rome/gpt2-xl; checked against the model."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor as NAME VALUE pairs (steps 30 clamp 2.5 ...); see `golden editors`."""
+
+    statistics: Statistics = "model"
+    """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
+    hub:NAME, or none (identity: another algorithm, only for comparison)."""
+
+    seed: Annotated[int, RARE] = 0
+    """Seed of the sampled prefixes and statistics."""
+
+    out: Out = None
+    """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step != 1 and self.mode == "batch":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
+        by_flags = [self.subject, self.prompt, self.target]
+        if self.facts is not None and any(part is not None for part in by_flags):
+            raise UserError("both --facts and a fact by flags are given", fix="Give one of them")
+        if self.facts is None and any(part is None for part in by_flags):
+            raise UserError(
+                "there is no fact to edit",
+                expected="--subject, --prompt and --target, or --facts FILE",
+            )
 
 
 def run(config: EditConfig) -> int:
@@ -55,15 +137,15 @@ def run(config: EditConfig) -> int:
     if dropped:
         shared.tell_dropped(dropped)
         facts = [fact for fact, held in zip(facts, delta.holds(facts), strict=True) if held]
-    before = answers.greedy_answers(model, facts)
+    before = tables.greedy_answers(model, facts)
     with delta.applied(model):
-        after = answers.greedy_answers(model, facts)
+        after = tables.greedy_answers(model, facts)
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
     with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
-    answers.show(model, facts, before, after)
+    tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
     _warn(model, facts, after, delta)
     if folder is not None:
@@ -199,7 +281,7 @@ def _show_change(model: Model, delta: WeightDelta) -> None:
 
 
 def _warn(
-    model: Model, facts: Sequence[Fact], after: Sequence[answers.Answer], delta: WeightDelta
+    model: Model, facts: Sequence[Fact], after: Sequence[tables.Answer], delta: WeightDelta
 ) -> None:
     """Say what a careful user would want to know before using this edit."""
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import (
@@ -16,7 +19,15 @@ from goldenlayers.commands.edit import (
     statistics_of,
 )
 from goldenlayers.commands.joints import settle
-from goldenlayers.config import EvaluateConfig
+from goldenlayers.commands.options import (
+    RARE,
+    DataOptions,
+    ModelOptions,
+    Out,
+    OutputOptions,
+    Role,
+    Statistics,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.shown import put
@@ -33,6 +44,67 @@ _PROXY_FACTS = 200
 # These change how fast the work is done, not what comes out.
 _FREE = ("batch_size", "device")
 _OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
+    """Score facts under an edit (or none), probe by probe; run again after a kill to go on.
+
+    golden evaluate smollm2-135m facts.jsonl --method rome --layer 6 --limit 30
+    golden evaluate smollm2-135m facts.jsonl --delta my-edit --out scores
+    """
+
+    heading = "Method"
+
+    delta: Annotated[Path | None, arg(metavar="RUN"), Role.SOURCE] = None
+    """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
+
+    method: str = "none"
+    """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome, memit,
+    emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layer: str = "auto"
+    """Layer to edit, or auto: the golden layer by LGA on starter facts about other subjects."""
+
+    mode: Literal["single", "batch", "sequential"] = "single"
+    """single: each fact by itself on the untouched model. batch: all edited together. sequential:
+    one after another, each also scored right after its own edit."""
+
+    step: int = 1
+    """--mode sequential: how many facts to edit at a time, where the editor can edit several."""
+
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """rewrite, rephrase, locality, portability (these four if none is named), generation,
+    counterfact, fluency, kl, perplexity."""
+
+    text: Annotated[Path | None, Role.SOURCE, RARE] = None
+    """Held-out text file for perplexity."""
+
+    text_tokens: Annotated[int, RARE] = 1024
+    """Tokens of --text that are read."""
+
+    preset: Annotated[str | None, RARE] = None
+    """Published settings by name, such as rome/gpt2-xl; checked against the model."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor, as NAME VALUE pairs (steps 30 ...); see `golden editors`."""
+
+    statistics: Statistics = "model"
+    """Text for the key statistics, as for `golden edit`."""
+
+    batch_size: Annotated[str, RARE] = "auto"
+    """Texts per forward pass, or auto."""
+
+    out: Out = None
+    """Run folder to write: scores.jsonl, summary.json, config.yaml, log.txt (delta.* in the modes
+    batch and sequential)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step != 1 and self.mode != "sequential":
+            raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
+        if self.delta is not None and self.method != "none":
+            raise UserError("both --delta and --method are given", fix="Give one of them")
 
 
 def run(config: EvaluateConfig) -> int:

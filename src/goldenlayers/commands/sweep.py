@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.edit import editor_of, statistics_of
 from goldenlayers.commands.joints import settle
-from goldenlayers.config import Role, SweepConfig, roles
+from goldenlayers.commands.options import (
+    FACTS,
+    RARE,
+    ApartOptions,
+    Consent,
+    ModelOptions,
+    Role,
+    Statistics,
+    Under,
+    WorkerOptions,
+    roles,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
 from goldenlayers.shown import put
@@ -27,6 +41,50 @@ ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "s
 _ORACLE = "Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each."
 # These change how fast the work is done, not what comes out.
 _FREE = ("device", "chunk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
+    """Edit every fact at every layer and score: the truth. Run again after a kill to go on.
+
+    golden sweep smollm2-135m facts.jsonl --limit 30 --out swept
+    golden sweep smollm2-135m facts.jsonl --method memit --layers 3-8 --out swept
+    """
+
+    heading = "Method"
+
+    method: str = "rome"
+    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+
+    layers: str = "all"
+    """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
+
+    known: Annotated[bool, FACTS] = False
+    """Keep only facts whose old answer the model gives by itself."""
+
+    metrics: list[str] = dataclasses.field(default_factory=list)
+    """As for `golden evaluate`; rewrite, rephrase, locality, portability if none is named."""
+
+    preset: Annotated[str | None, RARE] = None
+    """Published settings by name, such as rome/gpt2-xl; their layer is left aside."""
+
+    set: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2 ...); see `golden editors`."""
+
+    statistics: Statistics = "model"
+    """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
+
+    chunk: Annotated[str, RARE] = "auto"
+    """Facts per batch, or auto; halved by itself when memory runs out."""
+
+    evidence: Annotated[bool, RARE] = False
+    """Also write what the model said before and after each edit (several times the size)."""
+
+    out: Annotated[Path, arg(metavar="RUN"), Role.PLACE, Under("Output")]
+    """Run folder to write: scores.jsonl, summary.json, pictures, config.yaml, log.txt."""
+
+    overwrite: Annotated[Consent, Under("Output")] = False
+    """Replace the run folder if it is there already."""
 
 
 def run(config: SweepConfig) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 
-from goldenlayers.datasets import counterfact, jsonl, knowedit, known, mquake
+from goldenlayers.datasets import jsonl, published
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.errors import UserError, near_matches, shortened
 from goldenlayers.facts import Fact
@@ -92,30 +92,30 @@ _KNOWN = {"target": "attribute", "target_old": "attribute"}
 # fmt: off
 _OURS = (
     Format("mquake", "MQuAKE: edits with multi-hop questions",
-           {"requested_rewrite", "questions"}, mquake.read),
+           {"requested_rewrite", "questions"}, published.read_mquake),
     Format("counterfact-nested", "CounterFact, the original form",
-           {"requested_rewrite"}, counterfact.read_nested,
+           {"requested_rewrite"}, published.read_nested,
            families=("counterfact",), spelled=_NESTED),
     Format("zsre-mend", "ZsRE, the form of MEND",
-           {"subject", "src", "alt"}, knowedit.read_mend, families=("zsre",), spelled=_MEND),
+           {"subject", "src", "alt"}, published.read_mend, families=("zsre",), spelled=_MEND),
     Format("zsre-knowedit", "ZsRE of KnowEdit",
-           _FACT | {"ground_truth", "rephrase_prompt"}, knowedit.reader("zsre"),
+           _FACT | {"ground_truth", "rephrase_prompt"}, published.knowedit_reader("zsre"),
            objects=_PROBES, families=("zsre", "knowedit"), spelled=_NEW_AND_OLD),
     Format("wiki-counterfact", "wiki_counterfact of KnowEdit",
-           _FACT | {"ground_truth"}, knowedit.reader("wiki-counterfact"),
+           _FACT | {"ground_truth"}, published.knowedit_reader("wiki-counterfact"),
            objects=_PROBES, families=("knowedit",), spelled=_NEW_AND_OLD),
     Format("wiki-recent", "wiki_recent of KnowEdit (no old answers)",
-           _FACT, knowedit.reader("wiki-recent"),
+           _FACT, published.knowedit_reader("wiki-recent"),
            objects=_PROBES, families=("knowedit",), spelled=_NEW),
     Format("wikibio", "WikiBio of KnowEdit: a sentence after a passage",
-           {"text", "labels", "concept"}, knowedit.read_wikibio,
+           {"text", "labels", "concept"}, published.read_wikibio,
            families=("knowedit",), spelled=_BIO),
     Format("counterfact-flat", "CounterFact, the flat form of EasyEdit",
-           _FACT | {"ground_truth"}, counterfact.read_flat,
+           _FACT | {"ground_truth"}, published.read_flat,
            families=("counterfact",), spelled=_NEW_AND_OLD),
     Format("known", "known facts of ROME (known_1000), each given a false answer of its relation",
-           {"subject", "attribute", "prompt", "relation_id"}, reader_for=known.reader_for,
-           families=("known-1000",), spelled=_KNOWN, note=known.NOTE),
+           {"subject", "attribute", "prompt", "relation_id"}, reader_for=published.known_reader,
+           families=("known-1000",), spelled=_KNOWN, note=published.KNOWN_NOTE),
     Format("jsonl", "our own fields, as JSON lines or a table (see --schema)",
            _FACT, jsonl.read, also=jsonl.OTHER_NAMES),
 )

@@ -12,17 +12,18 @@ from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_laye
 from goldenlayers.editors.editing import Editing, Options, statistics_for
 from goldenlayers.editors.finetune import FtL, FtM
 from goldenlayers.editors.incontext import InContext, in_context_prefix
-from goldenlayers.editors.memit import AlphaEdit, Emmet, Memit, Pmet
+from goldenlayers.editors.locate_then_edit import AlphaEdit, Emmet, Memit, Pmet, Rome, RRome
 from goldenlayers.editors.named import (
     EDITORS,
+    PRESETS,
+    Preset,
     check_step,
     make_editor,
     one_at_a_time,
+    preset,
     read_settings,
     with_settings,
 )
-from goldenlayers.editors.presets import PRESETS, Preset, preset
-from goldenlayers.editors.rome import Rome, RRome
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.facts import Fact, refuse_contradictions, repeats
 from goldenlayers.models.model import check_model

@@ -15,8 +15,8 @@ from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Editor, ValueSearch, needed_layers
+from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.editors.named import check_step, make_editor, one_at_a_time
-from goldenlayers.editors.prefixes import sample_prefixes
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.memory import OutOfMemory

@@ -21,8 +21,7 @@ from goldenlayers.editors import (
     with_settings,
 )
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.evaluation.batch import run_batch, score_under
-from goldenlayers.evaluation.heldout import HeldOut
+from goldenlayers.evaluation.batch import run_batch, run_sequence, score_under
 from goldenlayers.evaluation.metrics import (
     DEFAULT_METRICS,
     Metric,
@@ -33,8 +32,8 @@ from goldenlayers.evaluation.metrics import (
 from goldenlayers.evaluation.plan import Edit, EvaluationPlan, check_ids
 from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.evaluation.scoring import ScoreRow as Row
-from goldenlayers.evaluation.sequential import run_sequence
 from goldenlayers.evaluation.summary import Estimate, Summary, retention, summarise
+from goldenlayers.evaluation.tokenised import HeldOut
 from goldenlayers.facts import Fact, refuse_contradictions
 from goldenlayers.memory import in_smaller_batches, memory_errors
 from goldenlayers.models.model import check_model

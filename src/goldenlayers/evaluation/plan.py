@@ -16,7 +16,6 @@ from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
-from goldenlayers.evaluation.heldout import HeldOut, no_text
 from goldenlayers.evaluation.metrics import (
     DEFAULT_METRICS,
     Metric,
@@ -43,7 +42,7 @@ from goldenlayers.evaluation.scoring import (
     rows_of,
     unscored,
 )
-from goldenlayers.evaluation.tokenised import Texts, reason_of
+from goldenlayers.evaluation.tokenised import HeldOut, Texts, no_text, reason_of
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:

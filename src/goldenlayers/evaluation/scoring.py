@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from goldenlayers.evaluation.answer_matching import matches_answer
+from goldenlayers.evaluation.generation import matches_answer
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
-from goldenlayers.truth.numbers import Interval, eligible_means, estimate, level, nan_mean, plain
+from goldenlayers.truth.table import Interval, eligible_means, estimate, level, nan_mean, plain
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[int, Sequence[int]], Sequence[float]]

@@ -8,8 +8,7 @@ from typing import Any
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import lower_is_better
 from goldenlayers.truth.generalisation import Transfer, TransferMatrix, split_half, transfer_matrix
-from goldenlayers.truth.numbers import Interval, best_place, plain_list
-from goldenlayers.truth.table import OVERALL, Truth
+from goldenlayers.truth.table import OVERALL, Interval, Truth, best_place, plain_list
 
 __all__ = [
     "OVERALL",

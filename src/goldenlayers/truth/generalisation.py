@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from goldenlayers.errors import UserError
-from goldenlayers.truth.numbers import Interval, best_place, eligible_means, ends, level, plain
-from goldenlayers.truth.table import OVERALL, Truth
+from goldenlayers.truth.table import (
+    OVERALL,
+    Interval,
+    Truth,
+    best_place,
+    eligible_means,
+    ends,
+    level,
+    plain,
+)
 
 
 @dataclass(frozen=True)

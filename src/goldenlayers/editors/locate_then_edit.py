@@ -1,11 +1,13 @@
-"""MEMIT, PMET, EMMET and AlphaEdit: many facts in one solve, spread over one layer or several.
+"""The locate-then-edit editors.
 
-All of them find each fact's value at the last layer, then write, layer by layer, a share of what
-is still missing, on the keys of the model as edited so far. They differ in the solve.
+ROME and R-ROME: one fact, one rank-one change of one down projection. MEMIT, PMET, EMMET and
+AlphaEdit: many facts in one solve, spread over one layer or several. All of these find each fact's
+value at the last layer, then write, layer by layer, a share of what is still missing, on the keys
+of the model as edited so far. They differ in the solve.
 
-Sources: MEMIT, Meng et al. 2023 (arXiv 2210.07229), algorithm 1; PMET, Li et al. 2024 (arXiv
-2308.08742); EMMET, Gupta et al. 2024 (arXiv 2403.14236); AlphaEdit, Fang et al. 2025 (arXiv
-2410.02355).
+Sources: ROME, Meng et al. 2022 (arXiv 2202.05262); R-ROME, Gupta et al. 2024 (arXiv 2403.07175);
+MEMIT, Meng et al. 2023 (arXiv 2210.07229), algorithm 1; PMET, Li et al. 2024 (arXiv 2308.08742);
+EMMET, Gupta et al. 2024 (arXiv 2403.14236); AlphaEdit, Fang et al. 2025 (arXiv 2410.02355).
 
 Shapes: B facts, D model width, F MLP width. Keys and values in the solves are columns.
 """
@@ -24,14 +26,15 @@ from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
 from goldenlayers.editors.base import Editor, ValueSearch
-from goldenlayers.editors.lookup_states import key_weights, lookup_states
-from goldenlayers.editors.residual import Contribution
+from goldenlayers.editors.lookup_states import Contribution, key_weights, lookup_states
 from goldenlayers.editors.updates import (
     alphaedit_update,
     append_keys,
     emmet_update,
     memit_update,
     null_space_projector,
+    r_rome_update,
+    rome_update,
     spread_residual,
 )
 from goldenlayers.errors import UserError
@@ -39,8 +42,56 @@ from goldenlayers.facts import Fact
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
+    from goldenlayers.covariance import Covariance
     from goldenlayers.editors.editing import Editing
     from goldenlayers.editors.values import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rome(ValueSearch, Editor):
+    """ROME: the averaged key gives the direction, the bare prompt's key gets the value."""
+
+    name: ClassVar[str] = "rome"
+    needs_statistics: ClassVar[bool] = True
+
+    def each(self, work: Editing, facts: Sequence[Fact]) -> list[WeightDelta]:
+        """One delta per fact, each made on the model as it is."""
+        values = work.values(facts)
+        covariance = work.covariance(work.layer)
+        means = torch.stack([v.keys.mean(0) for v in values], dim=1)  # (F, B)
+        directions = covariance.solve(means)  # all facts in one solve
+        down = work.model.layers[work.layer].down
+        deltas = []
+        for b, value in enumerate(values):
+            change = self._update(covariance, value, directions[:, b]).as_float32()
+            deltas.append(work.delta({down.parameter_name: change}, [value.fact], [value]))
+        return deltas
+
+    def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
+        """One fact only: several rank-one edits made side by side would disturb one another."""
+        (delta,) = self.each(work, facts)
+        return delta
+
+    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
+        return rome_update(
+            covariance,
+            value.keys.mean(0),
+            value.keys[0],
+            value.target,
+            value.values[0],
+            direction=direction,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RRome(Rome):
+    """R-ROME: the averaged key in every place."""
+
+    name: ClassVar[str] = "r-rome"
+
+    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
+        keys, values = value.keys.mean(0), value.values.mean(0)
+        return r_rome_update(covariance, keys, value.target, values, direction=direction)
 
 
 @dataclass(frozen=True, kw_only=True)
