@@ -211,6 +211,7 @@ def test_errors_exit_2_with_one_message(place: Path, tmp_path: Path, golden: Gol
         (["locate", model, facts, "--known"], ("none of the 3 facts", "--known")),
         (["locate", model, facts, "--device", "cuda:77"], ("cuda",)),
         (["locate", model, facts, "--layer-paths", "hed", "x"], ("hed", "head")),
+        (["locate", model, facts, "--method", "lgb"], ("unknown method 'lgb'", "'lga'")),
         (["run", tmp_path / "norun"], ("norun",)),
         (["datasets", tmp_path / "none.jsonl"], ("none.jsonl",)),
         (["models", "--inspect", "smollm-135m"], ("smollm-135m",)),
@@ -230,7 +231,6 @@ def test_bad_flags_exit_2(place: Path, golden: Golden) -> None:
     model, facts = place / "model", place / "facts.jsonl"
     for arguments, part in (
         (["locate", model, facts, "--methd", "lga"], "--methd"),
-        (["locate", model, facts, "--method", "lgb"], "lgb"),
         (["locate", model, facts, "--seed", "x"], "seed"),
         (["locate"], "MODEL"),
         (["nonsense"], "nonsense"),

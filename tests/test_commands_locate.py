@@ -128,7 +128,7 @@ def test_what_does_not_go_together_is_refused_before_the_work(
         (["--grid", 2], "--grid is for causal tracing, and the method is lga. Add --method cma"),
         (["--method", "cma", "--grid", 0], "--grid is 0. Expected 1 or more"),
         (["--verify-set", "steps", 3], "--verify-set is for --verify. Add --verify 5"),
-        (["--verify", 2, "--verify-set", "stepz", 3], "unknown setting 'stepz'"),
+        (["--verify", 2, "--verify-set", "stepz", 3], "rome has no setting 'stepz'"),
         (["--verify", 2, "--verify-set", "steps", "x"], "--verify-set steps is 'x'"),
     ]:
         assert main(command(place, tmp_path / "run", *more)) == 2
@@ -147,7 +147,7 @@ def test_the_race_edits_with_its_settings(
     seen: list[Any] = []
 
     def watched(*arguments: Any, **options: Any) -> Any:
-        seen.append(options["settings"])
+        seen.append(arguments[3])
         return real(*arguments, **options)
 
     monkeypatch.setattr("goldenlayers.racing.verify", watched)

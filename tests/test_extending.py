@@ -17,7 +17,6 @@ from evaluation_slow import forced
 from families import tiny
 
 import goldenlayers
-from goldenlayers import editors, locating
 from goldenlayers.hooks import capture, final_hidden
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text("utf-8")
@@ -32,12 +31,6 @@ RECORDS = [
         ("Japan", "Tokyo", "Paris", "The seat of Japan is"),
     ]
 ]
-needs_editing = pytest.mark.xfail(
-    not hasattr(editors, "Editing"), reason="editors are not objects yet", strict=False
-)
-needs_methods = pytest.mark.xfail(
-    not hasattr(locating, "LayerMethod"), reason="layer methods are not objects yet", strict=False
-)
 
 
 def files() -> dict[str, str]:
@@ -76,7 +69,7 @@ def golden(place: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
 def done(place: Path, *arguments: Any) -> str:
     found = golden(place, *arguments)
     assert found.returncode == 0, found.stderr
-    assert "Warning" not in found.stderr
+    assert "cannot be imported" not in found.stderr, found.stderr
     return found.stdout
 
 
@@ -135,11 +128,12 @@ def test_the_metric_is_scored_by_name(place: Path) -> None:
     assert found.returncode == 2 and "Did you mean 'belief'" in found.stderr
 
 
-@needs_editing
 def test_the_editor_edits_by_name_and_in_the_workers_of_a_sweep(place: Path) -> None:
     how = ("--method", "point", "--layer", 1)
     one = ("--facts", "quiz:questions.json", "--limit", 1)
-    done(place, "edit", "model", *one, *how, "--set", "size", 3, "--out", place / "edit")
+    edited = golden(place, "edit", "model", *one, *how, "--set", "size", 3, "--out", place / "edit")
+    # Whether so simple an edit takes is another matter: golden edit says if it did not.
+    assert edited.returncode == 0 and "Traceback" not in edited.stderr, edited.stderr
     record = json.loads((place / "edit/delta.json").read_text("utf-8"))
     assert record["method"] == "point" and record["settings"]["size"] == 3
     found = golden(place, "edit", "model", *one, *how, "--set", "sizes", 3, "--out", place / "no")
@@ -155,7 +149,6 @@ def test_the_editor_edits_by_name_and_in_the_workers_of_a_sweep(place: Path) -> 
     assert rows(place / "sweep1/scores.jsonl") == rows(place / "sweep2/scores.jsonl")
 
 
-@needs_methods
 def test_the_layer_method_locates_by_name(place: Path) -> None:
     how = ("--method", "loudness", "--out", place / "located")
     done(place, "locate", "model", "quiz:questions.json", *how)

@@ -104,7 +104,7 @@ COMMANDS: dict[str, Callable[[Place, Path], list[object]]] = {
     ],
     "verify": lambda p, out: [
         *("locate", *_common(p, "verify", out), p.folder / "facts.jsonl", "--bootstrap", 20),
-        *("--verify", 2, "--verify-facts", 2, "--verify-set", "steps", 2, "prefixes", 0),
+        *("--verify", 2, "--verify-facts", 2, "--verify-set", "steps", 2),
         *("--verify-method", "ft-m"),
     ],
     "edit": lambda p, out: [

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import pytest
 from comparing import sweep_rows, write_run
 from families import tiny
-from goldenlayers.editors.prefixes import sample_prefixes
 from sweep_helpers import some_facts
 from test_locating_transfer import BARE, FACTS, PREFIXES, covariances
 
 import goldenlayers as gl
 from goldenlayers.cli import main, parse
 from goldenlayers.comparing import LocateRun
+from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating import METHODS, LayerMethod, Scoring, Work, make_method
@@ -184,7 +184,7 @@ def test_what_transfer_needs_is_collected_by_itself(monkeypatch: pytest.MonkeyPa
     )  # fmt: skip
     assert asked == [3] and rows["mine"] == rows["given"]
     # Nothing is sampled where every fact has a rephrasing; facts that are wrong are told first.
-    monkeypatch.setattr("goldenlayers.editors.prefixes.sample_prefixes", None)
+    monkeypatch.setattr("goldenlayers.editors.lookup_states.sample_prefixes", None)
     gl.locate(model, FACTS, "transfer", seed=4)
     with pytest.raises(UserError, match="no facts"):
         gl.locate(model, [], "transfer")

@@ -32,7 +32,7 @@ from goldenlayers.evaluation.summary import resampled_means, spearman
 from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix
-from goldenlayers.truth.numbers import eligible_means, ends, level, plain
+from goldenlayers.truth.table import eligible_means, ends, level, plain
 
 Floats = NDArray[np.float64]
 

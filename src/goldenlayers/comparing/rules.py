@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.locating.base import Fence
 from goldenlayers.locating.fences import choose, keep
-from goldenlayers.truth.numbers import plain
+from goldenlayers.truth.table import plain
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -213,7 +213,7 @@ class _ProbeFinder:
     @cached_property
     def prefixes(self) -> list[str]:
         """Those given, else sampled when a fact first needs them."""
-        from goldenlayers.editors.prefixes import sample_prefixes
+        from goldenlayers.editors.lookup_states import sample_prefixes
 
         if self.how.prefixes is not None:
             found: Sequence[str] = self.how.prefixes
