@@ -36,6 +36,10 @@ MANY = (
     ("sequential", "alphaedit"),
     ("sequential", "r-rome"),
 )
+TIMES = (
+    "Seconds were taken beside up to a dozen other jobs on two cores: they tell of the order of "
+    "magnitude at best. Editors below rome take its value search over, where they share it."
+)
 # Editors whose value search has a KL term.
 SEARCHING = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet")
 EARLIER = (
@@ -130,7 +134,8 @@ def editors_page() -> str:
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. Figures are "
         "means over facts in points of 100, with 95 % bootstrap intervals over facts in brackets. "
         "Facts are starter facts whose old answer the model gives by itself; settings are the "
-        "defaults; key statistics come from Wikipedia text unless the table says otherwise.",
+        "defaults; key statistics come from Wikipedia text unless the table says otherwise. "
+        + TIMES,
         "## One fact at a time",
         "`python tools/results/cells.py editors --model MODEL`: 30 facts, each edited on the "
         "untouched model. The first layer of each model is the one LGA chooses on 200 starter "
@@ -255,7 +260,7 @@ def evaluation_page() -> str:
         "cell, single mode; means in points of 100 with 95 % bootstrap intervals over facts. "
         "`generation_rewrite` is free greedy decoding with a normalised match, the realistic "
         "figure beside the teacher-forced ones. "
-        "Command: `python tools/results/cells.py evaluation --model MODEL`.",
+        f"Command: `python tools/results/cells.py evaluation --model MODEL`. {TIMES}",
     ]
     records = load("evaluation")
     counts = Counter((r["cell"]["model"], r["cell"]["data"]) for r in records)
