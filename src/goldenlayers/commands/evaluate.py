@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    statistics_of,
-)
 from goldenlayers.commands.joints import settle
 from goldenlayers.commands.options import (
     RARE,
@@ -28,15 +22,19 @@ from goldenlayers.commands.options import (
     Role,
     Statistics,
 )
+from goldenlayers.commands.which_editor import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    statistics_of,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor, InContext
-    from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models.model import Model
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
@@ -169,7 +167,9 @@ def run(config: EvaluateConfig) -> int:
         if folder is not None:
             folder.write_json(SUMMARY, found.to_json())
             folder.finish()
-    show(found, facts.name)
+    from goldenlayers.report.tables import show_evaluation
+
+    show_evaluation(found, facts.name)
     if folder is not None:
         shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
     return 0
@@ -199,62 +199,6 @@ def _where(config: EvaluateConfig, model: Model, facts: FactSet) -> tuple[Editor
     if config.layer == "auto" and config.preset is None:
         return editor_of(config, model), auto_layer(config, model, facts)
     return editor_and_layer(config, model)
-
-
-def show(found: Evaluation, data: str) -> None:
-    """Print the figures: mean, standard error, interval, scored and unscored rows, reasons.
-
-    After a sequence of edits, what the later ones left of the earlier ones, too.
-    """
-    from goldenlayers.evaluation import retention
-    from goldenlayers.report.terminal import show as show_table
-    from goldenlayers.report.terminal import table
-
-    where = f" at layer {found.layer}" if found.layer is not None else ""
-    title = f"{found.method}{where}, {found.mode}: {found.n_facts} facts of {data}"
-    summary = found.summary
-    rows = []
-    for name, one in summary.metrics.items():
-        rows.append(_line(name, one))
-        kinds = summary.kinds.get(name, {})
-        rows += [_line(f"  {kind}", part) for kind, part in kinds.items() if len(kinds) > 1]
-    if summary.counterfact_score is not None:
-        rows.append(_line("counterfact score", summary.counterfact_score))
-    if summary.overall is not None:
-        rows.append(_line("Overall", summary.overall))
-    show_table(
-        table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows)
-    )
-    if summary.overall is not None:
-        put(f"Overall: mean of {', '.join(summary.overall_of)}.")
-    if found.mode == "sequential" and len(curve := retention(found.rows)) > 1:
-        show_table(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
-    for name, one in summary.metrics.items():
-        for reason, count in one.reasons.items():
-            put(f"{name}: {count} unscored: {reason}.")
-
-
-_AGES = ("facts", "rewrite right after it", "rewrite in the end")
-
-
-def _ages(curve: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    rows = []
-    for one in curve:
-        least, most = one["age"]
-        age = str(least) if least == most else f"{least} to {most}"
-        rows.append((age, one["facts"], f"{one['rewrite_at_once']:.1f}", f"{one['rewrite']:.1f}"))
-    return rows
-
-
-def _line(name: str, one: Estimate) -> tuple[Any, ...]:
-    def number(value: float) -> str | None:
-        return (
-            None if value != value else f"{value:.4f}" if 0 < abs(value) < 0.1 else f"{value:.1f}"
-        )
-
-    low, high = number(one.low), number(one.high)
-    interval = None if low is None else f"{low} to {high}"
-    return name, number(one.mean), number(one.se), interval, one.scored, one.unscored
 
 
 def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> int:

@@ -28,7 +28,6 @@ from goldenlayers.errors import DataError, UserError
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import make_method, options_of
 from goldenlayers.progress import Progress
-from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -237,6 +236,8 @@ def run(config: LocateConfig) -> int:
     if not more:
         show_ranking(ranking)
     if verified is not None:
+        from goldenlayers.report.tables import show_verified
+
         show_verified(verified)
     if folder is not None:
         _tell_files(folder)
@@ -311,7 +312,7 @@ def _verify(
     statistics: Mapping[int, Covariance] | None,
 ) -> VerifiedChoice:
     """Race the best layers of the ranking on some of its facts."""
-    from goldenlayers.commands.edit import statistics_of
+    from goldenlayers.commands.which_editor import statistics_of
     from goldenlayers.progress import Progress
     from goldenlayers.racing import best_layers, verify, with_neighbours
 
@@ -338,36 +339,6 @@ def _verify(
             seed=config.seed,
             progress=Progress(on_progress=bar),
         )
-
-
-def show_verified(choice: VerifiedChoice) -> None:
-    """Print the evidence and the verified golden layer."""
-    from goldenlayers.report.terminal import show, table
-
-    def interval(low: float, high: float) -> str | None:
-        return None if low != low else f"{low:.1f} to {high:.1f}"
-
-    rows = [
-        (
-            one.layer,
-            one.n_facts,
-            None if one.mean.value != one.mean.value else f"{one.mean.value:.1f}",
-            interval(one.mean.low, one.mean.high),
-            None if i == 0 or one.behind.value != one.behind.value else f"{one.behind.value:.1f}",
-            # Overall lies between 0 and 100: a difference goes no further than 100.
-            None if i == 0 else interval(max(one.behind.low, -100), min(one.behind.high, 100)),
-            "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
-        )
-        for i, one in enumerate(choice.evidence)
-    ]
-    columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
-    show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
-    for warning in choice.warnings:
-        put(f"Warning: {warning}.")
-    put(
-        f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
-        f"{choice.seconds:.1f} s: {choice.stopped_because}."
-    )
 
 
 def append(folder: RunFolder, rows: list[dict[str, Any]]) -> None:

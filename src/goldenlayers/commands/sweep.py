@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.edit import editor_of, statistics_of
 from goldenlayers.commands.joints import settle
 from goldenlayers.commands.options import (
     FACTS,
@@ -27,9 +26,9 @@ from goldenlayers.commands.options import (
     WorkerOptions,
     roles,
 )
+from goldenlayers.commands.which_editor import editor_of, statistics_of
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
-from goldenlayers.shown import put
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from goldenlayers.truth import Truth
 
 ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
-_ORACLE = "Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each."
 # These change how fast the work is done, not what comes out.
 _FREE = ("device", "chunk")
 
@@ -100,6 +98,8 @@ def run(config: SweepConfig) -> int:
         from goldenlayers.comparing.sweeps import truth_of
 
         shared.say(f"{finished.path} is finished already; this is what it holds")
+        from goldenlayers.report.tables import show_finished
+
         show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
         return 0
     shared.refuse_out(config, "sweep", resume=True)
@@ -167,7 +167,9 @@ def run(config: SweepConfig) -> int:
             "settings": dict(found.settings),
         }
         write(folder, truth, summary)
-    show(truth, summary)
+    from goldenlayers.report.tables import show_sweep
+
+    show_sweep(truth, summary)
     names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
     there = ", ".join(name for name in names if folder.file(name).exists())
     shared.say(f"Written to {folder.path}: {there}")
@@ -203,114 +205,11 @@ def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
 
     folder.write_json(SUMMARY, summary)
     if truth.leading is not None:
-        title = f"{summary['method']} on {summary['model']} · {_facts_of(summary)}"
+        from goldenlayers.report.tables import facts_of
+
+        title = f"{summary['method']} on {summary['model']} · {facts_of(summary)}"
         sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
     folder.finish()
-
-
-def show(truth: Truth, summary: dict[str, Any]) -> None:
-    """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
-    from goldenlayers.report.terminal import show as show_table
-    from goldenlayers.report.terminal import table
-
-    names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
-    if not names:
-        raise UserError(
-            "no edit of the sweep could be scored, so there is no golden layer",
-            fix=f"The reasons are in {ROWS}",
-        )
-    title = f"{summary['method']} on {summary['model']}: {_facts_of(summary)}"
-    rows, without = [], []
-    for name in dict.fromkeys(names):
-        one = summary["metrics"][name]
-        if one["golden_layer"] is None:
-            without.append(name)
-            continue
-        place = truth.layers.index(one["golden_layer"])
-        rows.append(
-            (
-                _titled(name),
-                one["golden_layer"],
-                f"{one['mean'][place]:.1f}",
-                _interval(one["low"][place], one["high"][place]),
-                f"{one['oracle']['value']:.1f}",
-                f"{one['gap']['value']:.1f}",
-                _interval(one["gap"]["low"], one["gap"]["high"]),
-            )
-        )
-    columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
-    if rows:
-        show_table(table(title, columns, rows))
-    for name in without:
-        means = [f"{value:.3g}" for value in truth.means(name)]
-        lines = list(zip(truth.layers, means, truth.scored(name).tolist(), strict=True))
-        show_table(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
-    if truth.leading is not None:
-        _show_best(truth, truth.leading)
-    if "overall" in names:
-        put(f"Overall: mean of {', '.join(truth.overall_of)}.")
-    if rows:
-        put(_ORACLE)
-    if split := summary["split_half"]:
-        regret = split["regret"]
-        put(
-            f"A layer chosen on {split['n_proxy']} of the facts loses {regret['value']:.1f} points "
-            f"({_interval(regret['low'], regret['high'])}) on the other {split['n_test']}, and is "
-            f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."
-        )
-    for warning in truth.warnings:
-        shared.say(f"Warning: {warning}.")
-
-
-def show_finished(truth: Truth, summary: Any, path: Path) -> None:
-    """As :func:`show`, of a summary that was read back.
-
-    Raises:
-        UserError: it is not what a sweep writes.
-    """
-    try:
-        show(truth, summary)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error})",
-            fix="Put it back as it was, or make the run again",
-        ) from error
-
-
-def _show_best(truth: Truth, metric: str) -> None:
-    """The best layers by a metric, and those of single facts."""
-    from goldenlayers.report.terminal import show, table
-
-    means, wins = dict(zip(truth.layers, truth.means(metric), strict=True)), truth.wins(metric)
-    best = [
-        (layer, f"{means[layer]:.1f}", f"{100 * wins[layer]:.0f} %")
-        for layer in truth.ranking(metric)[:5]
-    ]
-    columns = ("layer", "score", "golden in resamples")
-    show(table(f"Best layers by {_titled(metric)}", columns, best))
-    rows = _histogram(truth, metric)
-    show(table("Best layers of single facts", ("layer", "facts", ""), rows))
-
-
-def _titled(metric: str) -> str:
-    return "Overall" if metric == "overall" else metric
-
-
-def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ...]]:
-    counts = truth.histogram(metric)
-    most = max(counts.max(), 1e-9)
-    return [
-        (layer, f"{count:.1f}", "#" * round(width * count / most))
-        for layer, count in zip(truth.layers, counts, strict=True)
-    ]
-
-
-def _interval(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{low:.1f} to {high:.1f}"
-
-
-def _facts_of(summary: dict[str, Any]) -> str:
-    return f"{summary['n_facts']} facts of {summary['data']}, {len(summary['layers'])} layers"
 
 
 def _no_time(row: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
-"""A comparison of layer choices, and answers before and after an edit, for the terminal."""
+"""What commands print: tables and the prose beside them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.joints import join
 from goldenlayers.report.terminal import show, table
@@ -14,8 +16,10 @@ from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import Choice, Comparison
+    from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models.model import Model
-    from goldenlayers.truth import TransferMatrix
+    from goldenlayers.racing import VerifiedChoice
+    from goldenlayers.truth import TransferMatrix, Truth
 
 _SHOWN = 20
 
@@ -151,3 +155,188 @@ def _short(name: str) -> str:
 
 def _number(value: float) -> str | None:
     return None if value != value else f"{value:.1f}"
+
+
+_ORACLE = "Oracle: each fact at its own best layer. A fact with k best layers counts 1/k at each."
+
+
+_AGES = ("facts", "rewrite right after it", "rewrite in the end")
+
+
+def show_evaluation(found: Evaluation, data: str) -> None:
+    """Print the figures: mean, standard error, interval, scored and unscored rows, reasons.
+
+    After a sequence of edits, what the later ones left of the earlier ones, too.
+    """
+    from goldenlayers.evaluation import retention
+
+    where = f" at layer {found.layer}" if found.layer is not None else ""
+    title = f"{found.method}{where}, {found.mode}: {found.n_facts} facts of {data}"
+    summary = found.summary
+    rows = []
+    for name, one in summary.metrics.items():
+        rows.append(_metric_line(name, one))
+        kinds = summary.kinds.get(name, {})
+        rows += [_metric_line(f"  {kind}", part) for kind, part in kinds.items() if len(kinds) > 1]
+    if summary.counterfact_score is not None:
+        rows.append(_metric_line("counterfact score", summary.counterfact_score))
+    if summary.overall is not None:
+        rows.append(_metric_line("Overall", summary.overall))
+    show(table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows))
+    if summary.overall is not None:
+        put(f"Overall: mean of {', '.join(summary.overall_of)}.")
+    if found.mode == "sequential" and len(curve := retention(found.rows)) > 1:
+        show(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
+    for name, one in summary.metrics.items():
+        for reason, count in one.reasons.items():
+            put(f"{name}: {count} unscored: {reason}.")
+
+
+def _ages(curve: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for one in curve:
+        least, most = one["age"]
+        age = str(least) if least == most else f"{least} to {most}"
+        rows.append((age, one["facts"], f"{one['rewrite_at_once']:.1f}", f"{one['rewrite']:.1f}"))
+    return rows
+
+
+def _metric_line(name: str, one: Estimate) -> tuple[Any, ...]:
+    def number(value: float) -> str | None:
+        return (
+            None if value != value else f"{value:.4f}" if 0 < abs(value) < 0.1 else f"{value:.1f}"
+        )
+
+    low, high = number(one.low), number(one.high)
+    interval = None if low is None else f"{low} to {high}"
+    return name, number(one.mean), number(one.se), interval, one.scored, one.unscored
+
+
+def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
+    """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
+    names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
+    if not names:
+        raise UserError(
+            "no edit of the sweep could be scored, so there is no golden layer",
+            fix="The reasons are in scores.jsonl",
+        )
+    title = f"{summary['method']} on {summary['model']}: {facts_of(summary)}"
+    rows, without = [], []
+    for name in dict.fromkeys(names):
+        one = summary["metrics"][name]
+        if one["golden_layer"] is None:
+            without.append(name)
+            continue
+        place = truth.layers.index(one["golden_layer"])
+        rows.append(
+            (
+                _titled(name),
+                one["golden_layer"],
+                f"{one['mean'][place]:.1f}",
+                _from_to(one["low"][place], one["high"][place]),
+                f"{one['oracle']['value']:.1f}",
+                f"{one['gap']['value']:.1f}",
+                _from_to(one["gap"]["low"], one["gap"]["high"]),
+            )
+        )
+    columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
+    if rows:
+        show(table(title, columns, rows))
+    for name in without:
+        means = [f"{value:.3g}" for value in truth.means(name)]
+        lines = list(zip(truth.layers, means, truth.scored(name).tolist(), strict=True))
+        show(table(f"{name} (no golden layer by it)", ("layer", "mean", "facts"), lines))
+    if truth.leading is not None:
+        _show_best(truth, truth.leading)
+    if "overall" in names:
+        put(f"Overall: mean of {', '.join(truth.overall_of)}.")
+    if rows:
+        put(_ORACLE)
+    if split := summary["split_half"]:
+        regret = split["regret"]
+        put(
+            f"A layer chosen on {split['n_proxy']} of the facts loses {regret['value']:.1f} points "
+            f"({_from_to(regret['low'], regret['high'])}) on the other {split['n_test']}, and is "
+            f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."
+        )
+    for warning in truth.warnings:
+        say(f"Warning: {warning}.")
+
+
+def show_finished(truth: Truth, summary: Any, path: Path) -> None:
+    """As :func:`show_sweep`, of a summary that was read back.
+
+    Raises:
+        UserError: it is not what a sweep writes.
+    """
+    try:
+        show_sweep(truth, summary)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error})",
+            fix="Put it back as it was, or make the run again",
+        ) from error
+
+
+def _show_best(truth: Truth, metric: str) -> None:
+    """The best layers by a metric, and those of single facts."""
+    means, wins = dict(zip(truth.layers, truth.means(metric), strict=True)), truth.wins(metric)
+    best = [
+        (layer, f"{means[layer]:.1f}", f"{100 * wins[layer]:.0f} %")
+        for layer in truth.ranking(metric)[:5]
+    ]
+    columns = ("layer", "score", "golden in resamples")
+    show(table(f"Best layers by {_titled(metric)}", columns, best))
+    rows = _histogram(truth, metric)
+    show(table("Best layers of single facts", ("layer", "facts", ""), rows))
+
+
+def _titled(metric: str) -> str:
+    return "Overall" if metric == "overall" else metric
+
+
+def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ...]]:
+    counts = truth.histogram(metric)
+    most = max(counts.max(), 1e-9)
+    return [
+        (layer, f"{count:.1f}", "#" * round(width * count / most))
+        for layer, count in zip(truth.layers, counts, strict=True)
+    ]
+
+
+def _from_to(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def facts_of(summary: dict[str, Any]) -> str:
+    """How many facts of what, and how many layers, of a sweep's summary."""
+    return f"{summary['n_facts']} facts of {summary['data']}, {len(summary['layers'])} layers"
+
+
+def show_verified(choice: VerifiedChoice) -> None:
+    """Print the evidence and the verified golden layer."""
+
+    def interval(low: float, high: float) -> str | None:
+        return None if low != low else f"{low:.1f} to {high:.1f}"
+
+    rows = [
+        (
+            one.layer,
+            one.n_facts,
+            None if one.mean.value != one.mean.value else f"{one.mean.value:.1f}",
+            interval(one.mean.low, one.mean.high),
+            None if i == 0 or one.behind.value != one.behind.value else f"{one.behind.value:.1f}",
+            # Overall lies between 0 and 100: a difference goes no further than 100.
+            None if i == 0 else interval(max(one.behind.low, -100), min(one.behind.high, 100)),
+            "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
+        )
+        for i, one in enumerate(choice.evidence)
+    ]
+    columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
+    show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
+    for warning in choice.warnings:
+        put(f"Warning: {warning}.")
+    put(
+        f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
+        f"{choice.seconds:.1f} s: {choice.stopped_because}."
+    )
