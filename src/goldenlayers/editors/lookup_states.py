@@ -120,6 +120,9 @@ def key_weights(n_prompts: int) -> Tensor:
     return torch.tensor([0.5, *[0.5 / (n_prompts - 1)] * (n_prompts - 1)], dtype=torch.float64)
 
 
+_BATCH = 32  # rows per forward pass
+
+
 @torch.no_grad()
 def lookup_states(
     model: Model,
@@ -128,8 +131,6 @@ def lookup_states(
     layer: int,
     top: nn.Module,
     select: Callable[[list[int]], None] | None = None,
-    *,
-    batch_size: int = 32,
 ) -> LookupStates:
     """Run every fact's prompts (bare first); read layer ``layer``'s projection and ``top``.
 
@@ -146,7 +147,7 @@ def lookup_states(
     keys = torch.zeros(len(facts), down.in_features, dtype=dtype)
     values = torch.zeros(len(facts), down.out_features, dtype=dtype)
     tops = torch.zeros(len(facts), model.layers.d_model, dtype=dtype)
-    for members in length_batches([len(encoding) for _, _, encoding in rows], batch_size):
+    for members in length_batches([len(encoding) for _, _, encoding in rows], _BATCH):
         part = [rows[r] for r in members]
         batch = pad_ids([encoding.ids for _, _, encoding in part], model.device)
         if select is not None:

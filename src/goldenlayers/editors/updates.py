@@ -23,6 +23,9 @@ MEMIT_LAMBDA = 15_000.0
 """MEMIT's weight on what is kept. It multiplies C as a *mean* over tokens, so it counts tokens:
 the edit is weighed against that many keys drawn from the text."""
 
+MIN_TRANSFER = 0.01
+"""ROME: smallest (k_bare·u) / (k*·u) accepted. It is 1 where the two keys agree."""
+
 # Below this share of the largest eigenvalue of KᵀC⁻¹K a direction is rounding, not a key.
 _DEPENDENT = 1e-10
 
@@ -35,7 +38,6 @@ def rome_update(
     v_now: Tensor,
     *,
     direction: Tensor | None = None,
-    min_transfer: float = 0.01,
 ) -> LowRank:
     """ROME's rank-one update (Meng et al. 2022, arXiv 2202.05262, equation 2, as released).
 
@@ -49,7 +51,6 @@ def rome_update(
         v_target: (D,) wanted value.
         v_now: (D,) W k_bare.
         direction: (F,) C⁻¹k* if the caller has solved for many facts at once.
-        min_transfer: smallest (k_bare·u) / (k*·u) accepted; 1 when the two keys agree.
 
     Raises:
         UserError: the bare key hardly lies along, or lies against, the averaged key: the update
@@ -63,11 +64,11 @@ def rome_update(
     reach, full = float(k_bare @ u), float(k_star @ u)
     if full <= 0:
         raise UserError("The key at the lookup token is zero, so no edit at this layer can act")
-    if reach < min_transfer * full:
+    if reach < MIN_TRANSFER * full:
         raise UserError(
             "The bare prompt's key does not agree with its mean over prefixes: "
             f"{reach / full:.3g} of the edit would arrive at the prompt",
-            expected=f"at least {min_transfer:g}",
+            expected=f"at least {MIN_TRANSFER:g}",
             fix="Use r-rome, which has one key in every place, or another layer",
         )
     return LowRank((gap / reach)[:, None], u[:, None])
