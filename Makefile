@@ -43,8 +43,8 @@ KERNELS ?=
 
 test-kernels: install ## the same tests as on another processor
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=default \
-	  MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 PYTHONPATH=tests $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal \
-	  -m "not real" $(KERNELS)
+	  MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 PYTHONPATH=tests \
+	  $(BIN)/python -m pytest -p off_a_bit -n $(WORKERS) --dist worksteal -m "not real" $(KERNELS)
 
 # So many cases of each property and of each fault; the counts are printed.
 EXAMPLES ?= 7000
