@@ -56,6 +56,12 @@ class RunFolder:
         """The command that made the run."""
         return str(self.config.get("command", ""))
 
+    def require(self, *kinds: str, expected: str = "") -> None:
+        """Refuse the run of another command than those of ``kinds``."""
+        if self.kind not in kinds:
+            found = f"{self.path} is a run of '{self.kind}'"
+            raise UserError(found, expected=expected or f"a run of golden {kinds[0]}")
+
     @property
     def key(self) -> str:
         """What the rows' checks are made with; "" in runs of earlier versions, which had none."""

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goldenlayers.commands import shared
 from goldenlayers.durable import disk_errors, read_text_file, write_text
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, json_text, parse_json
+from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.locating.ranking import LayerRanking
@@ -46,9 +46,9 @@ def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         record = json_text(ranking.to_json())
         write_text(path, json_text({"sha256": _sha256(record), "ranking": record}))
-    shared.say(f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts")
+    say(f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts")
     for warning in ranking.warnings:
-        shared.say(f"  {warning}")
+        say(f"  {warning}")
     return ranking.golden_layer
 
 
@@ -65,7 +65,7 @@ def _kept(path: Path) -> LayerRanking | None:
             raise UserError(f"{path} has changed since it was written")
         return LayerRanking.from_json(text)
     except UserError as error:
-        shared.say(f"The kept golden layer cannot be used, so it is located again: {error}")
+        say(f"The kept golden layer cannot be used, so it is located again: {error}")
         return None
 
 

@@ -112,11 +112,7 @@ def _choices(config: CompareConfig) -> list[LocateRun | SweepRun]:
     found: list[LocateRun | SweepRun] = []
     for path in config.with_:
         folder = RunFolder.open(path)
-        if folder.kind not in ("locate", "sweep"):
-            raise UserError(
-                f"{folder.path} is a run of '{folder.kind}'",
-                expected="a run of golden locate or golden sweep",
-            )
+        folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
         if path.resolve() == config.sweep.resolve():
             raise UserError(
                 f"{path} is the sweep that judges", expected="other sweeps behind --with"

@@ -29,6 +29,7 @@ from goldenlayers.commands.which_editor import (
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, plain_subject
 from goldenlayers.report import tables
+from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -125,7 +126,7 @@ def run(config: EditConfig) -> int:
     editor, layer = editor_and_layer(config, model)
     statistics = statistics_of(config, model, editor, [layer])
     dropped: list[DataError] = []
-    with shared.progress(f"editing with {config.method}", "facts") as bar:
+    with progress(f"editing with {config.method}", "facts") as bar:
         delta = edit(
             model,
             facts,
@@ -153,9 +154,9 @@ def run(config: EditConfig) -> int:
     _warn(model, facts, after, delta)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
-        shared.say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
+        say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
     else:
-        shared.say("Not saved: add --out DIR to keep the edit")
+        say("Not saved: add --out DIR to keep the edit")
     return 0
 
 
@@ -232,17 +233,17 @@ def _warn(
                 f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
                 + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
             )
-        shared.say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
+        say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
-            shared.say(
+            say(
                 f"Warning: the change of {name} is {norm.relative:.2f} times as long as the matrix "
                 "itself; other answers are likely to suffer. Try another --layer or r-rome."
             )
     for fact in facts:
         problem = _odd_subject(model, fact)
         if problem:
-            shared.say(f"Warning: {problem}")
+            say(f"Warning: {problem}")
 
 
 def _odd_subject(model: Model, fact: Fact) -> str:

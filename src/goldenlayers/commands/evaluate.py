@@ -30,6 +30,7 @@ from goldenlayers.commands.which_editor import (
 )
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
+from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -142,7 +143,7 @@ def run(config: EvaluateConfig) -> int:
         step = config.step if in_turn else 0
         expected = Expected(facts, metrics, others=others, seed=config.seed, step=step)
         done = shared.resumed(folder, ROWS, each_once(expected.problem))
-        with shared.progress("evaluating", "facts") as bar:
+        with progress("evaluating", "facts") as bar:
             found = evaluate(
                 model,
                 facts,
@@ -171,7 +172,7 @@ def run(config: EvaluateConfig) -> int:
 
     show_evaluation(found, facts.name)
     if folder is not None:
-        shared.say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
+        say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
     return 0
 
 
@@ -222,7 +223,7 @@ def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> i
             fix="Judge fewer facts (--limit), or give --layer N (golden locate finds one)",
         )
     ranking = whole(locate(model, pool[:_PROXY_FACTS]))
-    shared.say(
+    say(
         f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts, none about a "
         "judged subject"
     )
@@ -262,7 +263,7 @@ def _held_by(delta: WeightDelta, config: EvaluateConfig) -> FactSet:
     """
     facts = shared.load_facts(dataclasses.replace(config, limit=None))
     if not delta.facts:
-        shared.say("The delta does not say which facts it holds: all are judged as edited")
+        say("The delta does not say which facts it holds: all are judged as edited")
         kept = facts
     else:
         held = zip(facts, delta.holds(facts), strict=True)
@@ -275,7 +276,7 @@ def _held_by(delta: WeightDelta, config: EvaluateConfig) -> FactSet:
                 fix="Give the data that was edited, or leave out --delta",
             )
         if len(kept) < len(facts):
-            shared.say(
+            say(
                 f"The delta holds {len(kept)} of the {len(facts)} facts of {facts.name}: "
                 "only these are judged"
             )

@@ -61,11 +61,7 @@ def _opened(path: Path) -> RunFolder:
     from goldenlayers.store import RunFolder
 
     folder = RunFolder.open(path)
-    if folder.kind not in _ROWS:
-        raise UserError(
-            f"{folder.path} is a run of '{folder.kind}'",
-            expected="a run of golden locate, sweep or evaluate",
-        )
+    folder.require(*_ROWS, expected="a run of golden locate, sweep or evaluate")
     return folder
 
 

@@ -28,6 +28,7 @@ from goldenlayers.errors import DataError, UserError
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import make_method, options_of
 from goldenlayers.progress import Progress
+from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
@@ -197,7 +198,7 @@ def run(config: LocateConfig) -> int:
             append(folder, rows)
 
     with shared.run_folder(config, "locate", model=model, facts=facts, ignore=_FREE) as folder:
-        with shared.progress(f"locating with {how.name}", "facts") as bar:
+        with progress(f"locating with {how.name}", "facts") as bar:
             ranking = locate(
                 model,
                 facts,
@@ -244,7 +245,7 @@ def run(config: LocateConfig) -> int:
     if stopped is not None:
         what = "is not verified" if config.verify is not None else "has no heat map"
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
-        shared.say(f"Warning: the choice {what}, the work was stopped before that{kept}.")
+        say(f"Warning: the choice {what}, the work was stopped before that{kept}.")
         raise stopped
     return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
 
@@ -257,7 +258,7 @@ def _grids(config: LocateConfig, model: Model, facts: FactSet) -> dict[str, Trac
     chosen = facts.sample(config.grid, config.seed)
     found = config.layer_method().grids(Work(model, facts, config.seed), chosen)
     grids: dict[str, TracingGrid] = {}
-    with shared.progress("tracing every token", "facts") as bar:
+    with progress("tracing every token", "facts") as bar:
         for fact, grid in zip(chosen, found, strict=True):
             grids[fact.id] = grid
             bar(len(grids), len(chosen))
@@ -328,7 +329,7 @@ def _verify(
     editor = _race_editor(config)
     if statistics is None:
         statistics = statistics_of(config, model, editor, layers)
-    with shared.progress(f"verifying with {config.verify_method}", "edits") as bar:
+    with progress(f"verifying with {config.verify_method}", "edits") as bar:
         return verify(
             model,
             facts,
@@ -363,4 +364,4 @@ def _tell_files(folder: RunFolder) -> None:
     pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
     names = ("ranking.json", "verified.json", "grid.json", "per_fact.jsonl", *pictures)
     there = ", ".join(name for name in names if folder.file(name).exists())
-    shared.say(f"Written to {folder.path}: {there}")
+    say(f"Written to {folder.path}: {there}")

@@ -22,7 +22,6 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.records import plain
-from goldenlayers.shown import progress as progress
 from goldenlayers.shown import say
 
 if TYPE_CHECKING:

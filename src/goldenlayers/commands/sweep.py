@@ -29,6 +29,7 @@ from goldenlayers.commands.options import (
 from goldenlayers.commands.which_editor import editor_of, statistics_of
 from goldenlayers.errors import UserError
 from goldenlayers.facts import plain_subject
+from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -97,7 +98,7 @@ def run(config: SweepConfig) -> int:
     if not config.overwrite and (finished := _finished(config)) is not None:
         from goldenlayers.comparing.sweeps import truth_of
 
-        shared.say(f"{finished.path} is finished already; this is what it holds")
+        say(f"{finished.path} is finished already; this is what it holds")
         from goldenlayers.report.tables import show_finished
 
         show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
@@ -127,7 +128,7 @@ def run(config: SweepConfig) -> int:
             row = {"layer": batch.task.layer, "facts": len(batch.task.places)}
             folder.append_rows(TIMES, [row | {"seconds": round(batch.seconds, 3)}])
 
-        with shared.progress(f"sweeping with {config.method}", "layer × fact") as bar:
+        with progress(f"sweeping with {config.method}", "layer × fact") as bar:
             found = sweep(
                 model,
                 facts,
@@ -172,7 +173,7 @@ def run(config: SweepConfig) -> int:
     show_sweep(truth, summary)
     names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
     there = ", ".join(name for name in names if folder.file(name).exists())
-    shared.say(f"Written to {folder.path}: {there}")
+    say(f"Written to {folder.path}: {there}")
     return 0
 
 
@@ -276,5 +277,5 @@ def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
             f"the model gives the old answer of none of the {len(source)} facts",
             fix="Use other facts, a larger model, or leave out --known",
         )
-    shared.say(f"The model knows {len(known)} of the {len(source)} facts")
+    say(f"The model knows {len(known)} of the {len(source)} facts")
     return known

@@ -62,10 +62,7 @@ class LocateRun:
         Raises:
             UserError: the folder of another command, or a damaged one.
         """
-        if folder.kind != "locate":
-            raise UserError(
-                f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden locate"
-            )
+        folder.require("locate")
         config, where = folder.config, folder.file(CONFIG)
         try:
             ranking = LayerRanking.from_json(folder.json(RANKING))

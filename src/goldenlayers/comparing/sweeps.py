@@ -55,10 +55,7 @@ class SweepRun:
         Raises:
             UserError: the folder of another command, or a damaged one.
         """
-        if folder.kind != "sweep":
-            raise UserError(
-                f"{folder.path} is a run of '{folder.kind}'", expected="a run of golden sweep"
-            )
+        folder.require("sweep")
         config, where = folder.config, folder.file(CONFIG)
         data, model = config.get("data", {}), config.get("model", {})
         summary, said = summary_of(folder), folder.file(SUMMARY)

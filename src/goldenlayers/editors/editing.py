@@ -21,7 +21,6 @@ from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.memory import OutOfMemory
 from goldenlayers.models.model import check_model
-from goldenlayers.shown import progress
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
@@ -39,17 +38,14 @@ def statistics_for(
 ) -> Mapping[int, Covariance] | None:
     """Key statistics for edits at ``layers``: from the cache, or collected now in one pass.
 
-    None where the editor reads none. Shows a progress bar where there is a terminal.
+    None where the editor reads none.
     """
     if not editor.needs_statistics:
         return None
     from goldenlayers.statistics import key_statistics
 
     needed = needed_layers(editor, layers)
-    with progress("key statistics", "tokens") as bar:
-        return key_statistics(
-            model, needed, text=text, seed=seed, cache_dir=cache_dir, progress=bar
-        )
+    return key_statistics(model, needed, text=text, seed=seed, cache_dir=cache_dir)
 
 
 @dataclass(frozen=True, kw_only=True)

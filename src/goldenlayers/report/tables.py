@@ -96,8 +96,7 @@ def show_comparison(found: Comparison, title: str, data: str) -> None:
     marks = [one for one in found.choices if one.method in ("golden", "oracle", "random")]
     rest = [one for one in found.choices if one not in marks]
     rest.sort(key=lambda one: (one.regret.value != one.regret.value, one.regret.value))
-    name = "Overall" if found.metric == "overall" else found.metric
-    columns = ("choice", "facts", "layer", name, "regret", "at", "rho", "cost")
+    columns = ("choice", "facts", "layer", _titled(found.metric), "regret", "at", "rho", "cost")
     facts = f"{found.n_facts} facts" + (f" of {data}" if data else "")
     show(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
     put(
@@ -305,7 +304,8 @@ def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ..
 
 
 def _from_to(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{low:.1f} to {high:.1f}"
+    known = low is not None and high is not None and low == low
+    return f"{low:.1f} to {high:.1f}" if known else None
 
 
 def facts_of(summary: dict[str, Any]) -> str:
@@ -315,19 +315,15 @@ def facts_of(summary: dict[str, Any]) -> str:
 
 def show_verified(choice: VerifiedChoice) -> None:
     """Print the evidence and the verified golden layer."""
-
-    def interval(low: float, high: float) -> str | None:
-        return None if low != low else f"{low:.1f} to {high:.1f}"
-
     rows = [
         (
             one.layer,
             one.n_facts,
-            None if one.mean.value != one.mean.value else f"{one.mean.value:.1f}",
-            interval(one.mean.low, one.mean.high),
-            None if i == 0 or one.behind.value != one.behind.value else f"{one.behind.value:.1f}",
+            _number(one.mean.value),
+            _from_to(one.mean.low, one.mean.high),
+            None if i == 0 else _number(one.behind.value),
             # Overall lies between 0 and 100: a difference goes no further than 100.
-            None if i == 0 else interval(max(one.behind.low, -100), min(one.behind.high, 100)),
+            None if i == 0 else _from_to(max(one.behind.low, -100), min(one.behind.high, 100)),
             "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
         )
         for i, one in enumerate(choice.evidence)
