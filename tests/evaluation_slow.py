@@ -42,6 +42,7 @@ def facts() -> list[Fact]:
                 Probe("The capital of Italy is", "Rome", "neighborhood"),
                 Probe("The capital of Brazil is", "the city of gold", "neighborhood"),
                 Probe("The currency of Japan is", None, "Forgetfulness"),
+                Probe("The currency of France is", "the euro", "Relation_Specificity"),
             ),
             portability=(
                 Probe("The capital of the French is", "Rome", "Subject_Aliasing"),
@@ -120,7 +121,11 @@ def slow_scores(model: Model, fact: Fact, delta: WeightDelta) -> dict[tuple[str,
             else:
                 ids = list(model.encoder.encode(p.prompt).ids) + along[n][:2]
                 now = full_logits(model, ids)[-3:].argmax(-1).tolist()
-            scores["locality", n] = share(along[n], now)
+            if p.kind == "Forgetfulness":
+                scores["locality_contradicting", n] = share(along[n], now)
+            else:
+                about = "subject" if fact.subject in p.prompt else "neighbour"
+                scores["locality", n] = scores[f"locality_{about}", n] = share(along[n], now)
         if fact.target_old:
             asked = [("efficacy", 0, fact.prompt)]
             asked += [("paraphrase", n, prompt) for n, prompt in enumerate(fact.rephrasings)]

@@ -20,6 +20,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import InContext
 from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
+from goldenlayers.facts import Fact, Probe
 from goldenlayers.models import load
 from goldenlayers.statistics import KeyStatistics
 from goldenlayers.store import RunFolder
@@ -353,3 +354,26 @@ def test_the_layer_is_chosen_on_other_facts_than_the_judged(
     assert command.auto_layer(config, None, judged) == 2  # type: ignore[arg-type]
     assert len(seen) >= 50
     assert not {f.subject.casefold() for f in seen} & {f.subject.casefold() for f in judged}
+
+
+def test_all_probes_counts_in_what_contradicts_the_edit(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bent = Probe("The main city of France is", "Paris")
+    straight = Probe("The main city of Italy is", "Rome")
+    data = Fact("France", "The capital of France is", "Rome", "Paris", locality=(bent, straight))
+    write_jsonl([data], tmp_path / "facts.jsonl")
+
+    def scored(name: str, *more: str) -> dict[str, Any]:
+        out, facts = str(tmp_path / name), str(tmp_path / "facts.jsonl")
+        assert main(["evaluate", str(checkpoint), facts, "--out", out, *more]) == 0
+        return RunFolder.open(out).json("summary.json")["metrics"]
+
+    apart = scored("apart")
+    said = capsys.readouterr().out
+    assert "1 locality probe left out: they ask what the edit changes" in " ".join(said.split())
+    assert apart["locality"]["scored"] == apart["locality_contradicting"]["scored"] == 1
+    every = scored("every", "--all-probes")
+    assert every["locality"]["scored"] == 2 and "locality_contradicting" not in every
+    assert every["locality_subject"]["scored"] == every["locality_neighbour"]["scored"] == 1
+    assert RunFolder.open(tmp_path / "every").config["settings"]["all_probes"] is True

@@ -27,7 +27,7 @@ from goldenlayers.comparing import (
 )
 from goldenlayers.comparing.rules import combined, mean_ranks
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.summary import spearman
+from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.locating import make_method
 from goldenlayers.locating.fences import tukey_fences
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder

@@ -15,7 +15,7 @@ from comparing import L, named, sweep_rows, write_run
 from goldenlayers.cli import main
 from goldenlayers.comparing import SweepRun, compare, transfer_warnings
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.summary import spearman
+from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.truth import Truth
 
 

@@ -154,7 +154,7 @@ def test_facts_that_all_fail_are_unscored_where_others_were_scored(
     some = Choosy({"brazil", "japan"})
     found = run(model, statistics, some, chunk=2, on_rows=kept.extend)
     lost = [r for r in found.rows if r["fact"] in ("brazil", "japan")]
-    assert len(lost) == 8 and {r["score"] for r in lost} == {None}
+    assert len(lost) == 10 and {r["score"] for r in lost} == {None}
     assert {r["fact"] for r in found.rows if r["score"] is not None} == {"france", "italy"}
     # What was scored may also come from an earlier call.
     done = [r for r in kept if r["fact"] in ("france", "italy")]
@@ -212,7 +212,8 @@ def test_memory_too_small_for_an_edit_is_the_users_error(
 
 def test_in_context_tells_the_fact_and_leaks_no_judged_subject(model: Model) -> None:
     found = evaluate(model, facts(), "in-context", demonstrations=2)
-    assert {r["metric"] for r in found.rows} == {"rewrite", "rephrase", "locality", "portability"}
+    asked = {"rewrite", "rephrase", "locality", "locality_neighbour", "portability"}
+    assert {r["metric"] for r in found.rows} == asked
     prefix = InContext(demonstrations=3).prefix(facts()[0], facts(), 0)
     assert "New fact: The capital of France is Rome." in prefix
     assert prefix.count("France") == 1

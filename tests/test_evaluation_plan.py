@@ -173,7 +173,11 @@ def test_a_probe_longer_than_the_context_is_unscored_and_the_rest_is_scored() ->
     )
     rows = EvaluationPlan(model, [fact]).score(deltas_of(model, 1))
     long = [r for r in rows if r["score"] is None]
-    assert [(r["metric"], r["probe"]) for r in long] == [("rephrase", 0), ("locality", 0)]
+    assert [(r["metric"], r["probe"]) for r in long] == [
+        ("rephrase", 0),
+        ("locality", 0),
+        ("locality_neighbour", 0),
+    ]
     assert {r["reason"] for r in long} == {"the text is longer than the model's context"}
     assert all(r["score"] is not None for r in rows if r not in long)
 

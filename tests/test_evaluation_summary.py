@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from shared_data import DATA, needs_data
 
+from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 from goldenlayers.evaluation.scoring import fluency
 from goldenlayers.evaluation.summary import (
     COUNTERFACT_METRICS,
     fact_scores,
     overall_by_fact,
-    resampled_means,
-    spearman,
     summarise,
 )
 

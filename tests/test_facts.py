@@ -12,11 +12,10 @@ from goldenlayers.errors import DataError
 from goldenlayers.facts import (
     Fact,
     Probe,
-    find_subject,
-    near_subject,
     refuse_contradictions,
     repeats,
 )
+from goldenlayers.subjects import find_subject, near_subject
 
 
 def fact(**changes) -> Fact:

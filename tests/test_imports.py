@@ -20,6 +20,7 @@ ORDER: list[str] = [
     "progress",
     "memory",
     "joints",
+    "subjects",
     "facts",
     "records",
     "durable",

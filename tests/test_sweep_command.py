@@ -75,7 +75,7 @@ def test_the_folder_and_what_is_shown(place: Path, capsys: pytest.CaptureFixture
     assert summary["schema"] == 1 and summary["layers"] == [0, 2, 3] and summary["n_facts"] == 6
     assert summary["golden_layer"] in (0, 2, 3) and summary["seconds_per_cell"] > 0
     assert set(summary["golden_layers"]) == {
-        "rewrite", "rephrase", "locality", "portability", "overall",
+        "rewrite", "rephrase", "locality", "locality_neighbour", "portability", "overall", "gain",
     }  # fmt: skip
     for name in ("sweep.svg", "sweep.png", "scores.jsonl", "times.jsonl", "config.yaml", "log.txt"):
         assert (folder / name).stat().st_size > 0

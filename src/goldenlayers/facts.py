@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
 from goldenlayers.joints import JOINTS, Joint
+from goldenlayers.subjects import filled, find_subject, mentions, near_subject, plain_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Probe:
     ``kind`` groups probes that are averaged together (for portability: Subject_Aliasing, Reasoning,
     Logical_Generalization; for locality: neighborhood, Relation_Specificity, Forgetfulness, ...).
     ``aliases`` are other ways of writing the answer. ``joint`` says what stands between prompt and
-    answer, see :class:`Fact`. The prompt is kept letter for letter.
+    answer, see :class:`Fact`. The prompt is kept letter for letter. ``contradicts`` marks a
+    locality probe that asks what the edit changes; None leaves it to the fact to find out.
 
     Raises:
         DataError: empty prompt, empty answer or alias, something that is not text, or no joint.
@@ -33,10 +34,13 @@ class Probe:
     kind: str = ""
     aliases: tuple[str, ...] = ()
     joint: Joint = "auto"
+    contradicts: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_text(self.prompt, "prompt")
         _fix_joint(self, self.answer)
+        if not (self.contradicts is None or isinstance(self.contradicts, bool)):
+            raise DataError("it is neither true nor false", field="contradicts")
         _strip(self, "answer", optional=True)
         _texts(self, "aliases", strip=True)
         if not isinstance(self.kind, str) or self.kind.strip():
@@ -49,7 +53,8 @@ class Fact:
 
     ``subject`` stands in ``prompt``; ``target_old`` is the answer now (None when the data has none:
     it is then filled with the model's own greedy continuation and ``target_old_is_generated`` is
-    set). ``rephrasings`` ask the same in other words; ``locality`` probes must not move;
+    set). ``rephrasings`` ask the same in other words; ``locality`` probes must not move, but for
+    those that contradict the edit (:func:`contradicts`, told when the fact is made);
     ``portability`` probes must follow from the edit. ``id`` is the fact's name in results; left
     out, it is made of subject, prompt and target.
 
@@ -94,10 +99,10 @@ class Fact:
         _texts(self, "old_aliases", strip=True)
         for name in ("locality", "portability"):
             _probes(self, name)
-        object.__setattr__(self, "prompt", _filled(self.prompt, self.subject))
+        object.__setattr__(self, "prompt", filled(self.prompt, self.subject))
         for name in ("rephrasings", "generation_prompts"):
             _texts(self, name)
-            texts = tuple(_filled(text, self.subject) for text in getattr(self, name))
+            texts = tuple(filled(text, self.subject) for text in getattr(self, name))
             object.__setattr__(self, name, texts)
         object.__setattr__(self, "joints", tuple(self.joints))
         if self.id == "":
@@ -119,6 +124,16 @@ class Fact:
                 field="target",
                 reason="the new answer is among the old answer's aliases",
             )
+        marked = (
+            dataclasses.replace(p, contradicts=contradicts(self, p)) if p.contradicts is None else p
+            for p in self.locality
+        )
+        object.__setattr__(self, "locality", tuple(marked))
+
+    @property
+    def must_stay(self) -> tuple[Probe, ...]:
+        """The locality probes that do not contradict the edit."""
+        return tuple(probe for probe in self.locality if not probe.contradicts)
 
     @property
     def subject_span(self) -> tuple[int, int]:
@@ -181,82 +196,20 @@ class Fact:
                 yield probe.prompt, probe.answer
 
 
-def plain_subject(subject: str) -> str:
-    """The subject without regard to case and spaces: what two facts about one thing share."""
-    return " ".join(subject.casefold().split())
+def contradicts(fact: Fact, probe: Probe) -> bool:
+    """Whether a locality probe asks what the edit changes, so that a perfect edit would fail it.
 
-
-def _filled(text: str, subject: str) -> str:
-    """``text`` with the subject in place of its one "{}", if that is what "{}" stands for.
-
-    A mention that is a part of a longer word ("Go" in "Google") is none here, or short subjects
-    could have no template. Only letters that have a case, and digits, make such words: in Chinese
-    or Thai, words touch.
+    It does if it is about the edited subject and its right answer is the old answer (or an alias)
+    or the new one; or if its kind is Forgetfulness: benchmarks call so what asks for the old answer
+    with the new one ruled out ("..., which is not NEW, is"). An old answer that a model wrote does
+    not count: marks are the data's.
     """
-    if text.count("{}") != 1:
-        return text
-    for found in re.finditer(re.escape(subject), text):
-        before, after = text[: found.start()][-1:], text[found.end() :][:1]
-        if not any(c == "_" or c.isdigit() or c.lower() != c.upper() for c in before + after):
-            return text
-    return text.replace("{}", subject)
-
-
-def find_subject(subject: str, text: str) -> tuple[int, int] | None:
-    """Character span of ``subject`` in ``text``: its last mention, whole words preferred.
-
-    The last mention is the one next to the question's end; a mention inside another word
-    ("Iran" in "Iranian") counts only when there is no other.
-    """
-    subject = subject.strip()
-    if not subject:
-        return None
-    whole = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
-    matches = whole or list(re.finditer(re.escape(subject), text))
-    return matches[-1].span() if matches else None
-
-
-def near_subject(subject: str, prompt: str) -> str | None:
-    """What stands in the prompt in place of the subject when only its form differs.
-
-    Form: letter case, accents and other Unicode forms, quotation marks, dashes, spaces, and
-    characters that are not seen. None if nothing does.
-    """
-    wanted, _ = _plain(subject.strip())
-    text, origin = _plain(prompt)
-    at = text.rfind(wanted) if wanted else -1
-    if at < 0:
-        return None
-    start, end = origin[at], origin[at + len(wanted) - 1] + 1
-    while end < len(prompt) and unicodedata.combining(prompt[end]):
-        end += 1
-    return prompt[start:end]
-
-
-# What word processors and sites write for the keyboard's marks.
-_KEYBOARD = str.maketrans(
-    dict.fromkeys("‘’‚‛′ʹʻʼ´`＇", "'")
-    | dict.fromkeys("“”„‟″«»＂", '"')
-    | dict.fromkeys("‐‑‒–—―−﹘﹣－", "-")
-)
-
-
-def _plain(text: str) -> tuple[str, list[int]]:
-    """Text without differences of form, and each character's place in ``text``."""
-    letters: list[str] = []
-    origin: list[int] = []
-    for place, character in enumerate(text.translate(_KEYBOARD)):
-        if unicodedata.category(character) == "Cf":  # zero-width spaces, soft hyphens, marks
-            continue
-        for letter in unicodedata.normalize("NFKD", character).casefold():
-            if unicodedata.combining(letter):
-                continue
-            letter = " " if letter.isspace() else letter
-            if letter == " " and letters and letters[-1] == " ":
-                continue
-            letters.append(letter)
-            origin.append(place)
-    return "".join(letters), origin
+    if probe.kind.casefold() == "forgetfulness":
+        return True
+    told = [] if fact.target_old is None or fact.target_old_is_generated else [fact.target_old]
+    changed = {plain_answer(answer) for answer in (fact.target, *told, *fact.old_aliases)}
+    right = [answer for answer in (probe.answer, *probe.aliases) if answer is not None]
+    return any(plain_answer(a) in changed for a in right) and mentions(fact.subject, probe.prompt)
 
 
 def _subject_missing(subject: str, prompt: str) -> DataError:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from goldenlayers.errors import UserError
-from goldenlayers.facts import Fact, find_subject
+from goldenlayers.facts import Fact
 from goldenlayers.joints import Joint, join
+from goldenlayers.subjects import find_subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from study import STUDY
 from study_choices import draw, write
 
 import goldenlayers.models as models
-from goldenlayers.evaluation.summary import spearman
+from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.facts import Fact
 from goldenlayers.locating import LGA, locate
 from goldenlayers.progress import Progress

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from study import DATASETS, LONG, METHODS, MODELS, SPREAD, path_of, truth_of
 
-from goldenlayers.evaluation.summary import resampled_means, spearman
+from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 
 Cell = dict[str, Any]
 RANK_ONE = ("rome", "r-rome", "emmet")

@@ -17,7 +17,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from goldenlayers.facts import Fact, Probe, find_subject
+from goldenlayers.facts import Fact, Probe
+from goldenlayers.subjects import find_subject
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ from goldenlayers.commands.which_editor import (
     statistics_of,
 )
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Fact, plain_subject
+from goldenlayers.facts import Fact
 from goldenlayers.report import tables
 from goldenlayers.shown import progress, say
+from goldenlayers.subjects import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet

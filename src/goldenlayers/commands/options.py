@@ -156,6 +156,9 @@ class DataOptions(JointOptions):
     skip_invalid: bool = False
     """Leave out invalid rows, and say how many and why, in place of stopping at the first."""
 
+    all_probes: Annotated[bool, RARE] = False
+    """Count locality probes that contradict their edit as ordinary ones, as published figures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ApartOptions(DataOptions):

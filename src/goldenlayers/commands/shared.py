@@ -59,6 +59,8 @@ def load_facts(options: DataOptions) -> FactSet:
         skip_invalid=options.skip_invalid,
         joint=options.joint,
     )
+    if options.all_probes:
+        facts = facts.with_all_probes()
     tell_data(facts)
     if runs:
         from goldenlayers.commands.held_apart import apart_from

@@ -28,8 +28,8 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.commands.which_editor import editor_of, statistics_of
 from goldenlayers.errors import UserError
-from goldenlayers.facts import plain_subject
 from goldenlayers.shown import progress, say
+from goldenlayers.subjects import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet

@@ -12,7 +12,6 @@ from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from goldenlayers.comparing.rules import (
     REPEATS,
@@ -28,13 +27,11 @@ from goldenlayers.comparing.rules import (
 from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.comparing.sweeps import SweepRun
 from goldenlayers.errors import UserError, check_number, check_seed
-from goldenlayers.evaluation.summary import resampled_means, spearman
+from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix
-from goldenlayers.truth.table import eligible_means, ends, level, plain
-
-Floats = NDArray[np.float64]
+from goldenlayers.truth.table import GAIN, eligible_means, ends, level, plain
 
 HITS = (1, 3, 5)
 SCHEMA = 1
@@ -50,6 +47,7 @@ class Choice:
         variant: "tukey", "raw", "cosine", ... ; "" for methods without variants.
         layer: the chosen one; None for the oracle and the expected random layer.
         score: mean score there, in the unit of the sweep's rows.
+        gain, harmonic: Overall above the untouched model's there, and the harmonic mean there.
         regret: golden layer's score minus this one's, over ``regret.n`` facts, with its 95 %
             bootstrap interval over test facts.
         golden_rank: place of the golden layer (of the best of them, if layers tie) in the choice's
@@ -71,6 +69,8 @@ class Choice:
     golden_rank: int | None = None
     hit_at: Mapping[int, float] = field(default_factory=dict)
     spearman: float = math.nan
+    gain: float = math.nan
+    harmonic: float = math.nan
     seconds: float | None = None
     speed_up: float | None = None
     n_proxy: int = 0
@@ -82,7 +82,8 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """The choice's entry in ``compare.json``; NaN becomes None."""
-        numbers = {name: plain(getattr(self, name)) for name in ("score", "spearman")}
+        names = ("score", "spearman", "gain", "harmonic")
+        numbers = {name: plain(getattr(self, name)) for name in names}
         return (
             vars(self)
             | numbers
@@ -347,7 +348,11 @@ class _Judge:
         layer, swept = order[0], self.truth.layers
         score, regret = math.nan, Interval(math.nan, math.nan, math.nan, 0)
         if layer in swept:
-            score = float(self.truth.means(self.metric)[swept.index(layer)])
+            place = swept.index(layer)
+            score = float(self.truth.means(self.metric)[place])
+            more["harmonic"] = float(self.truth.harmonic()[place])
+            if GAIN in self.truth.scores:
+                more["gain"] = float(self.truth.means(GAIN)[place])
             regret = self.truth.regret(layer, self.metric)
         else:
             more = {"note": f"layer {layer} was not swept"} | more

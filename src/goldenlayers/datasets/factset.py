@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import overload
 
 from goldenlayers.errors import DataError, UserError, shortened
-from goldenlayers.facts import Fact, plain_subject
+from goldenlayers.facts import Fact
 from goldenlayers.shown import shown
+from goldenlayers.subjects import mentions, plain_subject
 
 _SHOWN = 20  # kinds and reasons named in a summary
 
@@ -77,6 +78,17 @@ class FactSet(Sequence[Fact]):
         barred_ids, barred = set(ids), {plain_subject(subject) for subject in subjects}
         kept = (
             f for f in self if f.id not in barred_ids and plain_subject(f.subject) not in barred
+        )
+        return dataclasses.replace(self, facts=tuple(kept))
+
+    def with_all_probes(self) -> FactSet:
+        """The facts with every locality probe as an ordinary one, as published figures have it."""
+        kept = (
+            dataclasses.replace(
+                fact,
+                locality=tuple(dataclasses.replace(p, contradicts=False) for p in fact.locality),
+            )
+            for fact in self
         )
         return dataclasses.replace(self, facts=tuple(kept))
 
@@ -153,6 +165,8 @@ class FactSet(Sequence[Fact]):
                 f"{shortened(kind, 40) or 'no kind'} {n:,}" for kind, n in sorted(kinds.items())
             ]
             lines.append(f"  {what} probes: {_first(counts, ', ') or 'none'}")
+            if what == "locality" and counts:
+                lines += _locality_lines(self.facts)
         if self.skipped:
             lines.append(f"  skipped {len(self.skipped):,} rows:")
             for reason, count in list(self.skipped_reasons().items())[:_SHOWN]:
@@ -165,6 +179,15 @@ class FactSet(Sequence[Fact]):
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(map(shown, lines))
+
+
+def _locality_lines(facts: Sequence[Fact]) -> Iterator[str]:
+    """What the locality probes are about, and how many contradict their edit."""
+    same = [mentions(fact.subject, p.prompt) for fact in facts for p in fact.must_stay]
+    yield f"    about the edited subject {sum(same):,}, about others {len(same) - sum(same):,}"
+    if n := sum(len(fact.locality) - len(fact.must_stay) for fact in facts):
+        verb = "contradicts" if n == 1 else "contradict"
+        yield f"    {n:,} locality probe{'s' * (n != 1)} {verb} the edit: left out of locality"
 
 
 def _first(parts: Sequence[str], between: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from goldenlayers.datasets.fields import Record, Row
 from goldenlayers.durable import write_text
 from goldenlayers.errors import DataError, UserError, shortened
-from goldenlayers.facts import Fact, Probe, check_text
+from goldenlayers.facts import Fact, Probe, check_text, contradicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ PROBE_FIELDS = (
     Field("kind", "text", "probes of one kind are averaged together"),
     Field("aliases", "list of texts", "other ways of writing the answer"),
     Field("joint", "text", "between prompt and answer, as for facts"),
+    Field("contradicts", "true or false", "of locality: it asks what the edit changes; else found"),
 )
 OTHER_NAMES = {"target": "target_new"}
 # What other formats call a field of ours: not to be passed over as a remark.
@@ -231,9 +232,16 @@ def to_record(fact: Fact) -> dict[str, object]:
                     "joint": _own(probe.joint),
                 }
             )
+            | _mark(fact, probe)
             for probe in getattr(fact, name)
         ]
     return _filled(record)
+
+
+def _mark(fact: Fact, probe: Probe) -> dict[str, object]:
+    """The probe's mark, where it is another than what would be found."""
+    mark = probe.contradicts
+    return {} if mark is None or mark == contradicts(fact, probe) else {"contradicts": mark}
 
 
 def _own(joint: str) -> str | None:

@@ -46,7 +46,7 @@ def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int =
     examples: list[str] = []
     for i, other in enumerate(d for d in demonstrations if d.id != fact.id):
         told = _told(other, other.prompt, other.target)
-        keeps = [p for p in other.locality if p.answer]
+        keeps = [p for p in other.must_stay if p.answer]
         if i % 3 == 1 and other.rephrasings:
             asked, answer = other.rephrasings[0], other.target
         elif i % 3 == 2 and keeps:

@@ -21,11 +21,14 @@ from goldenlayers.evaluation.scoring import (
     KL,
     PERPLEXITY,
     STAY,
+    STAY_NEIGHBOUR,
+    STAY_SUBJECT,
     Range,
     Scoring,
 )
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.registry import Registry
+from goldenlayers.subjects import mentions
 
 KL_PROMPTS = 5
 FLUENCY_PROMPTS = 3
@@ -37,8 +40,8 @@ class Question:
 
     ``metric`` names its rows, and ``probe`` numbers those of one name. ``other`` is an answer to
     compare ``answer`` with; ``aliases`` are as good as ``answer``. ``reason``: why it cannot be
-    scored, if so. ``fact``, the fact's place in the list, and ``scoring`` are filled in by
-    :func:`questions`.
+    scored, if so. ``fact``, the fact's place in the list, is filled in by :func:`questions`, and so
+    is ``scoring``, unless the question has one of its own.
     """
 
     metric: str
@@ -108,7 +111,18 @@ def _rephrase(fact: Fact, around: Around) -> Iterator[Question]:
 
 
 def _locality(fact: Fact, around: Around) -> Iterator[Question]:
-    return _probes("locality", fact.locality)
+    """What must stay, by whom it is about; and apart from it what contradicts the edit."""
+    found = list(_probes(LOCALITY, fact.locality))
+    for question, probe in zip(found, fact.locality, strict=False):
+        if probe.contradicts:
+            yield replace(question, metric=CONTRADICTING)
+        else:
+            same = mentions(fact.subject, probe.prompt)
+            yield replace(question, scoring=STAY_SUBJECT if same else STAY_NEIGHBOUR)
+    if not fact.locality:
+        yield from found
+    elif not fact.must_stay:
+        yield Question(LOCALITY, None, reason="all locality probes of the fact contradict the edit")
 
 
 def _portability(fact: Fact, around: Around) -> Iterator[Question]:
@@ -179,17 +193,20 @@ def _prompts(
 def _probes(metric: str, probes: Sequence[Probe]) -> Iterator[Question]:
     what = metric.removeprefix("generation_")
     for n, p in enumerate(probes):
-        reason = None if p.answer or what == "locality" else "the probe has no answer"
+        reason = None if p.answer or what == LOCALITY else "the probe has no answer"
         yield Question(metric, n, p.kind, p.prompt, p.answer, aliases=p.aliases, reason=reason)
     if not probes:
         yield Question(metric, None, reason=f"the fact has no {what} probes")
 
 
+LOCALITY, CONTRADICTING = "locality", "locality_contradicting"
+BY_PROBE = (LOCALITY, "locality_subject", "locality_neighbour", CONTRADICTING)
+"""The rows of locality: all that must stay, the parts of it, and what contradicts the edit."""
 _GENERATION = ("generation_rewrite", "generation_rephrase", "generation_portability")
 _OURS = (
     Metric("rewrite", _rewrite),
     Metric("rephrase", _rephrase),
-    Metric("locality", _locality, STAY),
+    Metric(LOCALITY, _locality, STAY, BY_PROBE),
     Metric("portability", _portability, by_kind=True),
     Metric("generation", _generation, GENERATED, _GENERATION, by_kind=True),
     Metric("counterfact", _counterfact, COMPARE, ("efficacy", "paraphrase", "neighborhood")),
@@ -203,6 +220,8 @@ METRICS: Registry[Metric] = Registry(
 """What can be asked for."""
 DEFAULT_METRICS = ("rewrite", "rephrase", "locality", "portability")
 """What is asked for where nothing is named, and what Overall is made of."""
+HARMONIC = DEFAULT_METRICS[:3]
+"""What the harmonic mean is made of: it is low where one of them is, as of no edit at all."""
 
 
 def metrics_of(wanted: Iterable[str | Metric]) -> tuple[Metric, ...]:
@@ -243,7 +262,9 @@ def metric_of(row: str) -> Metric | None:
 
 
 def lower_is_better(row: str) -> bool:
-    """Whether rows of this name have no golden layer, as of kl."""
+    """Whether rows of this name have no golden layer, as of kl, or of what an edit should move."""
+    if row == CONTRADICTING:
+        return True
     metric = metric_of(row)
     return metric is not None and metric.lower_is_better
 
@@ -269,8 +290,12 @@ def questions(
     around = Around(tuple(facts if others is None else others), seed)
     chosen = metrics_of(metrics)
     return [
-        replace(question, fact=i, scoring=metric.scoring)
+        replace(question, fact=i, scoring=_own(question.scoring, metric))
         for i, fact in enumerate(facts)
         for metric in chosen
         for question in metric.ask(fact, around)
     ]
+
+
+def _own(scoring: Scoring, metric: Metric) -> Scoring:
+    return metric.scoring if scoring is ANSWER else scoring

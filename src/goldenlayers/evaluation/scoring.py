@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from goldenlayers.evaluation.reading import Ids, Read
 
 ScoreRow = dict[str, Any]
-"""{"fact", "metric", "probe", "kind"?, "score", "evidence"?, "reason"?}, one per fact and probe;
-those of a sweep have "layer", those of a sequence "step".
+"""{"fact", "metric", "probe", "kind"?, "score", "before"?, "evidence"?, "reason"?}, one per fact,
+probe and metric; those of a sweep have "layer", those of a sequence "step". "before" is the score
+of the untouched model.
 """
 Range = tuple[float, float]
 Scored = list[tuple[float, dict[str, Any]]]
@@ -105,12 +106,16 @@ def rows_of(
     reason = after.reason or before.reason
     if reason:
         return unscored(fact, question, reason)
-    found = question.scoring.score(question, before, after, words)
+    score = question.scoring.score
+    found = score(question, before, after, words)
+    was = found if after is before else score(question, before, before, words)
     return [
-        _row(fact, question, metric, value, evidence)
+        _row(fact, question, metric, value, evidence, was=old)
         if math.isfinite(value)
         else _row(fact, question, metric, None, evidence, NO_NUMBER)
-        for metric, (value, evidence) in zip(question.row_metrics, found, strict=True)
+        for metric, (value, evidence), (old, _) in zip(
+            question.row_metrics, found, was, strict=True
+        )
     ]
 
 
@@ -126,11 +131,15 @@ def _row(
     score: float | None,
     evidence: dict[str, Any],
     reason: str = "",
+    was: float = math.nan,
 ) -> ScoreRow:
     row: ScoreRow = {"fact": fact.id, "metric": metric, "probe": question.probe}
     if question.kind:
         row["kind"] = question.kind
-    row |= {"score": None if score is None else round(score, 6), "evidence": evidence}
+    row["score"] = None if score is None else round(score, 6)
+    if math.isfinite(was):
+        row["before"] = round(was, 6)
+    row["evidence"] = evidence
     return row | ({"reason": reason} if reason else {})
 
 
@@ -173,6 +182,12 @@ def _stay(question: Question, before: Outcome, after: Outcome, words: Words) -> 
     was, now = before.reads[0].tokens, after.reads[0].tokens
     evidence = {"answer": question.answer, "before": words(was), "after": words(now)}
     return [(_alike(was, now), evidence)]
+
+
+def _stay_twice(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
+    """As :func:`_stay`, for the row of all probes and that of the probe's own sort."""
+    (found,) = _stay(question, before, after, words)
+    return [found, (found[0], {})]
 
 
 def _alike(a: Ids, b: Ids) -> float:
@@ -238,6 +253,8 @@ def _number(value: float | None) -> float:
 
 ANSWER = Scoring(_answer)
 STAY = Scoring(_stay, continued=True)
+STAY_SUBJECT = Scoring(_stay_twice, rows=(("", SHARE), ("_subject", SHARE)), continued=True)
+STAY_NEIGHBOUR = Scoring(_stay_twice, rows=(("", SHARE), ("_neighbour", SHARE)), continued=True)
 COMPARE = Scoring(_compare, rows=(("_success", SHARE), ("_magnitude", (-100.0, 100.0))), nll=True)
 GENERATED = Scoring(_generated, "generated")
 FLUENCY = Scoring(_fluency, "sampled", (("", POSITIVE),))

@@ -13,16 +13,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, metric_of
+from goldenlayers.evaluation.bootstrap import (
+    Floats,
+    harmonic_mean,
+    joint_se,
+    nan_mean,
+    resampled_means,
+)
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, HARMONIC, metric_of
 from goldenlayers.evaluation.scoring import FAILED
-
-Floats = NDArray[np.float64]
 
 COUNTERFACT_METRICS = ("efficacy_success", "paraphrase_success", "neighborhood_success")
 AT_ONCE = "rewrite_at_once"
@@ -69,6 +73,10 @@ class Summary:
         metrics: one estimate per metric, in the order of the rows.
         kinds: for each metric whose rows name kinds, one estimate per kind.
         overall: mean of the means of the metrics named in ``overall_of``; None when none has a row.
+        gain: Overall above that of the untouched model on the same rows; None where rows do not say
+            what the untouched model scores.
+        harmonic: harmonic mean of the metrics named in ``harmonic_of``: as low as its lowest part,
+            where Overall rewards an edit that changes nothing; None when none has a row.
         counterfact_score: harmonic mean of CounterFact's three success rates; None when one of
             them has no row.
     """
@@ -77,6 +85,9 @@ class Summary:
     kinds: Mapping[str, Mapping[str, Estimate]]
     overall: Estimate | None
     overall_of: tuple[str, ...]
+    gain: Estimate | None
+    harmonic: Estimate | None
+    harmonic_of: tuple[str, ...]
     counterfact_score: Estimate | None
 
     def __getitem__(self, metric: str) -> Estimate:
@@ -94,17 +105,26 @@ class Summary:
             },
             "overall": self.overall and self.overall.to_json(),
             "overall_of": list(self.overall_of),
+            "gain": self.gain and self.gain.to_json(),
+            "harmonic": self.harmonic and self.harmonic.to_json(),
+            "harmonic_of": list(self.harmonic_of),
             "counterfact_score": self.counterfact_score and self.counterfact_score.to_json(),
         }
 
 
 def fact_scores(
-    rows: Iterable[Mapping[str, Any]], metric: str, *, kind: str | None = None
+    rows: Iterable[Mapping[str, Any]],
+    metric: str,
+    *,
+    kind: str | None = None,
+    of: Literal["score", "before"] = "score",
 ) -> dict[str, float]:
     """Mean score over the probes of each fact, for one metric (and one kind of probe, if given).
 
     For metrics ``by_kind``, mean over the probes of a kind, then over the kinds. A fact whose rows
     are all unscored is NaN; a fact without a row is absent. Facts in order of the rows.
+
+    ``of`` "before": what the untouched model scores, where the rows have a score and say it.
     """
     owner = metric_of(metric)
     by_kind = owner is not None and owner.by_kind
@@ -114,6 +134,8 @@ def fact_scores(
             continue
         kinds = probes.setdefault(row["fact"], {})
         score = _score(row)
+        if of == "before" and not math.isnan(score):
+            score = float(row.get("before", math.nan))
         if not math.isnan(score):
             kinds.setdefault(_kind(row) if by_kind else "", []).append(score)
     return {
@@ -122,10 +144,13 @@ def fact_scores(
 
 
 def overall_by_fact(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = DEFAULT_METRICS
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    of: Literal["score", "before"] = "score",
 ) -> dict[str, float]:
     """Each fact's own Overall: the mean of those of ``metrics`` that are scored for it."""
-    per_metric = [fact_scores(rows, metric) for metric in metrics]
+    per_metric = [fact_scores(rows, metric, of=of) for metric in metrics]
     facts = dict.fromkeys(fact for scores in per_metric for fact in scores)
     return {
         fact: _mean([s[fact] for s in per_metric if not math.isnan(s.get(fact, math.nan))])
@@ -160,92 +185,113 @@ def summarise(
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level {level} must lie in (0, 1), resamples {resamples} above 0")
     rows = list(rows)
-    columns: list[tuple[str, str | None]] = []
+    columns: list[Column] = []
     names = list(dict.fromkeys(row["metric"] for row in rows))
     for name in names:
         kinds = dict.fromkeys(_kind(row) for row in rows if row["metric"] == name and _kind(row))
         columns += [(name, None), *((name, kind) for kind in kinds)]
-    facts = {fact: i for i, fact in enumerate(dict.fromkeys(row["fact"] for row in rows))}
-    values = np.full((len(facts), len(columns)), np.nan)  # (B, M)
-    for column, (name, kind) in enumerate(columns):
-        for fact, score in fact_scores(rows, name, kind=kind).items():
-            values[facts[fact], column] = score
-    means = _nan_mean(values)  # (M,)
-    drawn = resampled_means(values, resamples, seed)  # (S, M)
-    tail = 50 * (1 - level)
+    scores = [fact_scores(rows, name, kind=kind) for name, kind in columns]
+    how = _Bootstrap(rows, resamples, seed, 50 * (1 - level))
+    table = _Means(how, columns, scores)
 
-    def estimate(used: list[int], combine: Callable[[Floats], Floats], slopes: Floats) -> Estimate:
-        """One figure made of the means of the ``used`` columns; ``slopes`` are its derivatives."""
-        some = values[:, used]
-        n = int((~np.isnan(some)).any(axis=1).sum())
-        value = float(combine(means[used]))
-        se = low = high = math.nan
-        if n > 1 and not math.isnan(value):
-            se = _joint_se(some, means[used], slopes)
-            replicates = combine(drawn[:, used])
-            # A resample in which a metric has no fact says nothing of the combined figure.
-            low, high = np.nanpercentile(replicates, [tail, 100 - tail]).tolist()
-        own = [row for c in used for row in rows if _belongs(row, *columns[c])]
-        reasons = Counter(_reason(row) for row in own if math.isnan(_score(row)))
-        lost = reasons.total()
-        return Estimate(value, se, low, high, n, len(own) - lost, lost, dict(reasons))
+    def scored(wanted: Sequence[str]) -> list[str]:
+        there = [name for name in dict.fromkeys(wanted) if name in names]
+        return [name for name in there if not math.isnan(table.mean(name))] or there
 
-    single = {
-        column: estimate([i], lambda m: m[..., 0], np.ones(1)) for i, column in enumerate(columns)
-    }
-    where = {name: i for i, (name, kind) in enumerate(columns) if kind is None}
-    present = [name for name in dict.fromkeys(overall) if name in where]
-    present = [name for name in present if not math.isnan(means[where[name]])] or present
-    total = score = None
-    if present:
-        used = [where[name] for name in present]
-        total = estimate(used, lambda m: m.mean(axis=-1), np.full(len(used), 1 / len(used)))
-    if all(name in where for name in COUNTERFACT_METRICS):
-        used = [where[name] for name in COUNTERFACT_METRICS]
-        h = _harmonic(means[used])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            score = estimate(used, _harmonic, h**2 / (len(used) * means[used] ** 2))
-    kinds_of = {
-        name: {kind: single[n, kind] for n, kind in columns if n == name and kind is not None}
-        for name in names
-    }
+    parts, harmonic_of = scored(overall), scored(HARMONIC)
+    gained: list[dict[str, float]] = []
+    for name in parts:
+        after, before = fact_scores(rows, name), fact_scores(rows, name, of="before")
+        gained.append({fact: score - before[fact] for fact, score in after.items()})
+    gain = _Means(how, [(name, None) for name in parts], gained).average(parts)
+    whole = all(name in names for name in COUNTERFACT_METRICS)
     return Summary(
-        metrics={name: single[name, None] for name in names},
-        kinds={name: kinds for name, kinds in kinds_of.items() if kinds},
-        overall=total,
-        overall_of=tuple(present),
-        counterfact_score=score,
+        metrics={name: table.single((name, None)) for name in names},
+        kinds={
+            name: kinds
+            for name in names
+            if (kinds := {k: table.single((n, k)) for n, k in columns if n == name and k})
+        },
+        overall=table.average(parts),
+        overall_of=tuple(parts),
+        gain=None if gain is None or math.isnan(gain.mean) else gain,
+        harmonic=table.harmonic(harmonic_of),
+        harmonic_of=tuple(harmonic_of),
+        counterfact_score=table.harmonic(COUNTERFACT_METRICS) if whole else None,
     )
 
 
-def resampled_means(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
-    """Means over facts of S bootstrap resamples of the facts.
+Column = tuple[str, str | None]
+"""A metric, and a kind of its probes or None for all."""
 
-    Args:
-        values: (B,) or (B, M), NaN where a fact has no score.
-        resamples: S.
-        seed: of NumPy's default generator.
 
-    Returns:
-        (S,) or (S, M); NaN where no drawn fact has a score.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    flat = table.reshape(len(table), math.prod(table.shape[1:]))
-    missing = np.isnan(flat)
-    known = np.where(missing, 0.0, flat)
-    out = np.full((resamples, flat.shape[1]), np.nan)
-    if len(flat):
-        generator = np.random.default_rng(seed)
-        block = max(1, 1_000_000 // len(flat))  # bounds memory at some tens of MB
-        for start in range(0, resamples, block):
-            stop = min(start + block, resamples)
-            draws = generator.integers(len(flat), size=(stop - start, len(flat)))
-            draws += len(flat) * np.arange(stop - start)[:, None]
-            size = (stop - start) * len(flat)
-            counts = np.bincount(draws.ravel(), minlength=size).reshape(-1, len(flat))
-            with np.errstate(invalid="ignore"):
-                out[start:stop] = (counts @ known) / (counts @ (~missing).astype(float))
-    return out.reshape(resamples, *table.shape[1:])
+@dataclass(frozen=True)
+class _Bootstrap:
+    """The rows, and how their facts are drawn again; ``tail`` is what an interval leaves out."""
+
+    rows: Sequence[Mapping[str, Any]]
+    resamples: int
+    seed: int
+    tail: float
+
+
+class _Means:
+    """The columns' scores by fact, (B, M), and estimates made of their means."""
+
+    def __init__(
+        self, how: _Bootstrap, columns: Sequence[Column], scores: Sequence[Mapping[str, float]]
+    ) -> None:
+        self.how, self.columns = how, list(columns)
+        facts = {fact: i for i, fact in enumerate(dict.fromkeys(row["fact"] for row in how.rows))}
+        self.values = np.full((len(facts), len(columns)), np.nan)
+        for column, found in enumerate(scores):
+            for fact, score in found.items():
+                self.values[facts[fact], column] = score
+        self.means = nan_mean(self.values)  # (M,)
+        self.drawn = resampled_means(self.values, how.resamples, how.seed)  # (S, M)
+
+    def mean(self, metric: str) -> float:
+        """Over facts; NaN where nothing is scored."""
+        return float(self.means[self.columns.index((metric, None))])
+
+    def single(self, column: Column) -> Estimate:
+        """The estimate of one column."""
+        return self._estimate([self.columns.index(column)], lambda m: m[..., 0], np.ones(1))
+
+    def average(self, metrics: Sequence[str]) -> Estimate | None:
+        """Mean of the metrics' means; None without any."""
+        if not metrics:
+            return None
+        used = [self.columns.index((name, None)) for name in metrics]
+        return self._estimate(used, lambda m: m.mean(axis=-1), np.full(len(used), 1 / len(used)))
+
+    def harmonic(self, metrics: Sequence[str]) -> Estimate | None:
+        """Harmonic mean of the metrics' means; None without any."""
+        if not metrics:
+            return None
+        used = [self.columns.index((name, None)) for name in metrics]
+        h = harmonic_mean(self.means[used])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = h**2 / (len(used) * self.means[used] ** 2)
+            return self._estimate(used, harmonic_mean, slopes)
+
+    def _estimate(
+        self, used: list[int], combine: Callable[[Floats], Floats], slopes: Floats
+    ) -> Estimate:
+        """One figure made of the means of the ``used`` columns; ``slopes`` are its derivatives."""
+        some, tail = self.values[:, used], self.how.tail
+        n = int((~np.isnan(some)).any(axis=1).sum())
+        value = float(combine(self.means[used]))
+        se = low = high = math.nan
+        if n > 1 and not math.isnan(value):
+            se = joint_se(some, self.means[used], slopes)
+            replicates = combine(self.drawn[:, used])
+            # A resample in which a metric has no fact says nothing of the combined figure.
+            low, high = np.nanpercentile(replicates, [tail, 100 - tail]).tolist()
+        own = [row for c in used for row in self.how.rows if _belongs(row, *self.columns[c])]
+        reasons = Counter(_reason(row) for row in own if math.isnan(_score(row)))
+        lost = reasons.total()
+        return Estimate(value, se, low, high, n, len(own) - lost, lost, dict(reasons))
 
 
 def retention(rows: Iterable[Mapping[str, Any]], bins: int = AGE_BINS) -> list[dict[str, Any]]:
@@ -290,26 +336,6 @@ def retention(rows: Iterable[Mapping[str, Any]], bins: int = AGE_BINS) -> list[d
     ]
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
-
-    Pairs with a NaN are left out. NaN when fewer than two pairs remain or one side is constant.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"two lists of one length are needed, got {x.shape} and {y.shape}")
-    both = ~(np.isnan(x) | np.isnan(y))
-    if both.sum() < 2:
-        return math.nan
-    x, y = _ranks(x[both]), _ranks(y[both])
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(np.clip(x @ y / scale, -1, 1)) if scale > 0 else math.nan
-
-
 # Rows
 
 
@@ -332,38 +358,5 @@ def _reason(row: Mapping[str, Any]) -> str:
     return str(row.get("reason") or inner or "no reason given")
 
 
-# Numbers
-
-
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _nan_mean(values: Floats) -> Floats:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
-
-
-def _joint_se(values: Floats, means: Floats, slopes: Floats) -> float:
-    """Standard error of a figure of several means, by linearisation over facts.
-
-    With one metric, or all metrics scored for all facts and slopes 1/M, it is exactly the standard
-    deviation (of the facts' means) over √B. NaN where a slope is not finite (a harmonic mean of 0).
-    """
-    known = ~np.isnan(values)
-    influence = (np.where(known, values - means, 0.0) * slopes / known.sum(axis=0)).sum(axis=1)
-    n = int(known.any(axis=1).sum())
-    return math.sqrt(n / (n - 1) * float(influence @ influence))
-
-
-def _harmonic(values: Floats) -> Floats:
-    """Along the last axis."""
-    with np.errstate(divide="ignore"):
-        return values.shape[-1] / (1 / values).sum(axis=-1)
-
-
-def _ranks(values: Floats) -> Floats:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from goldenlayers.errors import UserError
-from goldenlayers.facts import Fact, find_subject
+from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe
 from goldenlayers.locating.base import Row, Work
 from goldenlayers.locating.lga import _row, backing_off
 from goldenlayers.locating.methods import Transfer
 from goldenlayers.locating.reach import Weights
+from goldenlayers.subjects import find_subject
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
 if TYPE_CHECKING:
@@ -244,11 +245,11 @@ class _ProbeFinder:
             behind = (encode(fact.prompt, fact.subject, prefix) for prefix in self.prefixes)
             rephrasings = [e for e in behind if e is not None and e.lookup is not None]
 
-        borrowed = not fact.locality
+        borrowed = not fact.must_stay
         pool = (
             [p for p in self.prompts if find_subject(fact.subject, p) is None]
             if borrowed
-            else [probe.prompt for probe in fact.locality]
+            else [probe.prompt for probe in fact.must_stay]
         )
         if len(pool) > self.how.max_probes:
             draw = random.Random(f"{self.work.seed}:{fact.id}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.metrics import CONTRADICTING
 from goldenlayers.facts import Fact
 from goldenlayers.joints import join
 from goldenlayers.report.terminal import show, table
@@ -96,10 +97,12 @@ def show_comparison(found: Comparison, title: str, data: str) -> None:
     marks = [one for one in found.choices if one.method in ("golden", "oracle", "random")]
     rest = [one for one in found.choices if one not in marks]
     rest.sort(key=lambda one: (one.regret.value != one.regret.value, one.regret.value))
-    columns = ("choice", "facts", "layer", _titled(found.metric), "regret", "at", "rho", "cost")
+    score = _titled(found.metric)
+    columns = ("choice", "facts", "layer", score, "gain", "harmonic", "regret", "at", "rho", "cost")
     facts = f"{found.n_facts} facts" + (f" of {data}" if data else "")
     show(table(f"{title}: {facts}", columns, [_line(one) for one in [*marks, *rest]]))
     put(
+        "gain: Overall above the untouched model's; harmonic: mean of rewrite, rephrase, locality",
         "regret: points below the golden layer, with the 95 % interval over the facts",
         "at: the golden layer's place in the choice's own order",
         "rho: rank correlation of its layer scores with the sweep's",
@@ -143,8 +146,9 @@ def _line(one: Choice) -> tuple[Any, ...]:
     if cost is not None and one.speed_up is not None and one.method not in ("golden", "oracle"):
         cost = f"{cost}, {one.speed_up:.0f}x"
     correlation = None if one.spearman != one.spearman else f"{one.spearman:.2f}"
-    name, facts, score = _short(one.name), one.n_proxy or None, _number(one.score)
-    return name, facts, one.layer, score, regret, one.golden_rank, correlation, cost
+    name, facts = _short(one.name), one.n_proxy or None
+    scores = (_number(value) for value in (one.score, one.gain, one.harmonic))
+    return name, facts, one.layer, *scores, regret, one.golden_rank, correlation, cost
 
 
 def _short(name: str) -> str:
@@ -179,16 +183,40 @@ def show_evaluation(found: Evaluation, data: str) -> None:
         rows += [_metric_line(f"  {kind}", part) for kind, part in kinds.items() if len(kinds) > 1]
     if summary.counterfact_score is not None:
         rows.append(_metric_line("counterfact score", summary.counterfact_score))
-    if summary.overall is not None:
-        rows.append(_metric_line("Overall", summary.overall))
+    for name, one in (
+        ("Overall", summary.overall),
+        ("gain", summary.gain),
+        ("harmonic", summary.harmonic),
+    ):
+        if one is not None:
+            rows.append(_metric_line(name, one))
     show(table(title, ("metric", "mean", "± se", "95 % interval", "scored", "unscored"), rows))
     if summary.overall is not None:
         put(f"Overall: mean of {', '.join(summary.overall_of)}.")
+    _tell_yardsticks(summary.gain is not None, summary.harmonic_of)
+    if (left_out := summary.metrics.get(CONTRADICTING)) is not None:
+        _tell_left_out(left_out.scored + left_out.unscored)
     if found.mode == "sequential" and len(curve := retention(found.rows)) > 1:
         show(table("What is left of an edit", ("edits after it", *_AGES), _ages(curve)))
     for name, one in summary.metrics.items():
         for reason, count in one.reasons.items():
             put(f"{name}: {count} unscored: {reason}.")
+
+
+def _tell_yardsticks(gain: bool, harmonic_of: Sequence[str]) -> None:
+    if gain:
+        put("gain: Overall above that of the untouched model.")
+    if harmonic_of:
+        put(f"harmonic: mean of {', '.join(harmonic_of)}; low where one of them is.")
+
+
+def _tell_left_out(count: int) -> None:
+    """Say that probes do not count as locality, and how they can."""
+    many = "s" if count != 1 else ""
+    put(
+        f"{count} locality probe{many} left out: they ask what the edit changes "
+        f"({CONTRADICTING}; --all-probes counts them in)."
+    )
 
 
 def _ages(curve: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
@@ -214,6 +242,7 @@ def _metric_line(name: str, one: Estimate) -> tuple[Any, ...]:
 def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
     """Print the golden layers, the oracle and its gap, the best layers, where facts differ."""
     names = [name for name in ("overall", *summary["metrics"]) if truth.scored(name).any()]
+    names = [name for name in names if name != CONTRADICTING]
     if not names:
         raise UserError(
             "no edit of the sweep could be scored, so there is no golden layer",
@@ -238,6 +267,8 @@ def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
                 _from_to(one["gap"]["low"], one["gap"]["high"]),
             )
         )
+    if line := _harmonic_line(truth):
+        rows.append(line)
     columns = ("metric", "golden", "score", "95 % interval", "oracle", "gap", "95 % interval")
     if rows:
         show(table(title, columns, rows))
@@ -249,6 +280,13 @@ def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
         _show_best(truth, truth.leading)
     if "overall" in names:
         put(f"Overall: mean of {', '.join(truth.overall_of)}.")
+    _tell_yardsticks("gain" in names, truth.harmonic_of)
+    if CONTRADICTING in truth.scores and (facts := int(truth.scored(CONTRADICTING).max())):
+        of = f"{facts} of {len(truth.facts)} facts"
+        put(
+            f"Locality probes of {of} are left out: they ask what the edit changes "
+            f"({CONTRADICTING}; --all-probes counts them in)."
+        )
     if rows:
         put(_ORACLE)
     if split := summary["split_half"]:
@@ -260,6 +298,16 @@ def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
         )
     for warning in truth.warnings:
         say(f"Warning: {warning}.")
+
+
+def _harmonic_line(truth: Truth) -> tuple[Any, ...] | None:
+    means, ends = truth.harmonic(), truth.harmonic_intervals()
+    if all(value != value for value in means):
+        return None
+    best = max(range(len(means)), key=lambda i: (means[i] == means[i], round(means[i], 9), -i))
+    low, high = ends[best]
+    interval = _from_to(low, high)
+    return "harmonic", truth.layers[best], f"{means[best]:.1f}", interval, None, None, None
 
 
 def show_finished(truth: Truth, summary: Any, path: Path) -> None:
@@ -291,7 +339,8 @@ def _show_best(truth: Truth, metric: str) -> None:
 
 
 def _titled(metric: str) -> str:
-    return "Overall" if metric == "overall" else metric
+    # The parts of a metric stand under it.
+    return "Overall" if metric == "overall" else metric.replace("locality_", "  ")
 
 
 def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ...]]:

@@ -50,7 +50,18 @@ def to_json(truth: Truth, *, groups: Mapping[str, Any] | None = None) -> dict[st
         "split_half": split,
         "overall_of": list(truth.overall_of),
         "metrics": metrics,
+        "harmonic": _harmonic(truth),
         "warnings": list(truth.warnings),
+    }
+
+
+def _harmonic(truth: Truth) -> dict[str, Any]:
+    means, ends = truth.harmonic(), truth.harmonic_intervals()
+    return {
+        "of": list(truth.harmonic_of),
+        "mean": plain_list(means),
+        "low": plain_list(ends[:, 0]),
+        "high": plain_list(ends[:, 1]),
     }
 
 

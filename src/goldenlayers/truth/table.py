@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, lower_is_better
-from goldenlayers.evaluation.summary import fact_scores, overall_by_fact, resampled_means
-
-Floats = NDArray[np.float64]
+from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, nan_mean, resampled_means
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, HARMONIC, lower_is_better
+from goldenlayers.evaluation.summary import fact_scores, overall_by_fact
 
 MIN_COVERAGE = 0.5
 """A layer scored on a smaller share of the facts cannot be golden: its mean is about others."""
@@ -47,6 +46,14 @@ def ends(values: Floats) -> tuple[float, float]:
     return low, high
 
 
+def percentiles(drawn: Floats) -> Floats:
+    """The 2.5 and 97.5 percentiles of every column of (S, L), as (L, 2); NaN of an empty column."""
+    empty = np.isnan(drawn).all(0)
+    found = np.nanpercentile(np.where(empty, -1.0, drawn), [2.5, 97.5], 0)
+    found[:, empty] = np.nan
+    return found.T
+
+
 def estimate(values: Floats, resamples: int, seed: int) -> Interval:
     """Mean of one number per fact, NaN left out, with its bootstrap interval over facts."""
     values = values[~np.isnan(values)]
@@ -56,13 +63,6 @@ def estimate(values: Floats, resamples: int, seed: int) -> Interval:
         return Interval(float(values[0]), math.nan, math.nan, 1)
     low, high = ends(resampled_means(values, resamples, seed))
     return Interval(float(values.mean()), low, high, len(values))
-
-
-def nan_mean(table: Floats) -> Floats:
-    """Mean over the first axis without NaN; NaN where there is nothing else."""
-    known = ~np.isnan(table)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, table, 0.0).sum(axis=0) / known.sum(axis=0)
 
 
 def eligible_means(table: Floats) -> Floats:
@@ -111,7 +111,7 @@ def listed(layers: Sequence[int]) -> str:
     return some if len(layers) <= 8 else f"{some} and {len(layers) - 8} more"
 
 
-OVERALL = "overall"
+OVERALL, GAIN = "overall", "gain"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,8 @@ class Truth:
         facts: their ids.
         layers: the swept layers, ascending.
         scores: metric → (B, L) mean score over the fact's probes; "overall" is each fact's mean
-            over the metrics of ``overall_of`` that were scored for it.
+            over the metrics of ``overall_of`` that were scored for it, and "gain" how far that is
+            above the untouched model's (absent where the rows do not say the latter).
         overall_of: metrics of Overall that occur.
         seed, resamples: of the bootstrap over facts.
     """
@@ -173,19 +174,24 @@ class Truth:
         if not facts:
             raise UserError("the sweep has no rows yet", fix="Run it again to go on with it")
         layers = tuple(sorted(by_layer))
-        scores = {name: np.full((len(facts), len(layers)), np.nan) for name in [*metrics, OVERALL]}
+        names = [*metrics, OVERALL, GAIN]
+        scores = {name: np.full((len(facts), len(layers)), np.nan) for name in names}
         for column, layer in enumerate(layers):
             found = {name: fact_scores(by_layer[layer], name) for name in metrics}
             found[OVERALL] = overall_by_fact(by_layer[layer], overall)
+            before = overall_by_fact(by_layer[layer], overall, of="before")
+            found[GAIN] = {fact: one - before[fact] for fact, one in found[OVERALL].items()}
             for name, values in found.items():
                 for fact, score in values.items():
                     scores[name][facts[fact], column] = score
+        if np.isnan(scores[GAIN]).all():
+            del scores[GAIN]
         present = tuple(name for name in overall if name in metrics)
         return cls(tuple(facts), layers, scores, present, seed, resamples)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics, Overall last."""
+        """All metrics, then Overall and gain."""
         return tuple(self.scores)
 
     @property
@@ -217,11 +223,29 @@ class Truth:
         table = self.table(metric)
         if len(table) < 2:
             return np.full((len(self.layers), 2), np.nan)
-        drawn = resampled_means(table, self.resamples, self.seed)  # (S, L)
-        with np.errstate(invalid="ignore"):
-            ends = np.nanpercentile(np.where(np.isnan(drawn).all(0), -1.0, drawn), [2.5, 97.5], 0)
-        ends[:, self.scored(metric) < 2] = np.nan
-        return ends.T
+        ends = percentiles(resampled_means(table, self.resamples, self.seed))
+        ends[self.scored(metric) < 2] = np.nan
+        return ends
+
+    @property
+    def harmonic_of(self) -> tuple[str, ...]:
+        """What the harmonic mean is made of: those of its metrics that were scored."""
+        return tuple(name for name in HARMONIC if name in self.scores and self.scored(name).any())
+
+    def harmonic(self) -> Floats:
+        """By layer the harmonic mean of the means of ``harmonic_of``, (L,): it is low where one of
+        them is, as of no edit at all.
+        """
+        return harmonic_mean(nan_mean(self._parts()))
+
+    def harmonic_intervals(self) -> Floats:
+        """95 % bootstrap interval over facts of the harmonic mean by layer, (L, 2)."""
+        return percentiles(harmonic_mean(resampled_means(self._parts(), self.resamples, self.seed)))
+
+    def _parts(self) -> Floats:
+        """The tables of ``harmonic_of``, (B, L, M); a column of NaN where there is none."""
+        nothing = np.full((len(self.facts), len(self.layers)), np.nan)
+        return np.stack([self.table(name) for name in self.harmonic_of] or [nothing], axis=-1)
 
     def golden_layer(self, metric: str = OVERALL) -> int:
         """The layer with the best mean; ties go to the shallower one.
