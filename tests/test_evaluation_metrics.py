@@ -14,7 +14,7 @@ from goldenlayers.evaluation import DEFAULT_METRICS, METRICS, Metric, Question, 
 from goldenlayers.evaluation.metrics import Around, lower_is_better, metrics_of, questions
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, problem, score_range
-from goldenlayers.evaluation.scoring import POSITIVE, Outcome, Scored, Words
+from goldenlayers.evaluation.scoring import POSITIVE, Outcome, Score, Scored, Words
 from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.facts import Fact
 
@@ -26,7 +26,7 @@ def ask(fact: Fact, around: Around) -> Iterator[Question]:
 
 def believed(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     was, now = (math.exp(-(side.reads[0].nll or 0)) for side in (before, after))
-    return [(100 * now, {"before": was}), (100 * (now - was), {})]
+    return [Score(100 * now, {"before": was}), Score(100 * (now - was), {})]
 
 
 BELIEF = Metric(
@@ -83,7 +83,7 @@ def test_its_rows_are_checked_like_ours(registered: None) -> None:
 
 def test_a_metric_of_the_held_out_text_needs_one(registered: None) -> None:
     def surprise(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
-        return [(sum(read.nll or 0 for read in after.reads), {})]
+        return [Score(sum(read.nll or 0 for read in after.reads), {})]
 
     def once(fact: Fact, around: Around) -> Iterator[Question]:
         yield Question("surprise", 0)

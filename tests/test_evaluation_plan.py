@@ -7,8 +7,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from alike import alike
 from evaluation_slow import TOKENIZER, deltas_of, facts, forced, model_of, slow_scores
+from reference import full_logits
 
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.errors import UserError
@@ -256,3 +258,37 @@ def test_equal_texts_and_beginnings_share_a_row() -> None:
     rows, home = merge(given)
     assert sorted(rows) == [(-1, (1, 2, 3)), (-1, (1, 3)), (0, (1, 2))]
     assert rows[home[-1, (1, 2)]] == (-1, (1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_soft_scores_are_probabilities(name: str) -> None:
+    """Against whole logits, one prompt at a time: the answer's mean probability per token, and how
+    much is left of the untouched model's predictions, the rarer tokens taken as one.
+    """
+    model = model_of(name)
+    fact, delta = facts()[0], deltas_of(model)[0]
+    rows = EvaluationPlan(model, facts()[:1]).score([delta])
+    soft = {(r["metric"], r["probe"]): r.get("soft") for r in rows}
+
+    def predictions(prompt: str, answer: str) -> tuple[torch.Tensor, tuple[int, ...]]:
+        encoding = model.encoder.encode(prompt, answer)
+        logits = full_logits(model, list(encoding.ids)).double()
+        return logits[encoding.n_prompt - 1 : -1].softmax(-1), encoding.answer_ids
+
+    probe = fact.locality[1]
+    was, _ = predictions(probe.prompt, probe.answer or "")
+    with delta.applied(model):
+        answered, ids = predictions(fact.prompt, fact.target)
+        now, _ = predictions(probe.prompt, probe.answer or "")
+    wanted = 100 * answered[range(len(ids)), ids].log().mean().exp()
+    assert soft["rewrite", 0] == pytest.approx(float(wanted), rel=1e-4)
+    left = []
+    for p, q in zip(was, now, strict=True):
+        top = p.topk(8).indices
+        rest = min(1 - p[top].sum(), 1 - q[top].sum())
+        left.append(torch.minimum(p[top], q[top]).sum() + rest)
+        assert left[-1] >= torch.minimum(p, q).sum() - 1e-9  # never less than all tokens apart
+    assert soft["locality", 1] == pytest.approx(100 * float(torch.stack(left).mean()), rel=1e-4)
+    assert soft["locality_neighbour", 1] == soft["locality", 1] < 99.9
+    untouched = EvaluationPlan(model, facts()[:1]).score([None])
+    assert {r["soft"] for r in untouched if r["metric"] == "locality"} == {100}

@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
@@ -230,7 +228,7 @@ class EvaluationPlan:
                         raise UserError("a prompt changes no weights")
                     on_text.append(u)
                 elif question.scoring.needs == "forced":
-                    mine = self._texts.readings(u, prefix, self._reference(u), carrier[u])
+                    mine = self._texts.readings(u, prefix, self._read_before(u), carrier[u])
                     readings += [(u, one) for one in mine]
                 else:
                     prompts[question.scoring.needs][u] = self._texts.open_prompt(u, prefix)
@@ -258,11 +256,9 @@ class EvaluationPlan:
                 self._states = None
         return {u: outcome_of(mine) for u, mine in found.items()}
 
-    def _reference(self, u: int) -> Tensor | None:
-        """The untouched model's state behind the prompt of a kl question."""
-        if not self.questions[u].scoring.kl or self._before is None or not self._before[u].reads:
-            return None
-        return self._before[u].reads[0].hidden
+    def _read_before(self, u: int) -> Sequence[Read]:
+        """What was read of the untouched model; nothing in its own pass."""
+        return () if self._before is None else self._before[u].reads
 
     def _on_text(
         self, chosen: Sequence[int], carrier: Mapping[int, int], how: Pass

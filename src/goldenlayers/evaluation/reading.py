@@ -10,7 +10,8 @@ Shapes: B rows, T tokens, D model width, L layers, V vocabulary, N positions rea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
 Ids = tuple[int, ...]
+Top = tuple[tuple[int, float], ...]
+"""The likeliest next tokens at a position, each with its probability."""
 
 _CHUNK_NUMBERS = 1 << 23  # numbers in one chunk of logits
+_TOP = 8  # tokens that tell how much of a prediction is left; the others count as one
 _STATE_BYTES = 1 << 29  # for the kept states of the untouched model
 _AUTO_TOKENS = {"cpu": 512, "cuda": 32768}
 _AUTO_TOKENS_ELSEWHERE = 4096
@@ -41,7 +45,9 @@ class Reading:
 
     ``positions`` index ``ids``; at position t the prediction of token t+1 is read. ``targets`` is
     empty or one token per position; ``reference`` (D,) the head's input of the untouched model at
-    the last position. ``carrier`` is the place of the edit in the selection, -1 for none.
+    the last position. ``top`` is what the untouched model found likeliest at each position: how
+    much of it is left is read; with ``keep_top`` it is what is read. ``carrier`` is the place of
+    the edit in the selection, -1 for none.
     """
 
     ids: Ids
@@ -51,17 +57,23 @@ class Reading:
     carrier: int = -1
     reference: Tensor | None = None
     keep_hidden: bool = False
+    top: tuple[Top, ...] = ()
+    keep_top: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """What was read: arg-max tokens, mean NLL in nats, KL in nats, the head's input (D,)."""
+    """What was read: arg-max tokens, mean NLL in nats, KL in nats, the head's input (D,), the
+    likeliest tokens at each position, and how much of them is left, from 0 to 1.
+    """
 
     tokens: Ids
     targets: Ids = ()
     nll: float | None = None
     kl: float | None = None
     hidden: Tensor | None = None
+    top: tuple[Top, ...] = ()
+    left: float | None = None
 
 
 class States:
@@ -220,11 +232,23 @@ def _read_batch(
         if reading.nll
         for t, target in zip(reading.positions, reading.targets, strict=True)
     }
-    tokens, nll = head(model.layers, at, sorted(asked))
+    asked |= {
+        (cells[b, t], token)
+        for b, reading in readings
+        for t, top in zip(reading.positions, reading.top, strict=False)
+        for token, _ in top
+    }
+    best = {cells[b, t] for b, reading in readings if reading.keep_top for t in reading.positions}
+    tokens, nll, tops = head(model.layers, at, sorted(asked), best)
     results = []
     for b, reading in readings:
         mine = [cells[b, t] for t in reading.positions]
-        mean = kl = None
+        mean = kl = left = None
+        if reading.top:
+            left = sum(
+                overlap(top, [math.exp(-nll[c, token]) for token, _ in top])
+                for c, top in zip(mine, reading.top, strict=True)
+            ) / len(mine)
         if reading.nll:
             parts = [nll[c, target] for c, target in zip(mine, reading.targets, strict=True)]
             mean = sum(parts) / len(parts)
@@ -233,28 +257,46 @@ def _read_batch(
             kl = divergence(model.layers, reading.reference, last)
         hidden_kept = last.clone() if reading.keep_hidden else None
         said = tuple(tokens[c] for c in mine)
-        results.append(Read(said, reading.targets, mean, kl, hidden_kept))
+        top = tuple(tops[c] for c in mine) if reading.keep_top else ()
+        results.append(Read(said, reading.targets, mean, kl, hidden_kept, top, left))
     if states is not None and how.keep:
         # Last, so that a batch that ran out of memory leaves nothing behind.
         states.add(texts, found)
     return results
 
 
+def overlap(top: Top, now: Sequence[float]) -> float:
+    """Σ min(p, q) of two distributions by the tokens of ``top``, the others taken as one: how much
+    of what was likely is left.
+    """
+    before = [p for _, p in top]
+    parts = [min(p, q) for p, q in zip(before, now, strict=True)]
+    return sum(parts) + max(0.0, min(1 - sum(before), 1 - sum(now)))
+
+
 def head(
-    layers: LayerMap, hidden: Tensor, asked: Sequence[tuple[int, int]]
-) -> tuple[list[int], dict[tuple[int, int], float]]:
-    """Arg-max token of every row of ``hidden`` (N, D), and −log p for each (row, token) asked.
+    layers: LayerMap,
+    hidden: Tensor,
+    asked: Sequence[tuple[int, int]],
+    best: Collection[int] = (),
+) -> tuple[list[int], dict[tuple[int, int], float], dict[int, Top]]:
+    """Arg-max token of every row of ``hidden`` (N, D), −log p for each (row, token) asked, and the
+    likeliest tokens of the rows in ``best``.
 
     A row that holds NaN or infinities has the token -1.
     """
     size = max(1, _CHUNK_NUMBERS // max(1, layers.vocab_size))
     tokens: list[int] = []
     nll: dict[tuple[int, int], float] = {}
+    tops: dict[int, Top] = {}
     place = 0
     for start in range(0, len(hidden), size):
         logits = layers.logits(hidden[start : start + size])  # (n, V)
         finite = torch.isfinite(hidden[start : start + size]).all(-1)
         tokens += torch.where(finite, logits.argmax(-1), -1).tolist()
+        for row in (row for row in range(start, start + len(logits)) if row in best):
+            values, ids = wide(logits[row - start]).softmax(-1).topk(min(_TOP, logits.shape[-1]))
+            tops[row] = tuple(zip(ids.tolist(), values.tolist(), strict=True))
         stop = place
         while stop < len(asked) and asked[stop][0] < start + size:
             stop += 1
@@ -269,7 +311,7 @@ def head(
         target = torch.tensor([token for _, token in mine], device=some.device)
         values = norm[at] - some[at, target]
         nll.update(zip(mine, values.tolist(), strict=True))
-    return tokens, nll
+    return tokens, nll, tops
 
 
 def divergence(layers: LayerMap, before: Tensor, after: Tensor) -> float:

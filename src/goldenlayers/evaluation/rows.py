@@ -42,11 +42,12 @@ def problem(row: ScoreRow) -> str:
         if type(score) not in (int, float) or not low <= score <= high or math.isinf(score):
             bounds = f" of {low:g} to {high:g}" if high == 100 else ""
             return f"'score' is {short(score)}, no score{bounds} of '{metric}'"
-    if "before" in row:
-        low, high = score_range(metric)
-        was = row["before"]
-        if type(was) not in (int, float) or not low <= was <= high or math.isinf(was):
-            return f"'before' is {short(was)}, no score of '{metric}'"
+    for name in ("before", "soft"):
+        if name in row:
+            low, high = score_range(metric)
+            was = row[name]
+            if type(was) not in (int, float) or not low <= was <= high or math.isinf(was):
+                return f"'{name}' is {short(was)}, no score of '{metric}'"
     for name, kind in (("kind", str), ("reason", str), ("evidence", dict)):
         if name in row and not isinstance(row[name], kind):
             return f"'{name}' is {short(row[name])}"

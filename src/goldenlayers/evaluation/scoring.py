@@ -15,8 +15,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.evaluation.generation import matches_answer
 from goldenlayers.facts import Fact
@@ -28,13 +28,25 @@ if TYPE_CHECKING:
     from goldenlayers.evaluation.reading import Ids, Read
 
 ScoreRow = dict[str, Any]
-"""{"fact", "metric", "probe", "kind"?, "score", "before"?, "evidence"?, "reason"?}, one per fact,
-probe and metric; those of a sweep have "layer", those of a sequence "step". "before" is the score
-of the untouched model.
+"""{"fact", "metric", "probe", "kind"?, "score", "before"?, "soft"?, "evidence"?, "reason"?}, one
+per fact, probe and metric; those of a sweep have "layer", those of a sequence "step". "before" is
+the score of the untouched model, "soft" the soft score (:class:`Score`).
 """
 Range = tuple[float, float]
-Scored = list[tuple[float, dict[str, Any]]]
-"""A score and its evidence for each row of a question."""
+
+
+class Score(NamedTuple):
+    """A row's score, its evidence, and its soft score: by probabilities, where ``value`` counts
+    hits. It says more of few facts.
+    """
+
+    value: float
+    evidence: dict[str, Any]
+    soft: float | None = None
+
+
+Scored = list[Score]
+"""A score for each row of a question."""
 
 SHARE: Range = (0.0, 100.0)
 POSITIVE: Range = (0.0, math.inf)
@@ -86,6 +98,7 @@ class Scoring:
             text drawn from it. "held-out": its predictions along the held-out text.
         rows: endings of the names of the rows, each with its lowest and highest score.
         nll: whether the answers' negative log-likelihood is read, too.
+        left: whether it is read how much is left of what the untouched model found likeliest.
         kl: whether the divergence from the untouched model behind the prompt is read, too.
         continued: whether a question without answer is read along the untouched model's own
             continuation.
@@ -95,6 +108,7 @@ class Scoring:
     needs: Literal["forced", "generated", "sampled", "held-out"] = "forced"
     rows: tuple[tuple[str, Range], ...] = (("", SHARE),)
     nll: bool = False
+    left: bool = False
     kl: bool = False
     continued: bool = False
 
@@ -110,36 +124,36 @@ def rows_of(
     found = score(question, before, after, words)
     was = found if after is before else score(question, before, before, words)
     return [
-        _row(fact, question, metric, value, evidence, was=old)
-        if math.isfinite(value)
-        else _row(fact, question, metric, None, evidence, NO_NUMBER)
-        for metric, (value, evidence), (old, _) in zip(
-            question.row_metrics, found, was, strict=True
-        )
+        _row(fact, question, metric, one, was=old.value)
+        if math.isfinite(one.value)
+        else _row(fact, question, metric, Score(math.nan, one.evidence), NO_NUMBER)
+        for metric, one, old in zip(question.row_metrics, found, was, strict=True)
     ]
 
 
 def unscored(fact: Fact, question: Question, reason: str) -> list[ScoreRow]:
     """The question's rows without a score."""
-    return [_row(fact, question, metric, None, {}, reason) for metric in question.row_metrics]
+    nothing = Score(math.nan, {})
+    return [_row(fact, question, metric, nothing, reason) for metric in question.row_metrics]
 
 
 def _row(
     fact: Fact,
     question: Question,
     metric: str,
-    score: float | None,
-    evidence: dict[str, Any],
+    score: Score,
     reason: str = "",
     was: float = math.nan,
 ) -> ScoreRow:
     row: ScoreRow = {"fact": fact.id, "metric": metric, "probe": question.probe}
     if question.kind:
         row["kind"] = question.kind
-    row["score"] = None if score is None else round(score, 6)
+    row["score"] = None if math.isnan(score.value) else round(score.value, 6)
     if math.isfinite(was):
         row["before"] = round(was, 6)
-    row["evidence"] = evidence
+    if score.soft is not None and math.isfinite(score.soft):
+        row["soft"] = round(score.soft, 6)
+    row["evidence"] = score.evidence
     return row | ({"reason": reason} if reason else {})
 
 
@@ -174,20 +188,24 @@ def _answer(question: Question, before: Outcome, after: Outcome, words: Words) -
     was, now = before.reads[0].tokens, after.reads[0].tokens
     target = after.reads[0].targets
     evidence = {"answer": words(target), "before": words(was), "after": words(now)}
-    return [(_alike(now, target), evidence)]
+    # The soft score: the geometric mean of the tokens' probabilities.
+    soft = 100 * math.exp(-_number(after.reads[0].nll))
+    return [Score(_alike(now, target), evidence, soft)]
 
 
 def _stay(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Share of positions whose arg-max token is the same before and after."""
     was, now = before.reads[0].tokens, after.reads[0].tokens
     evidence = {"answer": question.answer, "before": words(was), "after": words(now)}
-    return [(_alike(was, now), evidence)]
+    # The soft score: how much of what was likely is left.
+    left = 1.0 if after is before else after.reads[0].left
+    return [Score(_alike(was, now), evidence, None if left is None else 100 * min(1.0, left))]
 
 
 def _stay_twice(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """As :func:`_stay`, for the row of all probes and that of the probe's own sort."""
     (found,) = _stay(question, before, after, words)
-    return [found, (found[0], {})]
+    return [found, Score(found.value, {}, found.soft)]
 
 
 def _alike(a: Ids, b: Ids) -> float:
@@ -200,14 +218,15 @@ def _compare(question: Question, before: Outcome, after: Outcome, words: Words) 
     was = [_number(r.nll) for r in before.reads]
     now = [_number(r.nll) for r in after.reads]
     if any(math.isnan(nll) for nll in now):
-        return [(math.nan, {})] * 2
+        return [Score(math.nan, {})] * 2
     evidence = {
         "answers": [question.answer, question.other],
         "nll_before": [round(nll, 6) for nll in was],
         "nll_after": [round(nll, 6) for nll in now],
     }
     success = 100.0 * (now[1] > now[0])
-    return [(success, evidence), (100 * (math.exp(-now[0]) - math.exp(-now[1])), evidence)]
+    magnitude = 100 * (math.exp(-now[0]) - math.exp(-now[1]))
+    return [Score(success, evidence), Score(magnitude, evidence)]
 
 
 def _generated(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
@@ -217,14 +236,14 @@ def _generated(question: Question, before: Outcome, after: Outcome, words: Words
     evidence |= {"before": before.text, "after": after.text}
     if question.aliases:
         evidence["aliases"] = list(question.aliases)
-    return [(100.0 * right, evidence)]
+    return [Score(100.0 * right, evidence)]
 
 
 def _fluency(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Weighted 2- and 3-gram entropy of the sampled tokens."""
     was = round(fluency(before.tokens), 6)
     evidence = {"fluency_before": was, "before": before.text, "after": after.text}
-    return [(fluency(after.tokens), evidence)]
+    return [Score(fluency(after.tokens), evidence)]
 
 
 def _kl(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
@@ -232,13 +251,13 @@ def _kl(question: Question, before: Outcome, after: Outcome, words: Words) -> Sc
     # The untouched model is its own reference: no pass was made, and nothing moved.
     kl = 0.0 if after is before else _number(after.reads[0].kl)
     was, now = words(before.reads[0].tokens), words(after.reads[0].tokens)
-    return [(kl, {"prompt": question.prompt, "before": was, "after": now})]
+    return [Score(kl, {"prompt": question.prompt, "before": was, "after": now})]
 
 
 def _perplexity(question: Question, before: Outcome, after: Outcome, words: Words) -> Scored:
     """Exp of the mean NLL per token of the held-out text, after and before."""
     evidence = {"tokens": sum(len(r.tokens) for r in after.reads)}
-    return [(_perplexity_of(after), evidence), (_perplexity_of(before), evidence)]
+    return [Score(_perplexity_of(one), evidence) for one in (after, before)]
 
 
 def _perplexity_of(outcome: Outcome) -> float:
@@ -251,10 +270,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-ANSWER = Scoring(_answer)
-STAY = Scoring(_stay, continued=True)
-STAY_SUBJECT = Scoring(_stay_twice, rows=(("", SHARE), ("_subject", SHARE)), continued=True)
-STAY_NEIGHBOUR = Scoring(_stay_twice, rows=(("", SHARE), ("_neighbour", SHARE)), continued=True)
+ANSWER = Scoring(_answer, nll=True)
+STAY = Scoring(_stay, left=True, continued=True)
+STAY_SUBJECT, STAY_NEIGHBOUR = (
+    replace(STAY, score=_stay_twice, rows=(("", SHARE), (ending, SHARE)))
+    for ending in ("_subject", "_neighbour")
+)
 COMPARE = Scoring(_compare, rows=(("_success", SHARE), ("_magnitude", (-100.0, 100.0))), nll=True)
 GENERATED = Scoring(_generated, "generated")
 FLUENCY = Scoring(_fluency, "sampled", (("", POSITIVE),))

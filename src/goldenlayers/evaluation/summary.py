@@ -29,6 +29,8 @@ from goldenlayers.evaluation.metrics import DEFAULT_METRICS, HARMONIC, metric_of
 from goldenlayers.evaluation.scoring import FAILED
 
 COUNTERFACT_METRICS = ("efficacy_success", "paraphrase_success", "neighborhood_success")
+Of = Literal["score", "before", "soft"]
+"""Which number of a row."""
 AT_ONCE = "rewrite_at_once"
 """The metric of the rows that are scored right after a fact's own edit in a sequence."""
 AGE_BINS = 10
@@ -117,14 +119,15 @@ def fact_scores(
     metric: str,
     *,
     kind: str | None = None,
-    of: Literal["score", "before"] = "score",
+    of: Of = "score",
 ) -> dict[str, float]:
     """Mean score over the probes of each fact, for one metric (and one kind of probe, if given).
 
     For metrics ``by_kind``, mean over the probes of a kind, then over the kinds. A fact whose rows
     are all unscored is NaN; a fact without a row is absent. Facts in order of the rows.
 
-    ``of`` "before": what the untouched model scores, where the rows have a score and say it.
+    ``of`` "before": what the untouched model scores; "soft": the soft scores; where the rows have a
+    score and say it.
     """
     owner = metric_of(metric)
     by_kind = owner is not None and owner.by_kind
@@ -134,8 +137,8 @@ def fact_scores(
             continue
         kinds = probes.setdefault(row["fact"], {})
         score = _score(row)
-        if of == "before" and not math.isnan(score):
-            score = float(row.get("before", math.nan))
+        if of != "score" and not math.isnan(score):
+            score = float(row.get(of, math.nan))
         if not math.isnan(score):
             kinds.setdefault(_kind(row) if by_kind else "", []).append(score)
     return {
@@ -147,7 +150,7 @@ def overall_by_fact(
     rows: Sequence[Mapping[str, Any]],
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
-    of: Literal["score", "before"] = "score",
+    of: Of = "score",
 ) -> dict[str, float]:
     """Each fact's own Overall: the mean of those of ``metrics`` that are scored for it."""
     per_metric = [fact_scores(rows, metric, of=of) for metric in metrics]

@@ -13,8 +13,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from goldenlayers.decoding import greedy
 from goldenlayers.delta.apply import Changes, changes_in_force, untouched
 from goldenlayers.errors import UserError
@@ -199,11 +197,11 @@ class Texts:
             self.specs[u] = [Spec("", tuple(ids), count)]
 
     def readings(
-        self, u: int, prefix: str, reference: Tensor | None, carrier: int = -1
+        self, u: int, prefix: str, before: Sequence[Read] = (), carrier: int = -1
     ) -> list[Reading]:
         """The forced readings of a question under an edit, its prompt behind ``prefix``.
 
-        ``reference`` (D,) is the untouched model's state, for kl; its own pass has none.
+        ``before`` is what was read of the untouched model; its own pass has none.
 
         Raises:
             UserError: no text that can be run; with the reason.
@@ -223,8 +221,10 @@ class Texts:
                     spec.targets,
                     question.scoring.nll,
                     carrier,
-                    reference,
-                    keep_hidden=question.scoring.kl and reference is None,
+                    before[0].hidden if before and question.scoring.kl else None,
+                    keep_hidden=question.scoring.kl and not before,
+                    top=before[0].top if before else (),
+                    keep_top=question.scoring.left and not before,
                 )
             )
         return found
