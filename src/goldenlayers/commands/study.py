@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from goldenlayers.commands.options import LoadOptions, Role, Under
-from goldenlayers.errors import UserError, check_number
+from goldenlayers.commands.options import Checked, LoadOptions, Role, Under
+from goldenlayers.errors import UserError
 from goldenlayers.shown import put, say
 
 LEFT = 3
@@ -17,7 +17,7 @@ LEFT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(LoadOptions):
+class StudyConfig(LoadOptions, Checked):
     """Run a whole study, or what is missing of it: sweeps, layer choices, comparisons, one table.
 
     golden study --example
@@ -58,8 +58,6 @@ def run(config: StudyConfig) -> int:
     if config.file is None or config.out is None:
         missing = "FILE" if config.file is None else "--out"
         raise UserError(f"{missing} is missing", fix="See golden study --help, or --example")
-    if config.minutes is not None:
-        check_number("--minutes", config.minutes, 0, 1e7, whole=False)
     found = study(
         Study.read(config.file, config.base),
         config.out,

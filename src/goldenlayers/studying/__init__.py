@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers import runfiles
 from goldenlayers.datasets import load_facts
 from goldenlayers.durable import write_text
 from goldenlayers.errors import UserError, check_number
@@ -79,13 +80,14 @@ def study(
     found = what if isinstance(what, Study) else Study.read(what)
     if minutes is not None:
         check_number("the minutes", minutes, 0, 1e7, whole=False)
-    clock, place = Clock(minutes), Path(out).expanduser()
+    clock, place = Clock(minutes), runfiles.place(out)
+    if (place / runfiles.CONFIG).exists():
+        raise UserError(f"{place} is itself a run", fix="Choose another folder for the study")
     cache = None if cache_dir is None else Path(cache_dir)
-    sources = {
-        one.name: load_facts(one.source, skip_invalid=True)
-        for one in found.data
-        if any(one in found.data_of(model) for model in found.models)
-    }
+    sources = {one.name: load_facts(one.source, skip_invalid=True) for one in found.data}
+    for name, facts in sources.items():
+        if facts.skipped:
+            say(f"{name}: {len(facts.skipped)} rows are left out, such as: {facts.skipped[0]}")
     cells = list(cells_of(found, sources, place, cache_dir=cache))
     if not any(only in f"{cell.name}/{run}" for cell in cells for run in cell.places):
         names = [f"{cell.name}/{run}" for cell in cells[:1] for run in cell.places]
@@ -153,9 +155,7 @@ def _work(cells: list[Cell], only: str, clock: Clock, **loading: Any) -> None:
         except TimeUp:
             raise
         except UserError as error:
-            if model is not None:  # a folder or a file: no editor's fault
-                raise
             say(f"{cell.name} failed: {error}")
-            cell.failed.update(dict.fromkeys(todo, str(error)))
+            cell.failed |= dict.fromkeys(cell.todo(only), str(error))
     del model
     gc.collect()

@@ -131,8 +131,7 @@ class Cell:
         there = {run: folder for run, folder in found.items() if folder is not None}
         for folder in there.values():
             if folder.kind == "sweep":
-                where = folder.file(SUMMARY)
-                depth = entry(folder.json(SUMMARY), "n_layers", int, where)
+                depth = entry(folder.json(SUMMARY), "n_layers", int, folder.file(SUMMARY))
                 swept = (folder.config.get("settings") or {}).get("layers")
                 if swept != (wanted := self.layers_text(depth)):
                     raise UserError(
@@ -177,14 +176,14 @@ class Cell:
         return next(one for one in self.study.editors if one.name == run)
 
     def compare(self) -> None:
-        """Judge the choices by every sweep; what is judged already is not judged again."""
+        """Judge the choices by every sweep; what is judged already is not judged again.
+
+        Without methods, and where no layer is looked for, there is nothing to judge.
+        """
         there = self.finished()
         located = {run: one for run, one in there.items() if one.kind == "locate"}
-        for run, folder in there.items():
-            if folder.kind != "sweep":
-                continue
-            if len(entry(folder.json(SUMMARY), "layers", list[int], folder.path, [])) < 2:
-                continue
+        judges = {run: one for run, one in there.items() if one.kind == "sweep"}
+        for run, folder in judges.items() if located or self.all_layers else ():
             files = [one.config.get("files") for one in (folder, *located.values())]
             place = Place(
                 self.folder / "compare" / run,

@@ -38,7 +38,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One editor in one cell: its scores, and the places of the layers to show by their words."""
+    """One editor in one cell: its scores, and the places of the layers to show by their words.
+
+    ``searched``: whether layers were swept to find the best, so that choices can be judged.
+    """
 
     cell: str
     editor: str
@@ -47,6 +50,7 @@ class Judged:
     n_layers: int
     seconds: float | None
     folder: RunFolder
+    searched: bool = False
 
     def column(self, word: str, metric: str) -> Floats:
         """(B,) scores at a layer; of what edits no layer the same at all."""
@@ -143,7 +147,7 @@ def _judged(study: Study, cell: Cell) -> Iterable[Judged]:
                 at[GOLDEN] = truth.layers.index(truth.golden_layer(truth.leading))
             depths = np.abs(np.array(truth.layers) - published_layer(depth))
             at[PUBLISHED] = int(depths.argmin())
-        yield Judged(cell.name, one.name, truth, at, depth, seconds, folder)
+        yield Judged(cell.name, one.name, truth, at, depth, seconds, folder, cell.all_layers)
 
 
 def _differences(
@@ -196,13 +200,13 @@ def noise_floor(truth: Truth, metric: str = OVERALL) -> float:
 
 
 def _choices(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
-    """Regrets of the layer choices, where more than two layers were swept."""
+    """Regrets of the layer choices, where layers were swept to find the best."""
     rows: list[dict[str, Any]] = []
     lost: dict[tuple[str, str], list[tuple[str, Floats]]] = {}
     floors: dict[str, list[float]] = {}
     for one in judged:
         truth, metric = one.truth, one.truth.leading
-        if len(truth.layers) < 3 or metric is None:
+        if not one.searched or metric is None:
             continue
         floor = noise_floor(truth, metric)
         floors.setdefault(one.editor, []).append(floor)

@@ -226,6 +226,10 @@ class Study:
         if self.dtype not in _DTYPES:
             fix = near_matches(self.dtype, _DTYPES)
             raise UserError(f"{where}: unknown dtype '{self.dtype}'", fix=fix)
+        text = self.statistics
+        if text not in ("model", NO_EDIT) and not (text.startswith("hub:") or Path(text).is_file()):
+            fix = "Give a file from the folder of the study's file, or model"
+            raise UserError(f"{where}: there is no text {text} for the statistics", fix=fix)
         check_seed(self.seed)
 
 

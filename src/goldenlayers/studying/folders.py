@@ -173,17 +173,17 @@ class Place:
     inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def finished(self) -> RunFolder | None:
-        """The finished run, if it is there.
+        """The finished run, if it is there; also an unfinished one is looked at.
 
         Raises:
             UserError: a run of another kind, of other settings or of other facts stands there.
         """
-        if not (self.path / CONFIG).is_file():
+        try:
+            folder = RunFolder.open(self.path, part=True)
+        except UserError:  # nothing is there, or what no run can be written over: told when it is
             return None
-        folder = RunFolder.open(self.path)
         folder.require(self.command)
-        where = self.path / CONFIG
-        old = entry(folder.config, "settings", dict[str, Any], where, {})
+        old = entry(folder.config, "settings", dict[str, Any], folder.path / CONFIG, {})
         changes = [
             f"{name}: {short(old.get(name))} -> {short(value)}"
             for name, value in self.settings.items()
@@ -195,10 +195,10 @@ class Place:
         changes += [f"other {n}" for n, value in self.inputs.items() if inputs.get(n) != value]
         if changes:
             raise UserError(
-                f"{folder.path} holds a finished run with other settings: {'; '.join(changes)}",
+                f"{folder.path} holds a run with other settings: {'; '.join(changes)}",
                 fix="Take the study's old settings, or choose another --out",
             )
-        return folder
+        return folder if folder.path == folder.target else None
 
     def open(
         self,

@@ -76,7 +76,9 @@ class Work:
         editors = {run: cell.editor(run).editor for run in todo if run in cell.editors}
         sweeps = {run: one for run, one in editors.items() if isinstance(one, Editor)}
         methods = {run: one for run, one in cell.methods.items() if run in todo}
-        say(f"{cell.name}: {len(cell.test)} test facts; {', '.join(todo)}")
+        asked = cell.study.counts(cell.model, cell.data)[0]
+        fewer = f", {asked} were asked for" * (len(cell.test) < asked)
+        say(f"{cell.name} ({len(cell.test)} test facts{fewer}): {', '.join(todo)}")
         test = self._settled(cell.test)
         statistics = self._statistics(sweeps.values(), methods.values(), layers)
         if sweeps:
