@@ -22,7 +22,7 @@ from goldenlayers.evaluation.summary import fact_scores, overall_by_fact
 from goldenlayers.store import RunFolder
 from goldenlayers.studying import EXAMPLE, Study, study
 from goldenlayers.studying.figures import noise_floor
-from goldenlayers.studying.file import layers_named
+from goldenlayers.studying.layers import layers_named
 from goldenlayers.sweeping import cells
 from goldenlayers.truth import Truth
 
@@ -189,9 +189,9 @@ def test_interrupted_and_gone_on_with(place: Path, last: int, monkeypatch: Any, 
     monkeypatch.setattr(cells.Runner, "run", count)
     assert golden(place, out) == 0
     assert not set(done) & set(again) and len(done) + len(again) == 8
-    for run in ("rome", "r-rome"):
-        rows = rows_of(place, out, run)
-        assert canonical(rows) == alike(canonical(rows_of(place, "whole", run)))
+    for name in ("rome", "r-rome"):
+        rows = rows_of(place, out, name)
+        assert canonical(rows) == alike(canonical(rows_of(place, "whole", name)))
     for part in ("means", "means_against_first", "choices"):
         assert summary_of(place, out)[part] == alike(summary_of(place, "whole")[part])
 

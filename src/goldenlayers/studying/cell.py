@@ -51,6 +51,7 @@ class Cell:
         model, data: of the study.
         source: all facts of the data set.
         folder: where its runs stand.
+        inputs: hashes of what all runs read beside the facts.
         cache_dir: of key statistics.
         failed: what failed in this call, by run, with the error.
     """
@@ -60,6 +61,7 @@ class Cell:
     data: StudyData
     source: FactSet
     folder: Path
+    inputs: dict[str, str] = field(default_factory=dict)
     cache_dir: Path | None = None
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -81,8 +83,6 @@ class Cell:
                 fix="Ask for fewer test facts, or leave out the methods",
             )
         self.proxy = rest.sample(n_proxy, study.seed)
-        text = Path(study.statistics)
-        inputs = {"statistics": sha256_file(text)} if text.is_file() else {}
         common = {
             "model": absolute_model(self.model.source),
             "data": absolute_data(self.data.source),
@@ -101,12 +101,12 @@ class Cell:
             else:
                 own |= {"delta": None, "mode": "single", "layer": "auto"}
             command = "sweep" if one.sweeps else "evaluate"
-            self._add(one.name, command, own, inputs)
+            self._add(one.name, command, own, self.inputs)
         apart = {"apart_from": ids_digest(f.id for f in self.test)}
         for one in study.methods:
             own = common | {"limit": n_proxy, "method": one.called, **one.options}
             own["apart_from"] = [str(self.folder / study.editors[0].name)]
-            self._add(f"locate/{one.name}", "locate", own, inputs | apart)
+            self._add(f"locate/{one.name}", "locate", own, self.inputs | apart)
 
     def _add(
         self, run: str, command: str, settings: dict[str, Any], inputs: dict[str, str]
@@ -242,6 +242,7 @@ class Cell:
             self.fail(run, error)
 
     def fail(self, run: str, error: BaseException, folder: RunFolder | None = None) -> None:
+        """Note that a run failed, say it, and log it in its folder if that is open."""
         self.failed[run] = f"{error}" if isinstance(error, UserError) else repr(error)
         say(f"  {self.name}/{run} failed: {self.failed[run]}")
         if folder is not None and folder.writable:
@@ -267,7 +268,9 @@ def cells_of(
     study: Study, sources: Mapping[str, FactSet], out: Path, **more: Any
 ) -> Iterator[Cell]:
     """The cells of a study, models and data sets in their order."""
+    text = Path(study.statistics)
+    inputs = {"statistics": sha256_file(text)} if text.is_file() else {}
     for model in study.models:
         for data in study.data_of(model):
             folder = out / model.name / data.name
-            yield Cell(study, model, data, sources[data.name], folder, **more)
+            yield Cell(study, model, data, sources[data.name], folder, inputs, **more)

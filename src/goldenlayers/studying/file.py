@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from goldenlayers.durable import read_text_file
 from goldenlayers.editors import Editor, InContext, make_editor, read_settings
 from goldenlayers.errors import UserError, check_number, check_seed, near_matches
 from goldenlayers.evaluation.metrics import check_metrics
-from goldenlayers.locating import LayerMethod, make_method, published_layer
+from goldenlayers.locating import LayerMethod, make_method
 from goldenlayers.models.packaged import registry
 from goldenlayers.records import entry, parse_yaml, short
+from goldenlayers.studying.layers import layer_words, layers_named
 
 EXAMPLE = """\
 # golden study FILE --out DIR runs all of this, and goes on after a kill.
@@ -169,7 +170,7 @@ class Study:
             data=tuple(_data(one, folder, f"{where}, data") for one in given["data"]),
             editors=tuple(editors),
             methods=tuple(_method(o, f"{where}, methods") for o in given.get("methods", [])),
-            layers=_layers(given.get("layers", "all"), f"{where}, layers"),
+            layers=layer_words(given.get("layers", "all"), f"{where}, layers"),
             facts=Facts(
                 test=cls.facts.test if facts.test is None else facts.test,
                 proxy=cls.facts.proxy if facts.proxy is None else facts.proxy,
@@ -233,40 +234,6 @@ class Study:
         check_seed(self.seed)
 
 
-def layers_named(words: Sequence[str], n_layers: int) -> dict[str, int]:
-    """Layers by the words they are named with; of words for one layer the first stands.
-
-    A share of the depth is rounded as "published" is: L layers times the share, to the next whole
-    number, the last layer at most.
-
-    Raises:
-        UserError: a number that the model has no layer of.
-    """
-    if words[0] == "all" or words[0].startswith("every "):
-        step = 1 if words[0] == "all" else int(words[0].removeprefix("every "))
-        return {str(layer): layer for layer in range(0, n_layers, step)}
-    found: dict[str, int] = {}
-    for word in words:
-        if word == "published":
-            layer = published_layer(n_layers)
-        elif word == "middle":
-            layer = n_layers // 2
-        elif "/" in word:
-            above, below = map(int, word.split("/"))
-            layer = min(n_layers - 1, round(above / below * n_layers))
-        else:
-            layer = int(word)
-            if not -n_layers <= layer < n_layers:
-                raise UserError(
-                    f"layer {layer} is asked for, and the model has {n_layers} layers",
-                    expected=f"0 to {n_layers - 1}, or a share such as 1/6",
-                )
-            layer = range(n_layers)[layer]
-        if layer not in found.values():
-            found[word] = layer
-    return found
-
-
 def _checked(record: Any, hints: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A mapping's values, held to their types.
 
@@ -311,7 +278,7 @@ def _model(record: Any, folder: Path, where: str) -> StudyModel:
         name=_safe(given.get("name", Path(source).name), where),
         source=_based(source, folder, registry()),
         facts=_facts(given.get("facts"), f"{own}, facts"),
-        layers=None if layers is None else _layers(layers, f"{own}, layers"),
+        layers=None if layers is None else layer_words(layers, f"{own}, layers"),
         data=tuple(given["data"]) if "data" in given else None,
     )
 
@@ -363,23 +330,6 @@ def _refuse_unused(shared: Mapping[str, Any], editors: Collection[StudyEditor], 
                 f"{where}, settings: no editor of the study has '{name}'",
                 fix=near_matches(name, known),
             )
-
-
-def _layers(value: Any, where: str) -> tuple[str, ...]:
-    """The words of ``layers``, each of a form that can be a layer."""
-    words = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    several = words[0] == "all" or re.fullmatch(r"every [1-9][0-9]{0,3}", words[0]) if words else 0
-    for word in words:
-        share = re.fullmatch(r"([0-9]{1,4})/([1-9][0-9]{0,3})", word)
-        right = int(share[1]) <= int(share[2]) if share else re.fullmatch(r"-?[0-9]{1,4}", word)
-        if not (right or word in ("published", "middle") or (several and len(words) == 1)):
-            raise UserError(
-                f"{where}: {short(word)} is no layer",
-                expected="all, every 2, or a list of numbers and shares of the depth such as 1/6",
-            )
-    if not words:
-        raise UserError(f"{where}: there are none", expected="at least one layer, or all")
-    return tuple(words)
 
 
 def _based(source: str, folder: Path, words: Collection[str]) -> str:
