@@ -3,7 +3,8 @@
 PYTHON    ?= python3
 PIP_FLAGS ?=
 WORKERS   ?= 2
-# For make study: such as STUDY="--model gemma3-270m --minutes 60" or STUDY="--shared DIRECTORY".
+# For make study: where the public data sets are, and such as STUDY="--only gemma3-270m --minutes 60".
+SHARED    ?= ../shared/data
 STUDY     ?=
 
 VENV  := .venv
@@ -76,10 +77,9 @@ bench: install ## measure side by side; JSON in runs/bench
 	  $(BIN)/python -P $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
 	done
 
-# Hours on 2 cores: cells that are there are not computed again, so it can be stopped and goes on.
-study: install ## the study of docs/results/golden-layers.md: its missing cells, then the page
-	$(BIN)/python tools/results/study.py $(STUDY)
-	$(BIN)/python tools/results/golden_layers.py
+# Hours on 2 cores: what is finished is not done again, so it can be stopped and goes on.
+study: install ## what is missing of studies/golden-layers.yaml; figures in runs/study/study
+	$(BIN)/golden study studies/golden-layers.yaml --base $(SHARED) --out runs/study $(STUDY)
 
 clean: ## remove caches and build products (not .venv, not runs)
 	rm -rf .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist src/*.egg-info

@@ -17,7 +17,7 @@ from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models.model import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
-from goldenlayers.sweeping import Workers, cells, sweep, swept_layers
+from goldenlayers.sweeping import Sweep, Workers, cells, sweep, sweep_together, swept_layers
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +263,39 @@ def test_bad_input_is_said(model):
     assert swept_layers(model, [-1, 0]) == (0, 3)
     assert swept_layers(model, None) == (0, 1, 2, 3)
     assert swept_layers(model, [3, 0, 3]) == (0, 3)
+
+
+def test_editors_together_share_the_value_search_and_have_their_own_rows(
+    model: Model, statistics: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from goldenlayers.editors import values
+
+    real, searched, kept = values.optimise_values, [], []
+
+    def counted(model: Model, facts: Any, layer: int, *args: Any, **more: Any) -> Any:
+        searched.extend((layer, fact.id) for fact in facts)
+        return real(model, facts, layer, *args, **more)
+
+    def told(batch: cells.Batch) -> None:
+        kept.append((batch.task.chunk, batch.task.layer))
+
+    monkeypatch.setattr(values, "optimise_values", counted)
+    editors = {"one": fast("rome"), "two": fast("emmet")}
+    reports = {name: Progress(chunk=2, on_batch=told) for name in editors}
+    how: dict[str, Any] = {"layers": [0, 2], "metrics": ["kl"]}  # which is no share of hits
+    found = sweep_together(
+        model, some_facts(), editors, **how, statistics=statistics, progress=reports
+    )
+    cells_in_all = {(layer, fact.id) for layer in (0, 2) for fact in some_facts()}
+    assert len(searched) == 6 and set(searched) == cells_in_all  # once for both
+    # Chunk by chunk, layer by layer, each editor in turn: what is shared is soon let go of.
+    assert kept == [(c, layer) for c in (0, 1) for layer in (0, 2) for _ in editors]
+    for name, editor in editors.items():
+        own, both = run(model, statistics, editor, **how, chunk=2), found[name]
+        assert isinstance(both, Sweep) and both.settings == own.settings
+        assert canonical(both.rows) == alike(canonical(own.rows))
+    assert canonical(found["one"].rows) != canonical(found["two"].rows)  # type: ignore[union-attr]
+    searched.clear()
+    others = {"one": fast("rome"), "two": Emmet(steps=2, prefixes=1, prefix_tokens=4)}
+    sweep_together(model, some_facts(), others, layers=[0, 2], statistics=statistics)
+    assert len(searched) == 12  # the control: other settings of the search, another search

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from goldenlayers.progress import Progress
     from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
+    from goldenlayers.studying import Study, StudyResult, study
     from goldenlayers.sweeping import Sweep, Workers, sweep
 
     __version__: str
@@ -63,6 +64,7 @@ _ROOMS = {
     "progress": "Progress",
     "racing": "VerifiedChoice verify",
     "statistics": "KeyStatistics key_statistics",
+    "studying": "Study StudyResult study",
     "sweeping": "Sweep Workers sweep",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
@@ -93,6 +95,8 @@ __all__ = [
     "RRome",
     "Rome",
     "Saliency",
+    "Study",
+    "StudyResult",
     "Sweep",
     "Transfer",
     "UserError",
@@ -109,6 +113,7 @@ __all__ = [
     "load",
     "load_facts",
     "locate",
+    "study",
     "sweep",
     "verify",
 ]

@@ -46,6 +46,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "evaluate": ("scores.jsonl", "summary.json", *_DELTA, "previous_keys.[0-9]*.safetensors"),
     "sweep": ("scores.jsonl", "times.jsonl", "summary.json", "sweep.svg", "sweep.png"),
     "compare": ("compare.json",),
+    "study": ("summary.json", "table.md"),
 }
 """Command → the names of what its runs write (with * for a number), beside ``EVERY``."""
 EVERY = (CONFIG, LOG, LOCK, ASIDE)

@@ -16,17 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import ROOT
-from study import STUDY
-from study_choices import draw, write
+from cells import DATA, ROOT
+from study_record import PROXY, STUDY
 
 import goldenlayers.models as models
+from goldenlayers.datasets import load_facts
 from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.facts import Fact
 from goldenlayers.locating import LGA, locate
+from goldenlayers.locating.known import known_facts
 from goldenlayers.progress import Progress
 
 PATH = STUDY / "controls.json"
+TEST = 10
+
+
+def proxy_facts(model: Any, data: str, shared: Path) -> list[Fact]:
+    """The study's proxy facts: starter facts are such as the model knows; behind the test facts,
+    about other subjects, those with the most kinds of probes first.
+    """
+    source = DATA[data] if data == "starter" else str(shared / DATA[data])
+    drawn = list(load_facts(source, limit=600, seed=0, skip_invalid=True))
+    if data == "starter":
+        drawn = known_facts(model, drawn)
+    drawn.sort(key=lambda f: -(bool(f.rephrasings) + bool(f.locality) + bool(f.portability)))
+    distinct = {fact.subject.casefold(): fact for fact in reversed(drawn)}
+    kept = [fact for fact in drawn if distinct[fact.subject.casefold()] is fact]
+    return [fact for fact in kept[TEST : TEST + PROXY] if fact.target_old is not None]
 
 
 def swapped(facts: list[Fact]) -> list[Fact]:
@@ -58,7 +74,7 @@ def main() -> None:
     record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     model = models.load(args.model)
     for data in args.data:
-        proxy = [f for f in draw(model, data, args.shared).proxy if f.target_old is not None]
+        proxy = proxy_facts(model, data, args.shared)
         for loss in ("sequence", "answer"):
             name = f"{args.model} {data} {loss}"
             if name in record:
@@ -76,7 +92,7 @@ def main() -> None:
                 "correlation_with_norms": spearman(own, norms),
             }
             print(name, record[name], flush=True)
-            write(PATH, record)
+            PATH.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

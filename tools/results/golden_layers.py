@@ -12,11 +12,15 @@ from collections.abc import Sequence
 
 from cells import QUICK
 from render import RESULTS
-from study import DATASETS, METHODS, MODELS, STUDY
-from study_choices import PROXY, TRACED
 from study_figures import curves_figure, sizes_figure
 from study_record import (
+    DATASETS,
+    METHODS,
+    MODELS,
+    PROXY,
     RANK_ONE,
+    STUDY,
+    TRACED,
     Cell,
     load,
 )
@@ -45,8 +49,8 @@ def page(cells: Sequence[Cell]) -> str:
     tuned = [c for c in cells if c["method"] not in RANK_ONE]
     parts = [
         "# Golden layers: the study",
-        "Written by `python tools/results/golden_layers.py` from the JSON files in `study/`, which "
-        "`make study` computes (`python tools/results/study.py`). "
+        "Written by `python tools/results/golden_layers.py` from the JSON files in `study/`. They "
+        "are of an earlier study; [`golden study`](../studies.md) runs the next one. "
         f"{len(cells)} of {len(every)} cells are there; what is open stands at the end. ",
         f"A cell is a model, a data set and an editor. {cells[0]['n_test']} test facts are edited "
         "one at a time at every layer and scored; Overall is the mean of rewrite, rephrase, "
@@ -100,7 +104,7 @@ def page(cells: Sequence[Cell]) -> str:
     if races():
         parts += [
             "### How many edits does a verified choice need?",
-            "Races replayed on the sweeps' own scores (`python tools/results/races.py`): the facts "
+            "Races replayed on the sweeps' own scores: the facts "
             "to race on are drawn from the test facts, which flatters the race. KTA is made for "
             "rank-one edits.",
             races(),
@@ -127,7 +131,7 @@ def main() -> int:
     args = parser.parse_args()
     cells = load()
     if not cells:
-        print("there is no cell yet: run python tools/results/study.py")
+        print("there is no cell")
         return 1
     text = page(cells)
     if args.check:

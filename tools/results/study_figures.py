@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study import DATASETS, METHODS, MODELS, SIZES
-from study_record import NAMES, Cell, by_size, mean_of
+from study_record import DATASETS, METHODS, MODELS, NAMES, SIZES, Cell, by_size, mean_of
 
 from goldenlayers.report.figures import OKABE_ITO, save, style
 

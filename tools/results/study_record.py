@@ -1,4 +1,7 @@
-"""The study's cells as the page and the figures read them."""
+"""The study's cells as the page and the figures read them.
+
+They were computed before ``golden study`` was there; the next study's are its run folders.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from study import DATASETS, LONG, METHODS, MODELS, SPREAD, path_of, truth_of
+from render import RESULTS
 
 from goldenlayers.evaluation.bootstrap import resampled_means, spearman
+from goldenlayers.truth import Truth
+
+STUDY = RESULTS / "study"
+MODELS = ("gemma3-270m", "smollm2-135m")
+DATASETS = ("starter", "counterfact_500", "ZsRE-test-all", "wiki_counterfact")
+METHODS = ("rome", "r-rome", "emmet", "ft-m")
+PROXY, TRACED = 100, 8
+SIZES = (5, 10, 20, 50, 100, 200, 300)
+# Races: of layers at least two apart, the published depth among them; on four times as many facts.
+SPREAD, LONG = ", spread", ", spread, 32 facts"
 
 Cell = dict[str, Any]
 RANK_ONE = ("rome", "r-rome", "emmet")
@@ -73,8 +86,14 @@ BY_BLOCK = (
 
 def load() -> list[Cell]:
     """The cells that are there, in a fixed order."""
-    paths = [path_of(m, d, e) for m in MODELS for d in DATASETS for e in METHODS]
+    paths = [STUDY / f"{m}-{d}-{e}.json" for m in MODELS for d in DATASETS for e in METHODS]
     return [json.loads(p.read_text(encoding="utf-8")) for p in paths if p.exists()]
+
+
+def truth_of(record: Cell) -> Truth:
+    """Overall by fact and layer, from a cell's record."""
+    values = np.array([[np.nan if v is None else v for v in row] for row in record["overall"]])
+    return Truth(tuple(record["facts"]), tuple(range(values.shape[1])), {"overall": values})
 
 
 def choices(cell: Cell) -> dict[str, dict[str, Any]]:

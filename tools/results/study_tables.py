@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from render import earlier, table
-from study import DATASETS, METHODS, MODELS, SPREAD, STUDY, truth_of
 from study_record import (
     BY_BLOCK,
+    DATASETS,
     KTA,
     LGA,
     MAIN,
+    METHODS,
+    MODELS,
     NAMES,
     RANK_ONE,
+    SPREAD,
+    STUDY,
     Cell,
     agreement,
     by_chance,
@@ -23,6 +27,7 @@ from study_record import (
     choices,
     mean_of,
     number,
+    truth_of,
 )
 
 from goldenlayers.truth import Truth, transfer_matrix
@@ -307,7 +312,7 @@ def earlier_note(cells: Sequence[Cell]) -> list[str]:
     ]
     head = ["model", "data", "editor", "layers", "before", "after", "difference", "absolute"]
     return [
-        f"{text} How far that moves the figures (`python tools/results/moved.py`): the test facts "
+        f"{text} How far that moves the figures: the test facts "
         "edited again at some layers. *Before*, *after*: Overall of each of these layers; "
         "*difference*: after minus before, mean over facts ± standard error; *absolute*: mean size "
         "of the difference of one fact at one layer.",

@@ -11,6 +11,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "locate": "find the layer at which facts are best edited",
         "sweep": "edit at every layer and score: the truth about the layers",
         "compare": "judge located layers by a sweep",
+        "study": "all of that for several models, data sets and editors, from one file",
     },
     "Edit": {
         "edit": "change facts at one layer, and save the change",

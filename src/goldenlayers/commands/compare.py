@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -96,7 +96,7 @@ def run(config: CompareConfig) -> int:
     found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
     with shared.run_folder(config, "compare") as folder:
         if folder is not None:
-            folder.write_json(COMPARE, found.to_json() | {"sweep": _origin(sweep)})
+            folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
             folder.finish()
     show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
     if folder is not None:
@@ -120,13 +120,3 @@ def _choices(config: CompareConfig) -> list[LocateRun | SweepRun]:
         kind = SweepRun if folder.kind == "sweep" else LocateRun
         found.append(kind.read(folder))
     return found
-
-
-def _origin(sweep: SweepRun) -> dict[str, Any]:
-    """Where the truth comes from, and what it cost."""
-    names = ("model", "fingerprint", "data", "data_sha256", "seconds", "n_layers")
-    return {
-        "run": sweep.run,
-        "method": sweep.editor,
-        **{name: getattr(sweep, name) for name in names},
-    }

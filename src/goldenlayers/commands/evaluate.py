@@ -42,7 +42,6 @@ ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200
 # These change how fast the work is done, not what comes out.
 _FREE = ("batch_size", "device")
-_OTHERS = 300  # facts outside the judged ones, for worked examples and unrelated prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +112,7 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.evaluation.metrics import check_metrics, need_text
     from goldenlayers.evaluation.rows import Expected, each_once
     from goldenlayers.progress import Progress
+    from goldenlayers.studying.folders import resumed
 
     shared.refuse_out(config, "evaluate", resume=True)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
@@ -142,7 +142,7 @@ def run(config: EvaluateConfig) -> int:
         in_turn = config.mode == "sequential" and isinstance(method, Editor)
         step = config.step if in_turn else 0
         expected = Expected(facts, metrics, others=others, seed=config.seed, step=step)
-        done = shared.resumed(folder, ROWS, each_once(expected.problem))
+        done = resumed(folder, ROWS, each_once(expected.problem))
         with progress("evaluating", "facts") as bar:
             found = evaluate(
                 model,
@@ -235,16 +235,10 @@ def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:
     if config.limit is None:
         return None
     from goldenlayers.datasets import load_facts
+    from goldenlayers.studying.cell import others_of
 
-    found = load_facts(
-        config.data,
-        limit=config.limit + _OTHERS,
-        seed=config.seed,
-        skip_invalid=config.skip_invalid,
-        joint=config.joint,
-    )
-    free = list(found.without([fact.id for fact in facts], [fact.subject for fact in facts]))
-    return free if len(free) >= 20 else None
+    found = load_facts(config.data, skip_invalid=config.skip_invalid, joint=config.joint)
+    return others_of(found, facts, config.limit, config.seed)
 
 
 def _delta(config: EvaluateConfig) -> WeightDelta | None:

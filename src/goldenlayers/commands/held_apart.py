@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +51,9 @@ def apart_from(facts: FactSet, runs: Sequence[Path]) -> FactSet:
 
 def digest(runs: Sequence[Path]) -> str:
     """Hash of which facts the runs worked on: other facts would leave others here."""
-    ids = sorted({one for path in runs for one in _ids(_opened(path))})
-    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    from goldenlayers.studying.folders import ids_digest
+
+    return ids_digest(one for path in runs for one in _ids(_opened(path)))
 
 
 def _opened(path: Path) -> RunFolder:

@@ -195,7 +195,7 @@ def run(config: LocateConfig) -> int:
     def take(rows: list[dict[str, Any]]) -> None:
         used.extend(row["fact"] for row in rows)
         if folder is not None:
-            append(folder, rows)
+            folder.append_rows("per_fact.jsonl", rows)
 
     with shared.run_folder(config, "locate", model=model, facts=facts, ignore=_FREE) as folder:
         with progress(f"locating with {how.name}", "facts") as bar:
@@ -233,7 +233,11 @@ def run(config: LocateConfig) -> int:
                     when = "while ranking" if ranking.interrupted else "after the ranking"
                     folder.log(f"stopped {when}: {type(error).__name__}: {error}")
         if folder is not None:
-            write(folder, ranking, verified)
+            from goldenlayers.studying.folders import finish_choice
+
+            if verified is not None:
+                folder.write_json("verified.json", verified.to_json())
+            finish_choice(folder, ranking)
     if not more:
         show_ranking(ranking)
     if verified is not None:
@@ -340,24 +344,6 @@ def _verify(
             seed=config.seed,
             progress=Progress(on_progress=bar),
         )
-
-
-def append(folder: RunFolder, rows: list[dict[str, Any]]) -> None:
-    """Add a batch's rows to the run folder."""
-    folder.append_rows("per_fact.jsonl", rows)
-
-
-def write(folder: RunFolder, ranking: LayerRanking, verified: VerifiedChoice | None = None) -> None:
-    """Put the ranking and its pictures into the run folder and finish it."""
-    from goldenlayers.durable import disk_errors
-    from goldenlayers.report.figures import ranking_figure
-
-    folder.write_json("ranking.json", ranking.to_json())
-    if verified is not None:
-        folder.write_json("verified.json", verified.to_json())
-    with disk_errors(folder.file("ranking")):
-        ranking_figure(ranking, folder.file("ranking"))
-    folder.finish()
 
 
 def _tell_files(folder: RunFolder) -> None:

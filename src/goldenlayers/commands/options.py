@@ -59,6 +59,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "grid": (1, 10_000),
     "kappa": (0, 1_000_000),
     "limit": (1, 1_000_000_000),
+    "minutes": (0, 10_000_000),
     "rank": (1, 1_000_000),
     "repeats": (1, 10_000),
     "seed": (0, LARGEST_SEED),
@@ -74,7 +75,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "window": (1, 10_000),
     "workers": (1, 256),
 }
-_FRACTIONS = ("kappa",)
+_FRACTIONS = ("kappa", "minutes")
 
 
 @dataclass(frozen=True, kw_only=True)

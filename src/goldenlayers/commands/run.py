@@ -63,6 +63,8 @@ def run(config: RunConfig) -> int:
         folder = folder.parent
     record: dict[str, Any] = RunFolder.open(folder).config
     command = record.get("command")
+    if command == "study":
+        raise UserError(f"{folder} is a study's table", fix="golden study FILE repeats the study")
     if command not in FILES or "settings" not in record:
         raise UserError(
             f"{folder} records the command '{command}'",

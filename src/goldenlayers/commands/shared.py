@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,14 +200,9 @@ def run_folder(
         yield None
         return
     record, free = _recorded(config, command, ignore, alike=resume)
-    if model is not None:
-        record["model"] = {
-            "name": model.name,
-            "fingerprint": model.fingerprint(),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
-    if facts is not None:
-        record["data"] = {"name": facts.name, "sha256": facts.sha256, "facts": len(facts)}
+    from goldenlayers.studying.folders import origin
+
+    record |= origin(model, facts)
     if inputs := inputs_of(config):
         record["inputs"] = inputs
     with RunFolder.create(
@@ -276,20 +271,6 @@ def _recorded(
         free += [] if "inputs" in part.config else ["inputs"]
     free += [f"settings.{name}" for name in names]
     return {"command": command, "settings": settings}, free
-
-
-def resumed(
-    folder: RunFolder | None, name: str, problem: Callable[[dict[str, Any]], str]
-) -> list[dict[str, Any]]:
-    """The rows that an unfinished run has in a file; says what is gone on with, and what not."""
-    if folder is None or not folder.resumed:
-        return []
-    rows, note = folder.resume_rows(name, problem)
-    if note:
-        say(f"Warning: {note}.")
-    if rows and name == "scores.jsonl":
-        say(f"Going on with {folder.path}: {len(rows)} rows are there")
-    return rows
 
 
 def inputs_of(config: Any) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,15 +28,13 @@ from goldenlayers.commands.options import (
 from goldenlayers.commands.which_editor import editor_of, statistics_of
 from goldenlayers.errors import UserError
 from goldenlayers.shown import progress, say
-from goldenlayers.subjects import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.models.model import Model
     from goldenlayers.store import RunFolder
-    from goldenlayers.truth import Truth
 
-ROWS, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
+ROWS, SUMMARY, FIGURE = "scores.jsonl", "summary.json", "sweep"
 # These change how fast the work is done, not what comes out.
 _FREE = ("device", "chunk")
 
@@ -89,7 +86,6 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 def run(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
-    from goldenlayers.evaluation.rows import Expected, each_once
 
     editor_of(config)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
@@ -115,19 +111,10 @@ def run(config: SweepConfig) -> int:
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
     ) as folder:
         assert folder is not None  # --out is no option here
-        expected = Expected(facts, metrics, others=facts, seed=config.seed, layers=layers)
-        done = shared.resumed(folder, ROWS, each_once(expected.problem))
-        shared.resumed(folder, TIMES, _no_time)
-        from goldenlayers.progress import Progress
-        from goldenlayers.sweeping import Batch, Workers, sweep
-        from goldenlayers.truth import Truth, to_json
+        from goldenlayers.studying.folders import finish_sweep, sweep_progress
+        from goldenlayers.sweeping import Workers, sweep
 
         statistics = statistics_of(config, model, editor, layers)
-
-        def keep_time(batch: Batch) -> None:
-            row = {"layer": batch.task.layer, "facts": len(batch.task.places)}
-            folder.append_rows(TIMES, [row | {"seconds": round(batch.seconds, 3)}])
-
         with progress(f"sweeping with {config.method}", "layer × fact") as bar:
             found = sweep(
                 model,
@@ -144,30 +131,18 @@ def run(config: SweepConfig) -> int:
                     config.address,
                     partial(shared.load_model, replace(config, device=str(model.device))),
                 ),
-                progress=Progress(
-                    done=done,
+                progress=sweep_progress(
+                    folder,
+                    facts,
+                    metrics,
+                    seed=config.seed,
+                    layers=layers,
                     chunk=None if config.chunk == "auto" else int(config.chunk),
-                    on_rows=partial(folder.append_rows, ROWS),
-                    on_batch=keep_time,
                     on_progress=bar,
                 ),
             )
-        truth = Truth.from_rows(found.rows, seed=config.seed)
-        times = folder.read_rows(TIMES)
-        subjects = {fact.id: plain_subject(fact.subject) for fact in facts}
-        summary: dict[str, Any] = {
-            "schema": 1,
-            "method": config.method,
-            "model": model.name,
-            "fingerprint": model.fingerprint(),
-            "data": source.name,
-            "n_layers": len(model.layers),
-            **to_json(truth, groups=subjects),
-            "seconds": round(sum(row["seconds"] for row in times), 3),
-            "seconds_per_cell": _per_cell(times),
-            "settings": dict(found.settings),
-        }
-        write(folder, truth, summary)
+        source = replace(source, facts=tuple(facts))
+        truth, summary = finish_sweep(folder, found, model, source, config.seed)
     from goldenlayers.report.tables import show_sweep
 
     show_sweep(truth, summary)
@@ -198,36 +173,6 @@ def layers_named(text: str, n_layers: int) -> list[int]:
             )
         found |= set(range(first, last + 1))
     return sorted(found)
-
-
-def write(folder: RunFolder, truth: Truth, summary: dict[str, Any]) -> None:
-    """Put the figures into the run folder and finish it."""
-    from goldenlayers.report.sweeps import sweep_figure
-
-    folder.write_json(SUMMARY, summary)
-    if truth.leading is not None:
-        from goldenlayers.report.tables import facts_of
-
-        title = f"{summary['method']} on {summary['model']} · {facts_of(summary)}"
-        sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
-    folder.finish()
-
-
-def _no_time(row: dict[str, Any]) -> str:
-    """What is wrong with a row of ``times.jsonl``."""
-    from goldenlayers.records import short
-
-    kinds = {"layer": (int,), "facts": (int,), "seconds": (int, float)}
-    for name, kind in kinds.items():
-        value: Any = row.get(name)
-        if type(value) not in kind or not 0 <= value < 1e12:
-            return f"'{name}' is {short(value)}"
-    return ""
-
-
-def _per_cell(times: Sequence[dict[str, Any]]) -> float | None:
-    cells = sum(row["facts"] for row in times)
-    return round(sum(row["seconds"] for row in times) / cells, 4) if cells else None
 
 
 def _finished(config: SweepConfig) -> RunFolder | None:

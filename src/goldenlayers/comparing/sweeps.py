@@ -82,6 +82,12 @@ class SweepRun:
             n_layers=n_layers,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Where the truth comes from, and what it cost: the entry in ``compare.json``."""
+        names = ("model", "fingerprint", "data", "data_sha256", "seconds", "n_layers")
+        named = {name: getattr(self, name) for name in names}
+        return {"run": self.run, "method": self.editor, **named}
+
     @property
     def label(self) -> str:
         """The folder's name, and the editor and the data where they are known."""

@@ -7,52 +7,33 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.decoding import settle_joints
-from goldenlayers.editors import Editor, Options, make_editor, statistics_for
+from goldenlayers.editors import (
+    Editor,
+    Options,
+    make_editor,
+    needed_layers,
+    statistics_for,
+)
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
-from goldenlayers.evaluation.plan import check_ids
+from goldenlayers.evaluation.plan import EvaluationPlan, check_ids
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import check_model
 from goldenlayers.progress import Progress
-from goldenlayers.sweeping.cells import Batch, Job, Ledger, Row, Runner, Task, chunk_size
+from goldenlayers.sweeping.cells import Batch, Job, Runner, Task, chunk_size
+from goldenlayers.sweeping.course import Course, Sweep
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
-__all__ = ["Batch", "Sweep", "Workers", "sweep"]
+__all__ = ["Batch", "Sweep", "Workers", "sweep", "sweep_together"]
 
 EngineName = Literal["local", "ray"]
 Take = Callable[[Batch], None]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What :func:`sweep` found.
-
-    Attributes:
-        rows: one per fact, layer and probe, facts in their order, layers ascending.
-        layers: the swept layers.
-        facts: ids of the facts.
-        seconds: time spent on the cells worked off in this call, added up over the workers.
-        cells: how many cells that were.
-    """
-
-    rows: tuple[Row, ...]
-    layers: tuple[int, ...]
-    facts: tuple[str, ...]
-    method: str
-    seconds: float
-    cells: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds_per_cell(self) -> float:
-        """Worker-seconds per layer and fact; NaN when nothing was left to do."""
-        return self.seconds / self.cells if self.cells else float("nan")
 
 
 @dataclass(frozen=True)
@@ -162,30 +143,18 @@ def sweep(
     crew = workers if isinstance(workers, Workers) else Workers(workers)
     size = chunk_size(tell.chunk, model.device.type)
     facts = settle_joints(model, facts)
-    asked = metrics_of(metrics)
-    job = Job(tuple(facts), editor, asked, options.seed, options.evidence)
-    ledger = Ledger(job, where, tell.done)
-    tasks = ledger.tasks(size)
+    job = Job(tuple(facts), editor, metrics_of(metrics), options.seed, options.evidence)
+    course = Course(job, where, tell)
+    tasks = course.ledger.tasks(size)
     if tasks and editor.needs_statistics:
         found = options.statistics
         if found is None:
             found = statistics_for(model, editor, where, seed=options.seed)
         job = replace(job, statistics=found)
-    finished, total = ledger.n_done, ledger.n_cells
-    seconds, cells, proven = 0.0, 0, ledger.any_scored()
-    tell.tell(finished, total)
 
     def take(batch: Batch) -> None:
-        nonlocal finished, seconds, cells, proven
-        if batch.failure is not None and not proven:
-            raise batch.failure
-        proven = proven or batch.failure is None
-        count = ledger.missing(batch.task)
-        tell.rows(ledger.take(batch.rows))
-        if tell.on_batch is not None:
-            tell.on_batch(batch)
-        finished, cells, seconds = finished + count, cells + count, seconds + batch.seconds
-        tell.tell(finished, total)
+        course.refuse_failure(batch)
+        course.take(batch)
 
     if tasks and crew.engine == "local" and crew.count == 1:
         runner = Runner(model, job, options.value_cache)
@@ -193,20 +162,87 @@ def sweep(
             take(runner.run(task))
     elif tasks:
         crew.run(model, job, tasks, take)
-    return Sweep(
-        tuple(ledger.rows()),
-        where,
-        tuple(fact.id for fact in facts),
-        editor.name,
-        seconds,
-        cells,
-        {
-            "model": model.name,
-            "metrics": [metric.name for metric in asked],
-            "seed": options.seed,
-            "edit": editor.to_json(),
-        },
-    )
+    return course.result(model)
+
+
+def sweep_together(
+    model: Model,
+    facts: Sequence[Fact],
+    editors: Mapping[str, str | Editor],
+    *,
+    layers: Sequence[int] | None = None,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    progress: Mapping[str, Progress] | None = None,
+    **more: Any,
+) -> dict[str, Sweep | Exception]:
+    """:func:`sweep` with several editors at once, which share the value search where they can.
+
+    Chunk by chunk and layer by layer every editor has its turn, so what is shared is kept for one
+    chunk at one layer alone. The rows are those that each editor's own sweep has.
+
+    Args:
+        model: a loaded model.
+        facts: the facts, with their probes.
+        editors: editors or their names, by a name of yours.
+        layers: where to edit, from the end if negative; default everywhere.
+        metrics: as for :func:`sweep`.
+        progress: of each editor, as for :func:`sweep`.
+        more: fields of :class:`Sweeping`; ``statistics`` of all layers that an editor reads.
+
+    Returns:
+        By the same names the sweeps, or the error of an editor that fails in the same way at every
+        fact from the start, or by a defect of its own: the others go on.
+
+    Raises:
+        UserError: as for :func:`sweep`, where it is no single editor's. What the reports raise goes
+            through, too, and so ends all sweeps after a finished step.
+    """
+    if not facts:
+        raise UserError("there are no facts to sweep over", expected="at least one fact")
+    check_ids(facts)
+    options = Sweeping(**more)
+    where = swept_layers(check_model(model), layers)
+    facts = settle_joints(model, facts)
+    asked, tells = metrics_of(metrics), progress or {}
+    courses: dict[str, Course] = {}
+    todo: list[tuple[Task, str]] = []
+    for name, method in editors.items():
+        job = Job(tuple(facts), make_editor(method), asked, options.seed, options.evidence)
+        tell = tells.get(name, Progress())
+        courses[name] = Course(job, where, tell)
+        size = chunk_size(tell.chunk, model.device.type)
+        todo += [(task, name) for task in courses[name].ledger.tasks(size)]
+    todo.sort(key=lambda one: (one[0].places[0], one[0].layer))  # stable: editors in their order
+    statistics = options.statistics
+    if statistics is None:
+        reading = [courses[n].job.editor for n in {n for _, n in todo}]
+        needed = {one for e in reading if e.needs_statistics for one in needed_layers(e, where)}
+        if needed:
+            from goldenlayers.statistics import key_statistics
+
+            statistics = key_statistics(model, sorted(needed), seed=options.seed)
+    values: dict[tuple[Any, ...], Any] = {}
+    plans: dict[tuple[int, ...], EvaluationPlan] = {}
+    runners = {
+        name: Runner(model, replace(course.job, statistics=statistics), values, plans)
+        for name, course in courses.items()
+    }
+    failed: dict[str, Sweep | Exception] = {}
+    at: tuple[int, int] | None = None
+    for task, name in todo:
+        if name in failed:
+            continue
+        if at != (task.places[0], task.layer):
+            at = task.places[0], task.layer
+            values.clear()
+        try:
+            batch = runners[name].run(task)
+            courses[name].refuse_failure(batch)
+        except Exception as error:
+            failed[name] = error
+        else:
+            courses[name].take(batch)
+    return {name: course.result(model) for name, course in courses.items()} | failed
 
 
 def swept_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -144,7 +144,11 @@ class Runner:
     """Works off tasks with one loaded model; what a chunk's layers share is kept between them."""
 
     def __init__(
-        self, model: Model, job: Job, value_cache: dict[tuple[Any, ...], Value] | None = None
+        self,
+        model: Model,
+        job: Job,
+        value_cache: dict[tuple[Any, ...], Value] | None = None,
+        plans: dict[tuple[int, ...], EvaluationPlan] | None = None,
     ) -> None:
         self.model, self.job = model, job
         self._work = Editing(
@@ -155,7 +159,8 @@ class Runner:
             statistics=job.statistics,
             value_cache=value_cache,
         )
-        self._plans: dict[tuple[int, ...], EvaluationPlan] = {}
+        # Runners of one model, facts and metrics may share them.
+        self._plans = {} if plans is None else plans
         self._most: int | None = None  # facts at once, since memory ran out
 
     def run(self, task: Task) -> Batch:
