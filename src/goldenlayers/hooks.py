@@ -146,7 +146,7 @@ class _ReachedError(Exception):
     """The forward pass has come as far as it should."""
 
 
-def input_of(model: Model, module: nn.Module, ids: Tensor) -> Tensor:
+def input_of(model: Model, module: nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
     """A module's first argument for ``ids`` (B, T); what comes after it in the model is not run."""
     found: list[Tensor] = []
 
@@ -155,7 +155,7 @@ def input_of(model: Model, module: nn.Module, ids: Tensor) -> Tensor:
         raise _ReachedError
 
     with override_input(module, stop), suppress(_ReachedError):
-        model.hf(input_ids=ids, use_cache=False)
+        model.hf(input_ids=ids, use_cache="past_key_values" in kwargs, **kwargs)
     return found[0]
 
 

@@ -23,6 +23,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -33,7 +34,13 @@ from torch import Tensor
 from goldenlayers.covariance import Beside
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Clearing
-from goldenlayers.editors.partial_forward import by_row
+from goldenlayers.editors.partial_forward import (
+    UNABLE,
+    agree,
+    by_row,
+    continuing,
+    growing_cache,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import input_of
@@ -259,16 +266,49 @@ def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
 
 @torch.no_grad()
 def _last_keys(model: Model, layer: int, rows: Sequence[tuple[int, ...]]) -> Tensor:
-    """The down projection's input at the last token of each row, (M, F)."""
+    """The down projection's input at the last token of each row, (M, F).
+
+    What all rows begin with is run once, where the family's attention can go on from there.
+    """
     down = model.layers[layer].down
     dtype = torch.promote_types(down.weight.dtype, torch.float32)
     keys = torch.zeros(len(rows), down.in_features, dtype=dtype)
-    for members in length_batches([len(row) for row in rows], _BATCH):
-        batch = pad_ids([rows[m] for m in members], model.device)
-        found = by_row(input_of(model, down.module, batch.ids), batch.ids)
-        at = torch.arange(len(members), device=found.device)
-        keys[members] = found[at, batch.lengths.to(found.device) - 1].to("cpu", dtype)
+    head = _common(rows)
+
+    def read(part: Sequence[tuple[int, ...]], past: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        begin = len(head) if past else 0
+        batch = pad_ids([row[begin:] for row in part], model.device)
+        n, width = batch.ids.shape
+        given = {}
+        if past:
+            repeated = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in past]
+            mask = torch.ones(n, begin + width, device=model.device)
+            positions = torch.arange(begin, begin + width, device=model.device).expand(n, -1)
+            given = continuing(model, repeated, mask, positions)
+        found = by_row(input_of(model, down.module, batch.ids, **given), batch.ids)
+        return found[torch.arange(n), batch.lengths.cpu() - 1]
+
+    past: list[tuple[Tensor, Tensor]] = []
+    for number, members in enumerate(length_batches([len(row) for row in rows], _BATCH)):
+        part = [rows[m] for m in members]
+        found = read(part, past)
+        if not number and len(head) > 1:
+            cache, ids = growing_cache(), torch.tensor([head], device=model.device)
+            with suppress(*UNABLE):
+                input_of(model, down.module, ids, past_key_values=cache)
+                trial = [(k, v) for k, v, *_ in cache]
+                past = trial if agree(read(part, trial), found) else []
+        keys[members] = found.to("cpu", dtype)
     return keys
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all rows begin with, less the last token of each."""
+    if not rows:
+        return ()
+    low, high = min(rows), max(rows)
+    n = min(len(row) for row in rows) - 1
+    return low[: next((i for i in range(n) if low[i] != high[i]), n)]
 
 
 def by_template(groups: Sequence[Sequence[int]], facts: Sequence[Fact]) -> list[int]:
