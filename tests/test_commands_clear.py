@@ -25,11 +25,9 @@ def golden(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any) ->
         "--layer",
         1,
     )
-    quick = ("--statistics", "none", "--set", "steps", 3, "prefixes", 1)
+    quick = ("--layer", 1, "--statistics", "none", "--set", "steps", 3, "prefixes", 1)
     capsys.readouterr()
-    status = main(
-        [str(a) for a in ("edit", folder / "model", *flags, "--layer", 1, *quick, *arguments)]
-    )
+    status = main([str(a) for a in ("edit", folder / "model", *flags, *quick, *arguments)])
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 

@@ -240,6 +240,8 @@ def test_what_the_probes_say_is_never_used_and_the_users_names_always_are() -> N
     work = bench(model, "clear-rome", neighbours=100)
     assert chosen(work, [FRANCE]) == {*FREE, "Toko"}
     assert chosen(work, [YASUDA]) == set(POOL) - {"Toko"}
+    sign = Fact("%", "The sign % means", "per mille", id="5")
+    assert chosen(work, [sign]) == set(POOL)
     # In sequence the edits are judged by the probes of all facts, too.
     apart = dataclasses.replace(work, judged=FACTS, _kept={})
     assert chosen(apart, [YASUDA]) == set(FREE)
@@ -254,7 +256,7 @@ def test_a_sequence_is_told_what_it_is_judged_by() -> None:
     work = bench(tiny("gpt2"), "clear-rome")
     told = []
     work.sequence(FACTS, after_each=lambda i, _: told.append(list(work.judged)))
-    assert told == [FACTS] * 3
+    assert told == [FACTS] * 3 and not work.judged
 
 
 def test_keys_that_two_facts_share_count_once() -> None:

@@ -78,7 +78,7 @@ def words(text: str) -> str:
 @lru_cache(maxsize=8)
 def usable(facts: tuple[Fact, ...]) -> frozenset[str]:
     """The names of the pool that say nothing of some facts: see the head of this module."""
-    subjects = {words(fact.subject) for fact in facts}
+    subjects = {plain for fact in facts if (plain := words(fact.subject)).strip()}
     texts = {
         words(text)
         for fact in facts
@@ -112,7 +112,7 @@ class Near:
     def overlap(self, direction: Tensor, key: Tensor) -> float:
         """Mean |ρ| at ``others`` of an edit along ``direction`` (F,) that writes on ``key``."""
         arrives = (self.others.T @ direction).abs().mean()
-        return float(arrives / (key.to(direction) @ direction).abs())
+        return round(float(arrives / (key.to(direction) @ direction).abs()), 6)
 
 
 def template(fact: Fact) -> tuple[str, str]:

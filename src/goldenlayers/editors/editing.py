@@ -224,11 +224,11 @@ class Editing:
                 be; more than one fact a step with an editor that takes one at a time.
         """
         check_step(self.editor, step)
-        self.judged = self.judged or facts
         self.prepare()
         total: WeightDelta | None = None
         last: UserError | None = None
         done, self.on_done = self.on_done, None
+        judged, self.judged = self.judged, (*self.judged, *facts)
         try:
             for number, start in enumerate(range(0, len(facts), step)):
                 part = facts[start : start + step]
@@ -250,7 +250,7 @@ class Editing:
                 if done is not None:
                     done(start + len(part))
         finally:
-            self.on_done = done
+            self.on_done, self.judged = done, judged
         if total is None:
             assert last is not None  # facts is not empty
             raise last
