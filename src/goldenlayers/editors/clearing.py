@@ -146,19 +146,20 @@ def stay_clear(work: Editing, layer: int, facts: Sequence[Fact], K: Tensor) -> N
     own = {name for name in work.names if words(name) not in subjects}
     used: dict[tuple[int, ...], tuple[float, str, Tensor]] = {}
     unused: dict[tuple[int, ...], Tensor] = {}
-    for b, fact in enumerate(facts):
+    for fact, query in zip(facts, (solved / energies).T, strict=True):
         names = _names_of(work, layer, fact)
-        shares = (names.keys.to(solved) @ solved[:, b] / energies[b]).abs()  # (M,)
+        shares = (names.keys.to(query) @ query).abs()  # (M,)
         left = editor.neighbours
         for m in shares.argsort(descending=True, stable=True).tolist():
-            name, ids, key = names.names[m], names.ids[m], names.keys[m]
+            name, ids = names.names[m], names.ids[m]
             take = name in allowed and name not in own and left > 0
             left -= take
+            # Copies: a row of a view would keep the keys of all names in memory.
             if take or name in own:
-                used.setdefault(ids, (float(shares[m]), name, key))
-            elif name in allowed and len(unused) < editor.neighbours * (b + 1):
-                unused[ids] = key
-    near = _metric(work, layer, used, (K, solved / energies.sqrt()))
+                used.setdefault(ids, (float(shares[m]), name, names.keys[m].clone()))
+            elif name in allowed and len(unused) < editor.neighbours:
+                unused[ids] = names.keys[m].clone()
+    near = _metric(work, layer, list(used.values()), solved / energies.sqrt())
     if near is None:
         if editor.neighbours or own:
             raise _none_usable(facts, len(pool()), len(allowed))
@@ -181,18 +182,16 @@ def stay_clear(work: Editing, layer: int, facts: Sequence[Fact], K: Tensor) -> N
 def _metric(
     work: Editing,
     layer: int,
-    used: dict[tuple[int, ...], tuple[float, str, Tensor]],
-    own: tuple[Tensor, Tensor],
+    used: list[tuple[float, str, Tensor]],
+    whitened: Tensor,
 ) -> tuple[tuple[str, ...], Tensor, Beside] | None:
     """Names, keys and metric of those of ``used`` whose keys are neither zero nor a fact's own.
 
-    ``own`` are the facts' keys k (F, B) and C⁻¹k / √(kᵀC⁻¹k).
+    ``used`` are ρ, name and key; ``whitened`` (F, B) is C⁻¹k / √(kᵀC⁻¹k) of the facts' keys k.
     """
     editor, covariance = work.editor, work.covariance(layer)
     assert isinstance(editor, Clearing)
-    _, whitened = own
-    ranked = sorted(used.values(), key=lambda one: -one[0])
-    ranked = [one for one in ranked if bool(one[2].any())]
+    ranked = sorted((one for one in used if bool(one[2].any())), key=lambda one: -one[0])
     if not ranked:
         return None
     keys = torch.stack([key for _, _, key in ranked], dim=1).to(whitened)
