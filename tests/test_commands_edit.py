@@ -321,7 +321,7 @@ def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
         assert name in printed
     # Each setting with the editors that have it.
     words = " ".join(printed.replace("│", " ").split())
-    assert "memit, pmet" in words and "rome, r-rome, memit" in words
+    assert "memit, pmet" in words and "rome, r-rome, clear-rome, memit" in words
 
 
 @pytest.mark.parametrize(

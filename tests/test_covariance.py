@@ -95,3 +95,32 @@ def test_refusals():
             Covariance.from_matrix(C, ridge)
     with pytest.raises(ValueError, match="columns"):
         Covariance.from_matrix(C).solve(torch.zeros(F + 1, 2))
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+@pytest.mark.parametrize("weight", [1e-6, 1.0, 1e3])
+def test_beside_more_keys_it_solves_with_the_whole_matrix(n: int, weight: float) -> None:
+    generator = torch.Generator().manual_seed(n)
+    text, keys, K = (
+        torch.randn(m, 16, generator=generator, dtype=torch.float64) for m in (60, n, 3)
+    )
+    cov = Covariance.from_matrix(text.T @ text / 60)
+    A, inverse = cov.matrix().clone(), torch.linalg.inv(cov.matrix())
+    for key in keys:
+        A += weight * torch.outer(key, key) / (key @ inverse @ key)
+    beside = cov.beside(7.0 * keys.T, weight)  # the length of a key says nothing
+    assert beside.size == 16
+    torch.testing.assert_close(beside.solve(K.T), torch.linalg.solve(A, K.T))
+    torch.testing.assert_close(
+        beside.solve(K[0].float()), torch.linalg.solve(A, K[0].float().double())
+    )
+    if n == 1:  # alone, a key weighs 1 + λ times what it weighed
+        alone = float(keys[0] @ beside.solve(keys[0]))
+        assert alone == pytest.approx(float(keys[0] @ inverse @ keys[0]) / (1 + weight))
+
+
+def test_beside_one_key_many_times_with_all_weight() -> None:
+    cov = Covariance.from_matrix(torch.eye(6, dtype=torch.float64))
+    key = torch.arange(1.0, 7.0)
+    beside = cov.beside(torch.stack([key] * 9 + [2 * key], dim=1), 1e12)
+    assert float(beside.solve(key).norm()) < 1e-8 * float(key.norm())

@@ -424,12 +424,12 @@ def test_selected_rows_are_the_same_rows() -> None:
 def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were remembered keys used wrongly, rows would run whole: never a wrong number."""
     model = wrapped("llama")
-    honest = forward_module._empty_cache
+    honest = forward_module.growing_cache
 
     def spoiled(keys_values: Any = ()) -> Any:
         return honest([(k * 1.1, v) for k, v in keys_values])
 
-    monkeypatch.setattr(forward_module, "_empty_cache", spoiled)
+    monkeypatch.setattr(forward_module, "growing_cache", spoiled)
     made = Tails(model, rows_of(model), LAYER, {})
     assert not made.reuses and int(made.start.max()) == 0
 
@@ -438,5 +438,5 @@ def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.Monkey
             raise TypeError("no such cache")
         return honest()
 
-    monkeypatch.setattr(forward_module, "_empty_cache", failing)
+    monkeypatch.setattr(forward_module, "growing_cache", failing)
     assert not Tails(model, rows_of(model), LAYER, {}).reuses

@@ -17,6 +17,7 @@ from goldenlayers.hooks import (
     final_hidden,
     first,
     graph_from_embedding,
+    input_of,
     last_logits,
     observe,
     override,
@@ -176,3 +177,18 @@ def test_gradients_reach_activations_and_no_weight(family: str) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in model.hf.parameters())
     # Without it, frozen weights give no graph at all.
     assert not final_hidden(model, torch.tensor([ROWS[0]])).requires_grad
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gemma3"])
+def test_an_input_is_read_without_running_what_comes_after(name: str) -> None:
+    model = wrapped(name)
+    ids = torch.tensor(ROWS[:1])
+    down, later = model.layers[1].down.module, model.layers[2].down.module
+    with torch.no_grad(), capture({0: down}, inputs=True) as whole:
+        final_hidden(model, ids)
+    with torch.no_grad(), capture({0: later}) as after:
+        found = input_of(model, down, ids)
+    assert torch.equal(found, whole[0]) and not after
+    assert n_hooks(model) == 0
+    with pytest.raises(IndexError):  # what goes wrong before it is still told
+        input_of(model, down, torch.tensor([[10**6]]))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import (
         AlphaEdit,
+        ClearRome,
         Editing,
         Editor,
         Emmet,
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "datasets": "FactSet load_facts",
     "delta": "WeightDelta",
-    "editors": "AlphaEdit Editing Editor Emmet FtL FtM InContext Memit Pmet RRome Rome "
-    "edit edit_each",
+    "editors": "AlphaEdit ClearRome Editing Editor Emmet FtL FtM InContext Memit Pmet "
+    "RRome Rome edit edit_each",
     "errors": "DataError UserError",
     "evaluation": "Evaluation evaluate",
     "export": "export_merged export_peft",
@@ -73,6 +74,7 @@ __all__ = [
     "CMA",
     "LGA",
     "AlphaEdit",
+    "ClearRome",
     "DataError",
     "Editing",
     "Editor",

@@ -118,8 +118,70 @@ class Covariance:
         columns = self._columns(K)
         return torch.cholesky_solve(columns, self.cholesky).reshape(K.shape)
 
+    def beside(self, keys: Tensor, weight: float) -> Beside:
+        """A = C + weight · Σ n̂n̂ᵀ over the columns n of ``keys`` (F, n), none of them zero."""
+        keys = self._columns(keys)
+        solved = self.solve(keys)
+        lengths = (keys * solved).sum(0).sqrt()  # (n,) in the norm √(nᵀC⁻¹n)
+        return Beside(self, keys / lengths, solved / lengths, weight)
+
     def _columns(self, K: Tensor) -> Tensor:
         if K.ndim not in (1, 2) or K.shape[0] != self.size:
             raise ValueError(f"keys must be ({self.size}, n) columns, got {tuple(K.shape)}")
         # Moved before the cast: some accelerators have no float64.
         return K.detach().to(self.moment.device).to(self.moment.dtype).reshape(self.size, -1)
+
+
+# More weight on a key than the inverse of this is taken as so much: beyond it is rounding.
+_LEAST = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A = C + λ Σ n̂n̂ᵀ: a second moment with some keys n more, each weighed λ.
+
+    n̂ = n / √(nᵀC⁻¹n), so that λ has no unit: the key n alone weighs 1 + λ times what it weighed,
+    nᵀA⁻¹n = nᵀC⁻¹n / (1 + λ). Made by :meth:`Covariance.beside`; solves go by the Woodbury identity
+    with C's factor, A⁻¹K = C⁻¹K − C⁻¹N̂ (I/λ + N̂ᵀC⁻¹N̂)⁻¹ N̂ᵀC⁻¹K.
+
+    Attributes:
+        base: C, with its ridge.
+        rows: (F, n) the keys n̂.
+        solved: (F, n) C⁻¹n̂.
+        weight: λ > 0.
+    """
+
+    base: Covariance
+    rows: Tensor
+    solved: Tensor
+    weight: float
+
+    @property
+    def size(self) -> int:
+        """F, the width of a key."""
+        return self.base.size
+
+    @property
+    def moment(self) -> Tensor:
+        """C without ridge: its dtype and device are those of the computation."""
+        return self.base.moment
+
+    @cached_property
+    def _small(self) -> tuple[Tensor, Tensor]:
+        """C⁻¹N̂ (F, r) and the lower factor (r, r) of the bracket."""
+        rows, solved = self.rows, self.solved
+        if rows.shape[1] > rows.shape[0]:  # as many as F have the same N̂N̂ᵀ: N̂ᵀ = QR, N̂N̂ᵀ = RᵀR
+            Q, R = torch.linalg.qr(rows.T)
+            rows, solved = R.T, solved @ Q
+        inner = rows.T @ solved
+        inner = (inner + inner.T) / 2
+        inner.diagonal().add_(max(1 / self.weight, _LEAST))
+        return solved, torch.linalg.cholesky(inner)
+
+    def solve(self, K: Tensor) -> Tensor:
+        """A⁻¹K, of the shape of ``K``: (F, n) or (F,)."""
+        plain = self.base.solve(K)
+        solved, factor = self._small
+        columns = plain.reshape(self.size, -1)
+        along = solved.T @ K.detach().to(solved.device).to(solved.dtype).reshape(self.size, -1)
+        return (columns - solved @ torch.cholesky_solve(along, factor)).reshape(K.shape)

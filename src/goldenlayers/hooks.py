@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -140,6 +140,23 @@ def _passed_over(block: Block) -> Iterator[None]:
             del module.forward
         else:
             module.forward = previous
+
+
+class _ReachedError(Exception):
+    """The forward pass has come as far as it should."""
+
+
+def input_of(model: Model, module: nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
+    """A module's first argument for ``ids`` (B, T); what comes after it in the model is not run."""
+    found: list[Tensor] = []
+
+    def stop(hidden: Tensor) -> Tensor:
+        found.append(hidden.detach())
+        raise _ReachedError
+
+    with override_input(module, stop), suppress(_ReachedError):
+        model.hf(input_ids=ids, use_cache="past_key_values" in kwargs, **kwargs)
+    return found[0]
 
 
 def final_hidden(model: Model, ids: Tensor, **kwargs: Any) -> Tensor:

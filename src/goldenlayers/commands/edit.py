@@ -6,7 +6,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.joints import settle
@@ -25,6 +29,7 @@ from goldenlayers.commands.which_editor import (
     editor_of,
     refuse_batch,
     statistics_of,
+    with_names,
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
@@ -71,7 +76,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """Leave out invalid rows of --facts, and say how many and why."""
 
     method: str = "rome"
-    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+    """rome, r-rome, clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
     """Layer to edit, or auto: the golden layer by LGA on the starter facts (found once, kept)."""
@@ -87,6 +92,14 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor as NAME VALUE pairs (steps 30 clamp 2.5 ...); see `golden editors`."""
+
+    clear_of: Annotated[list[str], arg(metavar="NAME ...")] = dataclasses.field(
+        default_factory=list
+    )
+    """Names that must get nothing of the edit, beside those of clear-rome's own pool."""
+
+    clear_of_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
+    """More such names, one a line."""
 
     statistics: Statistics = "model"
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
@@ -118,6 +131,7 @@ def run(config: EditConfig) -> int:
     from goldenlayers.progress import Progress
 
     shared.refuse_out(config, "edit", ignore=("device",))
+    config = with_names(config)
     check_step(editor_of(config), config.step)
     facts, source = _facts(config)
     model = shared.load_model(config)
@@ -137,6 +151,7 @@ def run(config: EditConfig) -> int:
             step=config.step,
             statistics=statistics,
             seed=config.seed,
+            names=config.clear_of,
             progress=Progress(on_progress=bar, on_dropped=dropped.append),
         )
     if dropped:
@@ -152,6 +167,7 @@ def run(config: EditConfig) -> int:
             folder.finish()
     tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
+    _show_overlap(delta)
     _warn(model, facts, after, delta)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
@@ -216,6 +232,22 @@ def _show_change(model: Model, delta: WeightDelta) -> None:
         for name, norm in norms.items()
     ]
     show(table("What changed", ("matrix", "rank", "length relative to the matrix"), rows))
+
+
+def _show_overlap(delta: WeightDelta) -> None:
+    """How many names the edit keeps clear of, and what arrives at the ones that come next."""
+    told = [row for row in delta.facts if "neighbours" in row]
+    if not told:
+        return
+    counts = sorted({row["neighbours"] for row in told})
+    many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    text = f"Kept clear of {many} names."
+    if next_ones := [row for row in told if "overlap" in row]:
+        now, rome = (mean(row[name] for row in next_ones) for name in ("overlap", "overlap_rome"))
+        text += (
+            f" Of the edit, {now:.0%} arrive at the names that come next (without it {rome:.0%})."
+        )
+    say(text)
 
 
 def _warn(

@@ -58,8 +58,8 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
 
     method: str = "none"
-    """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome, memit,
-    emmet, alphaedit, pmet, ft-m or ft-l."""
+    """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome,
+    clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
     """Layer to edit, or auto: the golden layer by LGA on starter facts about other subjects."""

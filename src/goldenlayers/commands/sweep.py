@@ -50,7 +50,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
     heading = "Method"
 
     method: str = "rome"
-    """rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+    """rome, r-rome, clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layers: str = "all"
     """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""

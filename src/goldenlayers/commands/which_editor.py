@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.commands.options import whole_number
@@ -41,6 +43,44 @@ def statistics_of(
 
     text, cache = config.statistics, config.cache_dir
     return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
+
+
+_NAMES_BYTES = 1_000_000  # of a file of names
+
+
+def with_names(config: Any) -> Any:
+    """The config with the names of ``--clear-of-file`` in ``--clear-of``, where a run records them.
+
+    Raises:
+        UserError: the file cannot be read, is large or is no text; names for an editor that uses
+            none.
+    """
+    from goldenlayers.editors.named import checked_names
+
+    names, file = list(config.clear_of), config.clear_of_file
+    if file is not None:
+        names += _read_names(file)
+    names = list(checked_names(editor_of(config), names))
+    return dataclasses.replace(config, clear_of=names, clear_of_file=None)
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(_NAMES_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--clear-of-file {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--clear-of-file {file} is no UTF-8 text") from None
+    if len(raw) > _NAMES_BYTES:
+        raise UserError(
+            f"--clear-of-file {file} is larger than {_NAMES_BYTES} bytes",
+            expected="names, one a line",
+        )
+    if names := [line.strip() for line in text.splitlines() if line.strip()]:
+        return names
+    raise UserError(f"--clear-of-file {file} is empty", expected="names, one a line")
 
 
 def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:

@@ -12,7 +12,15 @@ from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_laye
 from goldenlayers.editors.editing import Editing, Options, statistics_for
 from goldenlayers.editors.finetune import FtL, FtM
 from goldenlayers.editors.incontext import InContext, in_context_prefix
-from goldenlayers.editors.locate_then_edit import AlphaEdit, Emmet, Memit, Pmet, Rome, RRome
+from goldenlayers.editors.locate_then_edit import (
+    AlphaEdit,
+    ClearRome,
+    Emmet,
+    Memit,
+    Pmet,
+    Rome,
+    RRome,
+)
 from goldenlayers.editors.named import (
     EDITORS,
     PRESETS,
@@ -36,6 +44,7 @@ __all__ = [
     "EDITORS",
     "PRESETS",
     "AlphaEdit",
+    "ClearRome",
     "Editing",
     "Editor",
     "Emmet",
@@ -93,8 +102,8 @@ def edit(
             error of each fact that cannot be edited, which is then left out. Without it the first
             such fact ends the edit.
         more: ``statistics``, key statistics per layer (left out: collected from text sampled from
-            the model, and cached); ``seed`` of the sampled prefixes and statistics; and settings of
-            the editor, ``steps=30``.
+            the model, and cached); ``seed`` of the sampled prefixes and statistics; ``names`` that
+            the edit is to stay clear of; and settings of the editor, ``steps=30``.
 
     Raises:
         UserError: unknown editor, setting or mode, layer out of range, no facts, two facts with one

@@ -26,8 +26,18 @@ _COUNTS = {
     "prefix_tokens": (1, 1_000),
     "layers_before": (0, 1_000),
     "demonstrations": (0, 1_000),
+    "neighbours": (0, 10_000),
 }
-_ABOVE_ZERO = ("lr", "ft_lr", "clamp", "memit_lambda", "null_space", "l2", "epsilon")
+_ABOVE_ZERO = (
+    "lr",
+    "ft_lr",
+    "clamp",
+    "memit_lambda",
+    "null_space",
+    "l2",
+    "epsilon",
+    "clear_weight",
+)
 _NOT_NEGATIVE = ("kl_factor", "weight_decay", "stop_loss", "emmet_lambda")
 _LARGEST = 1e12  # of all other numbers
 
@@ -99,6 +109,20 @@ class ValueSearch(Settings):
     def of_values(self) -> tuple[float | int | bool, ...]:
         """What the value search reads: with these equal, so is its result."""
         return tuple(getattr(self, f.name) for f in dataclasses.fields(ValueSearch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clearing(Settings):
+    """Settings of editors that can stay clear of other names: see :mod:`.clearing`.
+
+    Not a part of :class:`ValueSearch`: the values found are the same with and without.
+    """
+
+    neighbours: int = 0
+    """Stay clear of so many names, those of the package's pool that are nearest to the subject."""
+
+    clear_weight: float = 10.0
+    """What each name to stay clear of weighs: alone, it gets 1 + this times less of the edit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Editor, ValueSearch, needed_layers
 from goldenlayers.editors.lookup_states import sample_prefixes
-from goldenlayers.editors.named import check_step, make_editor, one_at_a_time
+from goldenlayers.editors.named import check_step, checked_names, make_editor, one_at_a_time
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.memory import OutOfMemory
@@ -56,11 +56,13 @@ class Options:
         seed: of the sampled prefixes and statistics.
         statistics: key statistics per layer; collected when left out and needed.
         value_cache: shared between calls, see :class:`Editing`.
+        names: to stay clear of, see :class:`Editing`.
     """
 
     seed: int = 0
     statistics: Mapping[int, Covariance] | None = None
     value_cache: dict[tuple[Any, ...], Value] | None = None
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -81,6 +83,7 @@ class Options:
             seed=self.seed,
             statistics=self.statistics,
             value_cache=self.value_cache,
+            names=self.names,
         )
 
 
@@ -96,11 +99,16 @@ class Editing:
         seed: of the sampled prefixes and statistics.
         value_cache: what the value search found on the untouched weights. Editors that differ in
             the solve alone (ROME, R-ROME, MEMIT, EMMET, AlphaEdit) share it by sharing this.
+        names: that every edit stays clear of, whatever the probes say, beside the ``neighbours`` of
+            the package's pool; at most 10,000.
+        judged: facts with whose probes the edits will be judged beside those of the edited facts:
+            no name that stands in them is used, unless it is one of ``names``.
         on_done: called with the number of facts done.
         previous_keys: (F, m) per layer, the keys of earlier batches that AlphaEdit leaves alone.
 
     Raises:
-        UserError: no model of ours, or a layer that it does not have.
+        UserError: no model of ours, a layer that it does not have, or names for an editor that
+            uses none.
     """
 
     model: Model
@@ -110,6 +118,8 @@ class Editing:
     statistics: Mapping[int, Covariance] | None = None
     seed: int = 0
     value_cache: dict[tuple[Any, ...], Value] | None = None
+    names: Sequence[str] = ()
+    judged: Sequence[Fact] = ()
     on_done: Callable[[int], None] | None = None
     previous_keys: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)  # shared by all layers
@@ -118,6 +128,7 @@ class Editing:
         self.editor = make_editor(self.editor)
         self.layer = check_model(self.model).layers[self.layer].index
         self._values = {} if self.value_cache is None else self.value_cache
+        self.names = checked_names(self.editor, self.names)
 
     def at(self, layer: int) -> Editing:
         """The same at another layer; prefixes, statistics and a value cache are shared."""
@@ -217,6 +228,7 @@ class Editing:
         total: WeightDelta | None = None
         last: UserError | None = None
         done, self.on_done = self.on_done, None
+        judged, self.judged = self.judged, (*self.judged, *facts)
         try:
             for number, start in enumerate(range(0, len(facts), step)):
                 part = facts[start : start + step]
@@ -238,7 +250,7 @@ class Editing:
                 if done is not None:
                     done(start + len(part))
         finally:
-            self.on_done = done
+            self.on_done, self.judged = done, judged
         if total is None:
             assert last is not None  # facts is not empty
             raise last
@@ -349,8 +361,12 @@ class Editing:
         changes: Mapping[str, LowRank | Dense],
         facts: Sequence[Fact],
         values: Sequence[Value] = (),
+        told: Mapping[str, Any] | None = None,
     ) -> WeightDelta:
-        """The delta with its record: what was edited, how, and how the optimisation went."""
+        """The delta with its record: what was edited, how, and how the optimisation went.
+
+        ``told`` is what else to say of each fact.
+        """
         rows: list[dict[str, Any]] = [
             {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target}
             for f in facts
@@ -360,6 +376,7 @@ class Editing:
                 "steps": value.steps,
                 "nll_before": round(value.nll_before, 6),
                 "nll_after": round(value.nll_after, 6),
+                **(told or {}),
             }
         return WeightDelta(
             changes,

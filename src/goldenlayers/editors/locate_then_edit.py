@@ -3,7 +3,8 @@
 ROME and R-ROME: one fact, one rank-one change of one down projection. MEMIT, PMET, EMMET and
 AlphaEdit: many facts in one solve, spread over one layer or several. All of these find each fact's
 value at the last layer, then write, layer by layer, a share of what is still missing, on the keys
-of the model as edited so far. They differ in the solve.
+of the model as edited so far. They differ in the solve. Each can stay clear of neighbours
+(:mod:`goldenlayers.editors.clearing`); clear-rome does so unasked.
 
 Sources: ROME, Meng et al. 2022 (arXiv 2202.05262); R-ROME, Gupta et al. 2024 (arXiv 2403.07175);
 MEMIT, Meng et al. 2023 (arXiv 2210.07229), algorithm 1; PMET, Li et al. 2024 (arXiv 2308.08742);
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta, applied_per_example
-from goldenlayers.editors.base import Editor, ValueSearch
+from goldenlayers.editors.base import Clearing, Editor, ValueSearch
+from goldenlayers.editors.clearing import Near, by_template, stay_clear
 from goldenlayers.editors.lookup_states import Contribution, key_weights, lookup_states
 from goldenlayers.editors.updates import (
     alphaedit_update,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rome(ValueSearch, Editor):
+class Rome(Clearing, ValueSearch, Editor):
     """ROME: the averaged key gives the direction, the bare prompt's key gets the value."""
 
     name: ClassVar[str] = "rome"
@@ -61,22 +63,37 @@ class Rome(ValueSearch, Editor):
         means = torch.stack([v.keys.mean(0) for v in values], dim=1)  # (F, B)
         directions = covariance.solve(means)  # all facts in one solve
         down = work.model.layers[work.layer].down
-        deltas = []
-        for b, value in enumerate(values):
-            change = self._update(covariance, value, directions[:, b]).as_float32()
-            deltas.append(work.delta({down.parameter_name: change}, [value.fact], [value]))
-        return deltas
+        deltas: list[WeightDelta | None] = [None] * len(values)
+        for b in by_template([[b] for b in range(len(values))], facts):
+            value, u = values[b], directions[:, b]
+            near = stay_clear(work, work.layer, [value.fact], means[:, b : b + 1])
+            told: dict[str, float] = {}
+            if near is not None:
+                u, plain = near.metric.solve(means[:, b]), u
+                key = self._written_on(value)
+                told = {"neighbours": len(near.names)}
+                if near.others.shape[1]:
+                    told |= {"overlap_rome": near.overlap(plain, key)}
+                    told |= {"overlap": near.overlap(u, key)}
+            change = self._update(covariance, value, u).as_float32()
+            made = work.delta({down.parameter_name: change}, [value.fact], [value], told)
+            deltas[b] = made
+        return [delta for delta in deltas if delta is not None]
 
     def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
         """One fact only: several rank-one edits made side by side would disturb one another."""
         (delta,) = self.each(work, facts)
         return delta
 
-    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
+    def _written_on(self, value: Value) -> Tensor:
+        """The key (F,) that gets all of the value."""
+        return value.keys[0]
+
+    def _update(self, covariance: Covariance, value: Value, direction: Tensor) -> LowRank:
         return rome_update(
             covariance,
             value.keys.mean(0),
-            value.keys[0],
+            self._written_on(value),
             value.target,
             value.values[0],
             direction=direction,
@@ -89,13 +106,27 @@ class RRome(Rome):
 
     name: ClassVar[str] = "r-rome"
 
-    def _update(self, covariance: Covariance, value: Value, direction: torch.Tensor) -> LowRank:
+    def _written_on(self, value: Value) -> Tensor:
+        """The mean key."""
+        return value.keys.mean(0)
+
+    def _update(self, covariance: Covariance, value: Value, direction: Tensor) -> LowRank:
         keys, values = value.keys.mean(0), value.values.mean(0)
         return r_rome_update(covariance, keys, value.target, values, direction=direction)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastSquares(ValueSearch, Editor):
+class ClearRome(Rome):
+    """ROME's value in a direction clear of the keys that the prompt has with other names."""
+
+    name: ClassVar[str] = "clear-rome"
+
+    neighbours: int = 128
+    """Stay clear of so many names, those of the package's pool that are nearest to the subject."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(Clearing, ValueSearch, Editor):
     """What the four editors share; they differ in :meth:`solve`."""
 
     layers_before: int = 0
@@ -108,8 +139,11 @@ class LeastSquares(ValueSearch, Editor):
     remembers_keys: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
-        """The update of a layer for keys (F, B) whose values are to change by (D, B)."""
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor, near: Near | None) -> LowRank:
+        """The update of a layer for keys (F, B) whose values are to change by (D, B).
+
+        ``near`` are the names to stay clear of.
+        """
 
     def layers(self, layer: int) -> list[int]:
         """The layers that an edit at ``layer`` writes to, ascending."""
@@ -135,6 +169,7 @@ class LeastSquares(ValueSearch, Editor):
         values = work.values(facts, with_attention=self.with_attention)
         layers = self.layers(work.layer)
         changes: list[dict[str, LowRank]] = [{} for _ in groups]
+        told: list[dict[str, float]] = [{} for _ in groups]
         wanted = self._wanted(work, values)  # (B, D)
         top, adds = self._top(work)
         before: Tensor | None = None  # what stands there without the edit
@@ -155,18 +190,19 @@ class LeastSquares(ValueSearch, Editor):
                 contribution = Contribution.of(work.model, at)
                 residual = contribution.raw_change(states.values, share)
                 keys = states.keys
-            for members, change in zip(groups, changes, strict=True):
-                update = self.solve(work, at, keys[members].T, residual[members].T)
+            for g in by_template(groups, facts):
+                members, change, K = groups[g], changes[g], keys[groups[g]].T
+                near = stay_clear(work, at, [facts[i] for i in members], K)
+                update = self.solve(work, at, K, residual[members].T, near)
+                told[g] = {} if near is None else {"neighbours": len(near.names)}
                 for text in update.warnings:
                     warnings.warn(shown(f"{self.name} at layer {at}: {text}"), stacklevel=2)
                 change[down.parameter_name] = update.as_float32()
                 if remember:
-                    work.previous_keys[at] = append_keys(
-                        work.previous_keys.get(at), keys[members].T
-                    )
+                    work.previous_keys[at] = append_keys(work.previous_keys.get(at), K)
         return [
-            work.delta(change, [facts[i] for i in members], [values[i] for i in members])
-            for members, change in zip(groups, changes, strict=True)
+            work.delta(change, [facts[i] for i in members], [values[i] for i in members], of)
+            for members, change, of in zip(groups, changes, told, strict=True)
         ]
 
     def _wanted(self, work: Editing, values: Sequence[Value]) -> Tensor:
@@ -219,9 +255,9 @@ class Memit(LeastSquares):
     memit_lambda_absolute: bool = False
     """Take memit_lambda in tokens of the statistics' text, as published (15000)."""
 
-    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor, near: Near | None) -> LowRank:
         """Least squares, weighed against the keys of the text."""
-        covariance = work.covariance(layer)
+        covariance = work.covariance(layer) if near is None else near.metric
         # λ stands beside kᵀC⁻¹k, which is F for the mean key of the text: so F is its natural unit.
         unit = 1.0 if self.memit_lambda_absolute else float(covariance.size)
         return memit_update(covariance, K, R, self.memit_lambda * unit)
@@ -245,9 +281,10 @@ class Emmet(LeastSquares):
     emmet_lambda: float = 0.0
     """How far the equality may give way; 0 holds it exactly."""
 
-    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor, near: Near | None) -> LowRank:
         """Equality-constrained least squares."""
-        return emmet_update(work.covariance(layer), K, R, self.emmet_lambda)
+        covariance = work.covariance(layer) if near is None else near.metric
+        return emmet_update(covariance, K, R, self.emmet_lambda)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +315,8 @@ class AlphaEdit(LeastSquares):
                 fix="For an eigenvalue, as published, also set null_space_absolute",
             )
 
-    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor) -> LowRank:
-        """Least squares in the null space, beside the keys of earlier batches."""
+    def solve(self, work: Editing, layer: int, K: Tensor, R: Tensor, near: Near | None) -> LowRank:
+        """Least squares in the null space, beside the keys of earlier batches and of neighbours."""
         covariance = work.covariance(layer)
         if self.null_space_absolute:
             projector = null_space_projector(covariance, self.null_space, absolute=True)
@@ -290,7 +327,14 @@ class AlphaEdit(LeastSquares):
         # squared key of the text it means the same on every model.
         energy = float(covariance.matrix(with_ridge=False).trace())
         l2 = self.l2 if self.l2_absolute else self.l2 * energy
-        return alphaedit_update(projector, K, R, work.previous_keys.get(layer), l2)
+        previous = work.previous_keys.get(layer)
+        if near is not None:
+            # What is least here is l2·‖ΔW‖² on the directions P, so keys are counted in that norm:
+            # one alone weighs 1 + λ times what it weighed, as in the other editors.
+            lengths = projector.apply(near.keys).norm(dim=0).clamp_min(1e-30)
+            beside = near.keys * ((self.clear_weight * l2) ** 0.5 / lengths)
+            previous = append_keys(previous, beside)
+        return alphaedit_update(projector, K, R, previous, l2)
 
 
 def energy_threshold(eigenvalues: Tensor, share: float) -> float:

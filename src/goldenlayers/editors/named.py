@@ -9,15 +9,23 @@ the published range.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from goldenlayers.editors.base import Editor, Settings
+from goldenlayers.editors.base import Clearing, Editor, Settings
 from goldenlayers.editors.finetune import FtL, FtM
 from goldenlayers.editors.incontext import InContext
-from goldenlayers.editors.locate_then_edit import AlphaEdit, Emmet, Memit, Pmet, Rome, RRome
-from goldenlayers.errors import UserError, check_number, near_matches
+from goldenlayers.editors.locate_then_edit import (
+    AlphaEdit,
+    ClearRome,
+    Emmet,
+    Memit,
+    Pmet,
+    Rome,
+    RRome,
+)
+from goldenlayers.errors import UserError, check_number, near_matches, shortened
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
@@ -130,7 +138,7 @@ def _said(shape: tuple[int, int, int, int]) -> str:
 S = TypeVar("S", bound=Settings)
 
 EDITORS: Registry[type[Editor]] = Registry("editor", "goldenlayers.editors")
-for _kind in (Rome, RRome, Memit, Emmet, AlphaEdit, Pmet, FtM, FtL):
+for _kind in (Rome, RRome, ClearRome, Memit, Emmet, AlphaEdit, Pmet, FtM, FtL):
     EDITORS.register(_kind.name, _kind)
 
 
@@ -218,3 +226,31 @@ def check_step(editor: Editor, step: int) -> None:
     check_number("the step", step, 1, 1_000_000)
     if step > 1 and not editor.edits_together:
         raise one_at_a_time(editor, step)
+
+
+_NAMES, _NAME = 10_000, 200  # most names, and characters of one
+
+
+def checked_names(editor: Editor, names: Sequence[str]) -> tuple[str, ...]:
+    """Names that an editor is to stay clear of, each once.
+
+    Raises:
+        UserError: the editor uses none, one is no text or empty or long, or there are too many.
+    """
+    if isinstance(names, str):
+        raise UserError(f"the names are '{shortened(names)}'", expected="a list of names")
+    if names and not isinstance(editor, Clearing):
+        able = [name for name, kind in _kinds() if issubclass(kind, Clearing)]
+        raise UserError(
+            f"{editor.name} cannot stay clear of names",
+            fix=f"Use another editor: {', '.join(able)}",
+        )
+    if len(names) > _NAMES:
+        raise UserError(f"{len(names)} names to stay clear of", expected=f"at most {_NAMES}")
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or len(name) > _NAME or "\0" in name:
+            raise UserError(
+                f"a name to stay clear of is {shortened(repr(name))}",
+                expected=f"text of 1 to {_NAME} characters",
+            )
+    return tuple(dict.fromkeys(name.strip() for name in names))

@@ -23,6 +23,9 @@ from goldenlayers.tokens import Encoding, pad_ids
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
 
+UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What a family raises whose attention does not take a growing cache at all."""
+
 # How far a tail's result may lie from the whole pass's, relative to its size: rounding only.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
@@ -57,7 +60,7 @@ class Tails:
         batch = pad_ids([e.ids for e in encodings], model.device)
         rows = torch.arange(len(encodings))
         self._full_ids = batch.ids
-        cache = _empty_cache()
+        cache = growing_cache()
         block = {"block": model.layers[layer].module}
         with torch.no_grad(), capture(watch, inputs=True) as given, capture(watch) as gave:
             entering, undo = _entering(block["block"])
@@ -103,12 +106,10 @@ class Tails:
         try:
             with torch.no_grad():
                 again = self.run({})
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return False  # a family whose attention does not take such a cache at all
-        tolerance = _TOLERANCE.get(again.dtype, _TOLERANCE_HALF)
+        except UNABLE:
+            return False
         real = self.positions < self._lengths[:, None]
-        gap = (again - self.clean)[real].float().norm()
-        return bool(gap <= tolerance * self.clean[real].float().norm())
+        return agree(again[real], self.clean[real])
 
     def select(self, keep: Tensor) -> Tails:
         """The same for the rows ``keep`` (indices) only, in that order."""
@@ -144,10 +145,7 @@ class Tails:
 
         kwargs: dict[str, Any] = {}
         if self._past:
-            kwargs["past_key_values"] = _empty_cache(self._past)
-            kwargs["attention_mask"] = self.mask.long()
-            if "position_ids" in inspect.signature(self.model.hf.forward).parameters:
-                kwargs["position_ids"] = self.positions
+            kwargs = continuing(self.model, self._past, self.mask, self.positions)
         with ExitStack() as stack:
             stack.enter_context(resume_from(self.model, self.layer, self.entering))
             for module, change in changes.items():
@@ -155,12 +153,33 @@ class Tails:
             return final_hidden(self.model, self.ids, **kwargs)
 
 
+def continuing(
+    model: Model, past: Sequence[tuple[Tensor, Tensor]], mask: Tensor, positions: Tensor
+) -> dict[str, Any]:
+    """What a forward pass of tails (N, S) is given that stand behind ``past`` (P tokens).
+
+    ``mask`` (N, P + S) tells which tokens there are, ``positions`` (N, S) count from the text's
+    first token.
+    """
+    given: dict[str, Any] = {"past_key_values": growing_cache(past), "attention_mask": mask.long()}
+    if "position_ids" in inspect.signature(model.hf.forward).parameters:
+        given["position_ids"] = positions
+    return given
+
+
+def agree(again: Tensor, whole: Tensor) -> bool:
+    """Whether what was run from remembered keys is, but for rounding, that of a whole pass."""
+    tolerance = _TOLERANCE.get(whole.dtype, _TOLERANCE_HALF)
+    return bool((again - whole).float().norm() <= tolerance * whole.float().norm())
+
+
 def by_row(x: Tensor, ids: Tensor) -> Tensor:
     """Activations as (N, T, ·): OPT runs its MLP on all tokens in one row."""
     return x.reshape(*ids.shape, x.shape[-1])
 
 
-def _empty_cache(keys_values: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
+def growing_cache(keys_values: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
+    """A cache that holds the keys and values (B, heads, T, ·) of each layer from the first on."""
     # Without a config every layer's cache is a plain growing one, also in models with windows:
     # prompts are far shorter than any window, and the trial run would show if they were not.
     from transformers import DynamicCache

@@ -15,9 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
+from goldenlayers.covariance import Beside, Covariance
 from goldenlayers.delta.factors import LowRank
 from goldenlayers.errors import UserError
+
+Metric = Covariance | Beside
+"""What the least change is measured in: C, or C and the keys to stay clear of."""
 
 MEMIT_LAMBDA = 15_000.0
 """MEMIT's weight on what is kept. It multiplies C as a *mean* over tokens, so it counts tokens:
@@ -31,7 +34,7 @@ _DEPENDENT = 1e-10
 
 
 def rome_update(
-    cov: Covariance,
+    cov: Metric,
     k_star: Tensor,
     k_bare: Tensor,
     v_target: Tensor,
@@ -75,7 +78,7 @@ def rome_update(
 
 
 def r_rome_update(
-    cov: Covariance,
+    cov: Metric,
     k_star: Tensor,
     v_target: Tensor,
     v_now: Tensor,
@@ -89,7 +92,7 @@ def r_rome_update(
     return rome_update(cov, k_star, k_star, v_target, v_now, direction=direction)
 
 
-def memit_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBDA) -> LowRank:
+def memit_update(cov: Metric, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBDA) -> LowRank:
     """MEMIT's least-squares update (Meng et al. 2023, arXiv 2210.07229, equation 14).
 
     ΔW = R Kᵀ(λC + KKᵀ)⁻¹, the minimum of λ·tr(ΔW C ΔWᵀ) + ‖ΔW K − R‖². Computed in n
@@ -106,7 +109,7 @@ def memit_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = MEMIT_LAMBD
     return _regularised(cov, K, R, lam)
 
 
-def emmet_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = 0.0) -> LowRank:
+def emmet_update(cov: Metric, K: Tensor, R: Tensor, lam: float = 0.0) -> LowRank:
     """EMMET's equality-constrained update (Gupta et al. 2024, arXiv 2403.14236, equation 13).
 
     ΔW = R (KᵀC⁻¹K + λI)⁻¹KᵀC⁻¹. With λ = 0, of all ΔW with ΔW K = R the one with the smallest
@@ -127,7 +130,7 @@ def emmet_update(cov: Covariance, K: Tensor, R: Tensor, lam: float = 0.0) -> Low
     return _regularised(cov, K, R, lam)
 
 
-def _regularised(cov: Covariance, K: Tensor, R: Tensor, lam: float) -> LowRank:
+def _regularised(cov: Metric, K: Tensor, R: Tensor, lam: float) -> LowRank:
     """R (KᵀC⁻¹K + λI)⁻¹KᵀC⁻¹ as factors; a pseudo-inverse where the bracket is singular."""
     K, R = _pair(K, R, cov.size, cov.moment)
     right = cov.solve(K)  # (F, n)
@@ -326,7 +329,7 @@ def _pair(K: Tensor, R: Tensor, rows: int, like: Tensor) -> tuple[Tensor, Tensor
     return K, _as("residual", R, like)
 
 
-def _vectors(cov: Covariance, *keys: Tensor) -> tuple[Tensor, ...]:
+def _vectors(cov: Metric, *keys: Tensor) -> tuple[Tensor, ...]:
     for key in keys:
         if key.shape != (cov.size,):
             raise ValueError(f"a key must be ({cov.size},), got {tuple(key.shape)}")

@@ -39,6 +39,7 @@ def run_sequence(work: Work, editing: Editing, step: int = 1) -> None:
         UserError: every edit fails; or rows of an earlier call are there but not their edits.
     """
     model, folder = work.model, work.folder
+    editing.judged = work.facts
     editing.prepare()  # prefixes and statistics belong to the untouched model
     total = saved(work, editing)
     _read_keys(folder, editing, len(total.facts) if total is not None else 0)
@@ -160,6 +161,7 @@ def run_batch(work: Work, editing: Editing) -> None:
     Raises:
         UserError: see :meth:`Editing.together_safely`.
     """
+    editing.judged = work.facts
     delta = saved(work, editing)
     twins = {later.id: first.id for first, later in repeats(work.facts)[0]}
     once = [fact for fact in work.facts if fact.id not in twins]

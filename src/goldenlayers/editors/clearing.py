@@ -1,0 +1,318 @@
+"""Staying clear of neighbours: what an edit's own prompt would ask of other names is kept still.
+
+A rank-one edit along u adds (v* − v)·ρ(n) where the key is n, ρ(n) = (n·u) / (k·u). ROME's
+u = C⁻¹k* keeps ρ small over the keys of a text, but the prompt's own keys with *other* subjects
+are few among those, and near k*. Here they are added: A = C + λ Σ n̂n̂ᵀ and u = A⁻¹k*, so ρ falls
+at the names in the sum and, since keys of names lie alike, at those that are not.
+
+The names are the nearest, by |nᵀC⁻¹k*| / k*ᵀC⁻¹k* (ROME's ρ), of a pool that comes with the package
+(``names.json``: written for this project, its licence), and the user's own. No name of the pool is
+used that stands in a prompt of the edited facts or of their probes, or that holds the subject: an
+edit is judged on what it was not told.
+
+Source: this project's own method; the update is ROME's (Meng et al. 2022, arXiv 2202.05262) in
+another metric.
+
+Shapes: B facts, M names of the pool and the user's own, n names to stay clear of, F MLP width.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from goldenlayers.covariance import Beside
+from goldenlayers.delta.apply import deltas_in_force
+from goldenlayers.editors.base import Clearing
+from goldenlayers.editors.partial_forward import (
+    UNABLE,
+    agree,
+    by_row,
+    continuing,
+    growing_cache,
+)
+from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact
+from goldenlayers.hooks import input_of
+from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
+
+if TYPE_CHECKING:
+    from goldenlayers.editors.editing import Editing
+    from goldenlayers.models.model import Model
+
+ALIKE = 0.98
+"""Whitened cosine of two keys from which a name is the fact's own: an alias of its subject."""
+
+LEAST_LEFT = 0.01
+"""Smallest k*ᵀA⁻¹k* / k*ᵀC⁻¹k* accepted: what is left of the fact's key clear of the names."""
+
+_BATCH = 64  # rows per forward pass
+_KEPT = 4  # prompts whose names' keys are remembered
+
+
+@cache
+def pool() -> tuple[str, ...]:
+    """The names that come with the package, of many kinds."""
+    file = importlib.resources.files("goldenlayers.editors") / "names.json"
+    kinds: dict[str, list[str]] = json.loads(file.read_text("utf-8"))["names"]
+    return tuple(name for names in kinds.values() for name in names)
+
+
+def words(text: str) -> str:
+    """The words of a text, without case and accents, with one space around each."""
+    letters = unicodedata.normalize("NFKD", text).casefold()
+    plain = "".join(c for c in letters if not unicodedata.combining(c))
+    return " ".join(["", *re.findall(r"[^\W_]+", plain), ""])
+
+
+@lru_cache(maxsize=8)
+def usable(facts: tuple[Fact, ...]) -> frozenset[str]:
+    """The names of the pool that say nothing of some facts: see the head of this module."""
+    subjects = {plain for fact in facts if (plain := words(fact.subject)).strip()}
+    texts = {
+        words(text)
+        for fact in facts
+        for text in (
+            fact.prompt,
+            *fact.rephrasings,
+            *fact.generation_prompts,
+            *(probe.prompt for probe in (*fact.locality, *fact.portability)),
+        )
+    }
+    said = "\n".join(texts)
+    return frozenset(
+        name
+        for name in pool()
+        if (plain := words(name)) not in said and not any(s in plain for s in subjects)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """The names that an edit stays clear of, nearest first, their keys (F, n), and the metric A.
+
+    ``others`` (F, m): keys of the names of the pool that come next, as many again.
+    """
+
+    names: tuple[str, ...]
+    keys: Tensor
+    metric: Beside
+    others: Tensor
+
+    def overlap(self, direction: Tensor, key: Tensor) -> float:
+        """Mean |ρ| at ``others`` of an edit along ``direction`` (F,) that writes on ``key``."""
+        arrives = (self.others.T @ direction).abs().mean()
+        return round(float(arrives / (key.to(direction) @ direction).abs()), 6)
+
+
+def template(fact: Fact) -> tuple[str, str]:
+    """The prompt before and behind the subject's last mention; NUL for earlier mentions."""
+    start, end = fact.subject_span
+    before = re.sub(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", "\0", fact.prompt[:start])
+    return before, fact.prompt[end:]
+
+
+def stay_clear(work: Editing, layer: int, facts: Sequence[Fact], K: Tensor) -> Near | None:
+    """The names that one edit of ``facts``, with keys K (F, B), is to stay clear of at a layer.
+
+    None where the editor's settings and the user name none.
+
+    Raises:
+        UserError: no name can be used, a name of the user's has the fact's own key, or the names
+            leave too little of a fact's key.
+    """
+    editor = work.editor
+    assert isinstance(editor, Clearing)  # who asks has its settings
+    if not editor.neighbours and not work.names:
+        return None
+    covariance = work.covariance(layer)
+    K = K.to(covariance.moment.device).to(covariance.moment.dtype)
+    solved = covariance.solve(K)  # (F, B)
+    energies = (K * solved).sum(0)
+    if not bool((energies > 0).all()):
+        return None  # a dead key: the solve will say so
+    allowed = usable(tuple(facts)) & usable(tuple(work.judged))
+    subjects = {words(fact.subject) for fact in facts}
+    own = {name for name in work.names if words(name) not in subjects}
+    used: dict[tuple[int, ...], tuple[float, str, Tensor]] = {}
+    unused: dict[tuple[int, ...], Tensor] = {}
+    for fact, query in zip(facts, (solved / energies).T, strict=True):
+        names = _names_of(work, layer, fact)
+        shares = (names.keys.to(query) @ query).abs()  # (M,)
+        left = editor.neighbours
+        for m in shares.argsort(descending=True, stable=True).tolist():
+            name, ids = names.names[m], names.ids[m]
+            take = name in allowed and name not in own and left > 0
+            left -= take
+            # Copies: a row of a view would keep the keys of all names in memory.
+            if take or name in own:
+                used.setdefault(ids, (float(shares[m]), name, names.keys[m].clone()))
+            elif name in allowed and len(unused) < editor.neighbours:
+                unused[ids] = names.keys[m].clone()
+    near = _metric(work, layer, list(used.values()), solved / energies.sqrt())
+    if near is None:
+        if editor.neighbours or own:
+            raise _none_usable(facts, len(pool()), len(allowed))
+        return None
+    kept, keys, metric = near
+    left = (K * metric.solve(K)).sum(0) / energies
+    if float(left.min()) < LEAST_LEFT:
+        raise UserError(
+            f"staying clear of {len(kept)} names leaves {float(left.min()):.2g} of the key of fact "
+            f"'{facts[int(left.argmin())].id}'; the nearest is '{kept[0]}'",
+            expected=f"at least {LEAST_LEFT:g}",
+            fix="Use fewer names (--set neighbours 32), a smaller weight (--set clear_weight 1), "
+            "or another layer",
+        )
+    rest = [key for ids, key in unused.items() if ids not in used]
+    others = torch.stack(rest, dim=1) if rest else keys[:, :0]
+    return Near(kept, keys, metric, others.to(keys))
+
+
+def _metric(
+    work: Editing,
+    layer: int,
+    used: list[tuple[float, str, Tensor]],
+    whitened: Tensor,
+) -> tuple[tuple[str, ...], Tensor, Beside] | None:
+    """Names, keys and metric of those of ``used`` whose keys are neither zero nor a fact's own.
+
+    ``used`` are ρ, name and key; ``whitened`` (F, B) is C⁻¹k / √(kᵀC⁻¹k) of the facts' keys k.
+    """
+    editor, covariance = work.editor, work.covariance(layer)
+    assert isinstance(editor, Clearing)
+    ranked = sorted((one for one in used if bool(one[2].any())), key=lambda one: -one[0])
+    if not ranked:
+        return None
+    keys = torch.stack([key for _, _, key in ranked], dim=1).to(whitened)
+    metric = covariance.beside(keys, editor.clear_weight)
+    alike = (metric.rows.T @ whitened).abs().amax(1) > ALIKE  # (n,)
+    for m in alike.nonzero().flatten().tolist():
+        if ranked[m][1] in work.names:
+            raise UserError(
+                f"the name '{ranked[m][1]}' to stay clear of has the key of the edited fact itself "
+                f"at layer {layer}",
+                expected="other things than the fact's subject",
+                fix="Leave it out",
+            )
+    if bool(alike.any()):
+        kept = (~alike).nonzero().flatten().tolist()
+        if not kept:
+            return None
+        ranked, keys = [ranked[m] for m in kept], keys[:, kept]
+        metric = covariance.beside(keys, editor.clear_weight)
+    return tuple(name for _, name, _ in ranked), keys, metric
+
+
+def _none_usable(facts: Sequence[Fact], n_pool: int, n_allowed: int) -> UserError:
+    return UserError(
+        f"there is no name to stay clear of for the prompt '{facts[0].prompt}': of {n_pool} in the "
+        f"pool, {n_pool - n_allowed} stand in the fact's prompts or its probes', and the others "
+        "have no key of their own there",
+        fix="Give names (--clear-of), or --set neighbours 0",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Names:
+    """Names, each one's tokens up to its last in a prompt, and the keys (M, F) there."""
+
+    names: list[str]
+    ids: list[tuple[int, ...]]
+    keys: Tensor
+
+
+def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
+    """The keys of the pool's names and the user's in the fact's prompt, on the model as it is."""
+    editor = work.editor
+    assert isinstance(editor, Clearing)
+    before, behind = template(fact)
+    place = (layer, before, behind, work.names, editor.neighbours > 0)
+    kept: dict[tuple[object, ...], _Names] = work._kept.setdefault("names", {})
+    clean = not deltas_in_force(work.model)
+    if clean and place in kept:
+        return kept[place]
+    named = dict.fromkeys((*work.names, *(pool() if editor.neighbours else ())))
+    names, rows = [], []
+    for name in named:
+        head = before.replace("\0", name)
+        try:
+            text = work.model.encoder.verbatim(head + name + behind)
+        except TooLongError:
+            continue
+        last = last_token_in(text.spans, (len(head), len(head) + len(name)))
+        if last is not None:
+            names.append(name)
+            # Causal attention: what follows the name does not change its key.
+            rows.append(text.ids[: last + 1])
+    found = _Names(names, rows, _last_keys(work.model, layer, rows))
+    if clean:
+        while len(kept) >= _KEPT:
+            del kept[next(iter(kept))]
+        kept[place] = found
+    return found
+
+
+@torch.no_grad()
+def _last_keys(model: Model, layer: int, rows: Sequence[tuple[int, ...]]) -> Tensor:
+    """The down projection's input at the last token of each row, (M, F).
+
+    What all rows begin with is run once, where the family's attention can go on from there.
+    """
+    down = model.layers[layer].down
+    dtype = torch.promote_types(down.weight.dtype, torch.float32)
+    keys = torch.zeros(len(rows), down.in_features, dtype=dtype)
+    head = _common(rows)
+
+    def read(part: Sequence[tuple[int, ...]], past: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        begin = len(head) if past else 0
+        batch = pad_ids([row[begin:] for row in part], model.device)
+        n, width = batch.ids.shape
+        given = {}
+        if past:
+            repeated = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in past]
+            mask = torch.ones(n, begin + width, device=model.device)
+            positions = torch.arange(begin, begin + width, device=model.device).expand(n, -1)
+            given = continuing(model, repeated, mask, positions)
+        found = by_row(input_of(model, down.module, batch.ids, **given), batch.ids)
+        return found[torch.arange(n), batch.lengths.cpu() - 1]
+
+    past: list[tuple[Tensor, Tensor]] = []
+    for number, members in enumerate(length_batches([len(row) for row in rows], _BATCH)):
+        part = [rows[m] for m in members]
+        found = read(part, past)
+        if not number and len(head) > 1:
+            cache, ids = growing_cache(), torch.tensor([head], device=model.device)
+            with suppress(*UNABLE):
+                input_of(model, down.module, ids, past_key_values=cache)
+                trial = [(k, v) for k, v, *_ in cache]
+                past = trial if agree(read(part, trial), found) else []
+        keys[members] = found.to("cpu", dtype)
+    return keys
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all rows begin with, less the last token of each."""
+    if not rows:
+        return ()
+    low, high = min(rows), max(rows)
+    n = min(len(row) for row in rows) - 1
+    return low[: next((i for i in range(n) if low[i] != high[i]), n)]
+
+
+def by_template(groups: Sequence[Sequence[int]], facts: Sequence[Fact]) -> list[int]:
+    """The places of ``groups`` of facts in an order in which those with one prompt stand together.
+
+    So the names' keys are read once for each prompt.
+    """
+    return sorted(range(len(groups)), key=lambda g: template(facts[groups[g][0]]))
