@@ -22,11 +22,11 @@ import importlib.resources
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ from goldenlayers.editors.partial_forward import (
 )
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import input_of
+from goldenlayers.hooks import input_of, override_input, resume_from
 from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ LEAST_LEFT = 0.01
 """Smallest k*ᵀA⁻¹k* / k*ᵀC⁻¹k* accepted: what is left of the fact's key clear of the names."""
 
 _BATCH = 64  # rows per forward pass
-_KEPT = 4  # prompts whose names' keys are remembered
+_KEPT = 4  # prompts and layers whose names' keys are remembered
+_STATES = 1 << 30  # bytes of what readers go on from
 
 
 @cache
@@ -232,19 +233,34 @@ class _Names:
     keys: Tensor
 
 
+_Prompt = tuple[str, str, tuple[str, ...], bool]
+"""A prompt before and behind the name, the user's names, and whether the pool's are read."""
+
+
 def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
     """The keys of the pool's names and the user's in the fact's prompt, on the model as it is."""
     editor = work.editor
     assert isinstance(editor, Clearing)
-    before, behind = template(fact)
-    place = (layer, before, behind, work.names, editor.neighbours > 0)
-    kept: dict[tuple[object, ...], _Names] = work._kept.setdefault("names", {})
-    clean = not deltas_in_force(work.model)
-    if clean and place in kept:
-        return kept[place]
-    named = dict.fromkeys((*work.names, *(pool() if editor.neighbours else ())))
+    prompt: _Prompt = (*template(fact), tuple(work.names), editor.neighbours > 0)
+    keys: dict[tuple[int, _Prompt], _Names] = work._kept.setdefault("names", {})
+    readers: dict[_Prompt, _Reader] = work._kept.setdefault("readers", {})
+    if deltas_in_force(work.model):
+        return _reader(work, prompt).read(layer)
+    if (layer, prompt) not in keys:
+        if prompt not in readers:
+            readers[prompt] = _reader(work, prompt)
+        keys[layer, prompt] = readers[prompt].read(layer)
+        if len(keys) > _KEPT:
+            del keys[next(iter(keys))]
+        if _bytes(readers) > _STATES:
+            del readers[next(iter(readers))]
+    return keys[layer, prompt]
+
+
+def _reader(work: Editing, prompt: _Prompt) -> _Reader:
+    before, behind, own, pooled = prompt
     names, rows = [], []
-    for name in named:
+    for name in dict.fromkeys((*own, *(pool() if pooled else ()))):
         head = before.replace("\0", name)
         try:
             text = work.model.encoder.verbatim(head + name + behind)
@@ -255,28 +271,64 @@ def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
             names.append(name)
             # Causal attention: what follows the name does not change its key.
             rows.append(text.ids[: last + 1])
-    found = _Names(names, rows, _last_keys(work.model, layer, rows))
-    if clean:
-        while len(kept) >= _KEPT:
-            del kept[next(iter(kept))]
-        kept[place] = found
-    return found
+    return _Reader(work.model, names, rows)
 
 
-@torch.no_grad()
-def _last_keys(model: Model, layer: int, rows: Sequence[tuple[int, ...]]) -> Tensor:
-    """The down projection's input at the last token of each row, (M, F).
+def _bytes(readers: Mapping[Any, _Reader]) -> int:
+    return sum(state.nbytes for one in readers.values() for state in one.states)
 
-    What all rows begin with is run once, where the family's attention can go on from there.
+
+class _Reader:
+    """Reads the names' keys of one prompt, at one layer after the other.
+
+    Each pass goes on from the block that the last one came to, and what all rows begin with is run
+    once, where the family's attention allows it: either is tried on the first batch.
     """
-    down = model.layers[layer].down
-    dtype = torch.promote_types(down.weight.dtype, torch.float32)
-    keys = torch.zeros(len(rows), down.in_features, dtype=dtype)
-    head = _common(rows)
 
-    def read(part: Sequence[tuple[int, ...]], past: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        begin = len(head) if past else 0
-        batch = pad_ids([row[begin:] for row in part], model.device)
+    def __init__(self, model: Model, names: list[str], rows: list[tuple[int, ...]]) -> None:
+        self.model, self.names, self.rows = model, names, rows
+        self.batches = list(length_batches([len(row) for row in rows], _BATCH))
+        self.states: list[Tensor] = []  # inputs (N, S, D) of block ``at``, batch by batch
+        self.at = 0
+        self._head = _common(rows)
+        self._continues: bool | None = None if len(self._head) > 1 else False
+        self._resumes: bool | None = None
+
+    @torch.no_grad()
+    def read(self, layer: int) -> _Names:
+        """The down projection's input at the last token of each row, on the model as it is."""
+        down = self.model.layers[layer].down
+        dtype = torch.promote_types(down.weight.dtype, torch.float32)
+        keys = torch.zeros(len(self.rows), down.in_features, dtype=dtype)
+        past = self._past(layer)
+        if layer < self.at:
+            self.states = []
+        elif self.states and self._resumes is None:
+            again, whole = (self._batch(0, layer, past, s)[0] for s in (self.states[0], None))
+            self._resumes = agree(again, whole)
+        if self._resumes is False:
+            self.states = []
+        entered = []
+        for number, members in enumerate(self.batches):
+            state = self.states[number] if self.states else None
+            found, entering = self._batch(number, layer, past, state)
+            keys[members] = found.to("cpu", dtype)
+            entered.append(entering)
+        self.states, self.at = ([] if self._resumes is False else entered), layer
+        return _Names(self.names, self.rows, keys)
+
+    def _batch(
+        self,
+        number: int,
+        layer: int,
+        past: Sequence[tuple[Tensor, Tensor]],
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A batch's keys (N, F), and the input (N, S, D) of their block; from ``state`` on, the
+        input of block ``at``, if it is given, and behind ``past``, what all rows begin with.
+        """
+        model, begin = self.model, len(self._head) if past else 0
+        batch = pad_ids([self.rows[m][begin:] for m in self.batches[number]], model.device)
         n, width = batch.ids.shape
         given = {}
         if past:
@@ -284,21 +336,38 @@ def _last_keys(model: Model, layer: int, rows: Sequence[tuple[int, ...]]) -> Ten
             mask = torch.ones(n, begin + width, device=model.device)
             positions = torch.arange(begin, begin + width, device=model.device).expand(n, -1)
             given = continuing(model, repeated, mask, positions)
-        found = by_row(input_of(model, down.module, batch.ids, **given), batch.ids)
-        return found[torch.arange(n), batch.lengths.cpu() - 1]
+        entering: list[Tensor] = []
 
-    past: list[tuple[Tensor, Tensor]] = []
-    for number, members in enumerate(length_batches([len(row) for row in rows], _BATCH)):
-        part = [rows[m] for m in members]
-        found = read(part, past)
-        if not number and len(head) > 1:
-            cache, ids = growing_cache(), torch.tensor([head], device=model.device)
-            with suppress(*UNABLE):
-                input_of(model, down.module, ids, past_key_values=cache)
-                trial = [(k, v) for k, v, *_ in cache]
-                past = trial if agree(read(part, trial), found) else []
-        keys[members] = found.to("cpu", dtype)
-    return keys
+        def enter(hidden: Tensor) -> Tensor:
+            entering.append(hidden.clone())
+            return hidden
+
+        block = model.layers[layer]
+        with ExitStack() as stack:
+            if state is not None:
+                stack.enter_context(resume_from(model, self.at, state))
+            stack.enter_context(override_input(block.module, enter))
+            found = by_row(input_of(model, block.down.module, batch.ids, **given), batch.ids)
+        return found[torch.arange(n), batch.lengths.cpu() - 1], entering[0]
+
+    def _past(self, layer: int) -> Sequence[tuple[Tensor, Tensor]]:
+        """Attention's keys and values of what all rows begin with, of the blocks up to ``layer``;
+        nothing where the family cannot go on from them.
+        """
+        if self._continues is False:
+            return ()
+        past: list[tuple[Tensor, Tensor]] = []
+        cache, ids = growing_cache(), torch.tensor([self._head], device=self.model.device)
+        down = self.model.layers[layer].down.module
+        try:
+            input_of(self.model, down, ids, past_key_values=cache)
+            past = [(k, v) for k, v, *_ in cache]
+            if self._continues is None:
+                behind, whole = (self._batch(0, layer, some)[0] for some in (past, ()))
+                self._continues = agree(behind, whole)
+        except UNABLE:
+            self._continues = False
+        return past if self._continues else ()
 
 
 def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
