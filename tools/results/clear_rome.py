@@ -24,6 +24,7 @@ EDITORS = ("rome", "clear-rome", "r-rome", "memit", "emmet", "alphaedit", "in-co
 WEIGHTS = EDITORS[:-1]
 DEPTHS = ("1/6", "1/3", "1/2")
 METRICS = ("rewrite", "rephrase", "locality", "portability", "overall")
+KEPT = CELLS / "clear"
 LOCALITIES = ("locality_subject", "locality_neighbour", "locality_contradicting")
 RESAMPLES = 2000
 BENT = "locality with all probes"
@@ -230,7 +231,7 @@ def opened(cells: Sequence[Cell]) -> list[str]:
 def clear_page(cells: Sequence[Cell]) -> str:
     counts = sorted({len(cell.truths["rome"].facts) for cell in cells})
     facts = " or ".join(map(str, counts))
-    head = (RESULTS / "clear-rome-head.md").read_text(encoding="utf-8").rstrip()
+    head = (KEPT / "reading.md").read_text(encoding="utf-8").rstrip()
     parts = [
         head.replace("{CELLS}", str(len(cells))).replace("{FACTS}", facts),
         *opened(cells),
@@ -247,7 +248,7 @@ def clear_page(cells: Sequence[Cell]) -> str:
 
 
 def probes_page(cells: Sequence[Cell]) -> str:
-    head = (RESULTS / "probes-head.md").read_text(encoding="utf-8").rstrip()
+    head = (KEPT / "probes.md").read_text(encoding="utf-8").rstrip()
     parts = [head]
     rows = []
     for cell in cells:
@@ -289,7 +290,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the pages on clear-rome and on probes.")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    cells = [Cell(kept) for kept in load(CELLS / "clear")]
+    cells = [Cell(kept) for kept in load(KEPT)]
     stale = []
     for name, page in (("clear-rome", clear_page), ("probes", probes_page)):
         path, text = RESULTS / f"{name}.md", page(cells)
