@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
 from goldenlayers.joints import JOINTS, Joint
-from goldenlayers.subjects import filled, find_subject, mentions, near_subject, plain_answer
+from goldenlayers.subjects import filled, find_subject, mentions, near_subject, plain_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +207,9 @@ def contradicts(fact: Fact, probe: Probe) -> bool:
     if probe.kind.casefold() == "forgetfulness":
         return True
     told = [] if fact.target_old is None or fact.target_old_is_generated else [fact.target_old]
-    changed = {plain_answer(answer) for answer in (fact.target, *told, *fact.old_aliases)}
+    changed = {plain_words(answer) for answer in (fact.target, *told, *fact.old_aliases)}
     right = [answer for answer in (probe.answer, *probe.aliases) if answer is not None]
-    return any(plain_answer(a) in changed for a in right) and mentions(fact.subject, probe.prompt)
+    return any(plain_words(a) in changed for a in right) and mentions(fact.subject, probe.prompt)
 
 
 def _subject_missing(subject: str, prompt: str) -> DataError:

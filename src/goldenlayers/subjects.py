@@ -45,9 +45,12 @@ def mentions(subject: str, text: str) -> bool:
     return False
 
 
-def plain_answer(answer: str) -> str:
-    """An answer without letter case, accents and marks: what two writings of it share."""
-    return " ".join(re.sub(r"[\W_]+", " ", _simple(answer)).split()) or answer
+def plain_words(text: str) -> str:
+    """The words of a text, without letter case, accents and marks: what two writings of it share.
+
+    The text itself where it has none.
+    """
+    return " ".join(re.sub(r"[\W_]+", " ", _simple(text)).split()) or text
 
 
 def _simple(text: str) -> str:

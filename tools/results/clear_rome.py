@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from clear_curve import section
 from kept import load, unpack
 from render import CELLS, RESULTS, table
 
@@ -228,7 +229,7 @@ def opened(cells: Sequence[Cell]) -> list[str]:
     return ["Still open: " + ", ".join(left) + "."] if left else []
 
 
-def clear_page(cells: Sequence[Cell]) -> str:
+def clear_page(cells: Sequence[Cell], *, write: bool) -> str:
     counts = sorted({len(cell.truths["rome"].facts) for cell in cells})
     facts = " or ".join(map(str, counts))
     head = (KEPT / "reading.md").read_text(encoding="utf-8").rstrip()
@@ -241,13 +242,14 @@ def clear_page(cells: Sequence[Cell]) -> str:
         *summary_tables(cells),
         "## clear-rome against each, fact by fact",
         *against(cells),
+        *section(RESULTS / "clear-curve", write=write),
         "## Cell by cell",
         *by_cell(cells),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def probes_page(cells: Sequence[Cell]) -> str:
+def probes_page(cells: Sequence[Cell], *, write: bool) -> str:
     head = (KEPT / "probes.md").read_text(encoding="utf-8").rstrip()
     parts = [head]
     rows = []
@@ -293,7 +295,7 @@ def main() -> int:
     cells = [Cell(kept) for kept in load(KEPT)]
     stale = []
     for name, page in (("clear-rome", clear_page), ("probes", probes_page)):
-        path, text = RESULTS / f"{name}.md", page(cells)
+        path, text = RESULTS / f"{name}.md", page(cells, write=not args.check)
         if not args.check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:

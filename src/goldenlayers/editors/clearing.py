@@ -21,7 +21,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from goldenlayers.editors.partial_forward import (
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import input_of, override_input, resume_from
+from goldenlayers.subjects import plain_words
 from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def pool() -> tuple[str, ...]:
 
 def words(text: str) -> str:
     """The words of a text, without case and accents, with one space around each."""
-    letters = unicodedata.normalize("NFKD", text).casefold()
-    plain = "".join(c for c in letters if not unicodedata.combining(c))
-    return " ".join(["", *re.findall(r"[^\W_]+", plain), ""])
+    return f" {plain_words(text)} "
 
 
 @lru_cache(maxsize=8)
