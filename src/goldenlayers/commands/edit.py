@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    settle,
+    statistics_of,
+    with_names,
+)
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
@@ -23,13 +30,6 @@ from goldenlayers.commands.options import (
     OutputOptions,
     Role,
     Statistics,
-)
-from goldenlayers.commands.which_editor import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    statistics_of,
-    with_names,
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
@@ -224,7 +224,7 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
 
 
 def _show_change(model: Model, delta: WeightDelta) -> None:
-    from goldenlayers.report.terminal import show, table
+    from goldenlayers.report import show, table
 
     norms = delta.norms(model)
     rows = [

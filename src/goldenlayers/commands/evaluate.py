@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    settle,
+    statistics_of,
+)
 from goldenlayers.commands.options import (
     RARE,
     DataOptions,
@@ -21,12 +27,6 @@ from goldenlayers.commands.options import (
     OutputOptions,
     Role,
     Statistics,
-)
-from goldenlayers.commands.which_editor import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    statistics_of,
 )
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.commands.deciding import apart_digest, apart_from, unfinished
 from goldenlayers.commands.options import (
     ApartOptions,
     DataOptions,
@@ -63,8 +64,6 @@ def load_facts(options: DataOptions) -> FactSet:
         facts = facts.with_all_probes()
     tell_data(facts)
     if runs:
-        from goldenlayers.commands.held_apart import apart_from
-
         facts = apart_from(facts, runs)
         if options.limit is not None:
             facts = facts.sample(options.limit, options.seed)
@@ -264,7 +263,7 @@ def _recorded(
     settings = settings_of(config)
     # Files may be named in several ways; the weights and the facts themselves are compared.
     names, free = [*never_recorded(type(config)), *ignore], ["model.name"]
-    if alike and (part := _unfinished(config)) is not None:
+    if alike and (part := unfinished(config)) is not None:
         old = recorded_settings(type(config), part.config)
         names += [name for name in old if old[name] == settings.get(name)]
         # A version that hashed no files cannot say that they have changed.
@@ -298,9 +297,7 @@ def inputs_of(config: Any) -> dict[str, str]:
             with reading(path):
                 found[name] = sha256_file(path)
     if isinstance(config, ApartOptions) and config.apart_from:
-        from goldenlayers.commands.held_apart import digest
-
-        found["apart_from"] = digest(config.apart_from)
+        found["apart_from"] = apart_digest(config.apart_from)
     return found
 
 
@@ -309,22 +306,6 @@ def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, A
     them, and the default of what the version that made the run did not know.
     """
     return with_absolute_paths(kind, default_settings(kind) | (record.get("settings") or {}))
-
-
-def _unfinished(config: Any) -> RunFolder | None:
-    """The unfinished run at ``config.out``, if there is one."""
-    from goldenlayers.store import RunFolder
-
-    try:
-        return RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
-    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
-        return None
-
-
-def unfinished_settings(config: Any) -> Mapping[str, Any]:
-    part = None if config.out is None else _unfinished(config)
-    settings = None if part is None else part.config.get("settings")
-    return settings if isinstance(settings, Mapping) else {}
 
 
 def refuse_taken(path: Path) -> None:

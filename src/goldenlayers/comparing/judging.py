@@ -24,8 +24,7 @@ from goldenlayers.comparing.rules import (
     rules_of,
     size_curve,
 )
-from goldenlayers.comparing.runs import LocateRun
-from goldenlayers.comparing.sweeps import SweepRun
+from goldenlayers.comparing.runs import LocateRun, SweepRun
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 from goldenlayers.locating.methods import Fixed

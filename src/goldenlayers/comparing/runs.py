@@ -1,31 +1,31 @@
-"""Finished locate runs as they are compared: the ranking, the rows it came from, and their origin.
+"""Finished runs as they are compared, and their origin: a locate run with its ranking and the rows
+that it came from, a sweep with its truth.
 
-Shapes: N proxy facts, L layers.
+A sweep is what choices are judged by, and its own golden layer is a choice for other facts, other
+data and other editors. Shapes: N proxy facts, L layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.rows import refuse_wrong
+from goldenlayers.evaluation.rows import each_once, problem, refuse_wrong
+from goldenlayers.evaluation.scoring import ScoreRow
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.models.model import comparable
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
-
-if TYPE_CHECKING:
-    from goldenlayers.comparing.sweeps import SweepRun
+from goldenlayers.truth import Truth
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class LocateRun:
                 raise UserError(f"{folder.file(VERIFIED)} names no layer", fix="Locate again")
             entry(verified, "seconds", float, folder.file(VERIFIED), None)
         rows = folder.read_rows(ROWS)
-        refuse_wrong(rows, lambda row: _problem(row, depth), folder.file(ROWS))
+        refuse_wrong(rows, lambda row: _ranking_problem(row, depth), folder.file(ROWS))
         if rows and len(rows) != ranking.n_facts + ranking.n_unscored:
             raise UserError(
                 f"{folder.file(ROWS)} has {len(rows)} rows, and the ranking is of "
@@ -165,75 +165,7 @@ class LocateRun:
         return [one.layer for one in sorted(kept, key=lambda one: (-one.score, one.layer))]
 
 
-def overlap_warnings(
-    runs: Sequence[LocateRun], sweep: SweepRun, *, allow_overlap: bool = False
-) -> list[str]:
-    """Whether the choices may be judged by a sweep's truth: same weights, other facts.
-
-    Args:
-        runs: the choices.
-        sweep: what they are judged by.
-        allow_overlap: warn, in place of refusing, where proxy facts are test facts.
-
-    Returns:
-        What the reader has to know.
-
-    Raises:
-        UserError: other weights or another number of layers; proxy facts that are test facts.
-    """
-    found: list[str] = []
-    truth, data_sha256 = sweep.truth, sweep.data_sha256
-    for one in runs:
-        found += other_weights(
-            f"run '{one.run}'", one.fingerprint, "the sweep", sweep.fingerprint,
-            fix="Locate with the sweep's model",
-        )  # fmt: skip
-        if truth.layers[-1] >= len(one.ranking.layers):
-            raise UserError(
-                f"run '{one.run}' ranks {len(one.ranking.layers)} layers, but the sweep has layer "
-                f"{truth.layers[-1]}",
-                expected="runs on the same model",
-            )
-        both = _shared(one.facts, truth.facts)
-        if not both:
-            continue
-        same = bool(data_sha256) and data_sha256 == one.data_sha256
-        facts = f"{len(both)} of its {len(one.rows)} proxy facts"
-        if same and not allow_overlap:
-            raise UserError(
-                f"run '{one.run}' chose with facts that it is to be judged on: {facts} are facts "
-                f"of the sweep (such as {both[0]})",
-                expected="proxy facts that are not test facts",
-                fix="Locate with other facts, or add --allow-overlap",
-            )
-        found.append(
-            f"run '{one.run}': {facts} are facts of the sweep, so its figures are too good"
-            if same
-            else f"run '{one.run}': {facts} bear ids of the sweep's facts, in other data; if they "
-            "are the same facts its figures are too good"
-        )
-    return found
-
-
-def other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) -> list[str]:
-    """What the reader has to know of the weights of two runs, by their fingerprints ("": unknown).
-
-    Raises:
-        UserError: they are not the same.
-    """
-    if not mine or not theirs or mine == theirs:
-        return []
-    if not comparable(mine, theirs):
-        return [
-            f"{name} or {other} was made by an older version, which named weights otherwise: "
-            "whether both are of the same weights cannot be told"
-        ]
-    raise UserError(
-        f"{name} was made on other weights than {other} ({mine[:12]} and {theirs[:12]})", fix=fix
-    )
-
-
-def _problem(row: Mapping[str, Any], depth: int) -> str:
+def _ranking_problem(row: Mapping[str, Any], depth: int) -> str:
     """What is wrong with a row of ``per_fact.jsonl`` in a run that ranks ``depth`` layers."""
     if not isinstance(row.get("fact"), str):
         return f"'fact' is {short(row.get('fact'))}, not an id"
@@ -249,5 +181,115 @@ def _problem(row: Mapping[str, Any], depth: int) -> str:
     return ""
 
 
-def _shared(proxy: Collection[str], test: Collection[str]) -> list[str]:
-    return sorted(set(proxy) & set(test))
+SCORES, SUMMARY = "scores.jsonl", "summary.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SweepRun:
+    """One finished sweep.
+
+    Attributes:
+        run: name of its folder.
+        truth: its scores.
+        editor: what edited; "" if unknown, as all that follows.
+        data: name of the facts' source.
+        data_sha256: hash of it.
+        model: name of the model.
+        fingerprint: of the model's weights.
+        seconds: what the sweep took; None if unknown.
+        n_layers: of the model (the sweep may have been of some); None if unknown.
+    """
+
+    run: str
+    truth: Truth
+    editor: str = ""
+    data: str = ""
+    data_sha256: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    seconds: float | None = None
+    n_layers: int | None = None
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> SweepRun:
+        """The sweep that stands in a folder of ``golden sweep``.
+
+        Raises:
+            UserError: the folder of another command, or a damaged one.
+        """
+        folder.require("sweep")
+        config, where = folder.config, folder.file(CONFIG)
+        data, model = config.get("data", {}), config.get("model", {})
+        summary, said = summary_of(folder), folder.file(SUMMARY)
+        truth = truth_of(folder)
+        n_layers = entry(summary, "n_layers", int, said, None)
+        swept = entry(summary, "layers", list[int], said, list(truth.layers))
+        counted = entry(summary, "n_facts", int, said, len(truth.facts))
+        deep = n_layers is not None and n_layers <= truth.layers[-1]
+        if swept != list(truth.layers) or counted != len(truth.facts) or deep:
+            raise UserError(
+                f"{said} and {folder.file(SCORES)} contradict each other: {counted} facts at "
+                f"{len(swept)} layers, and {len(truth.facts)} at {len(truth.layers)}",
+                fix="Put the files back as they were, or make the run again",
+            )
+        return cls(
+            run=folder.path.name,
+            truth=truth,
+            editor=entry(summary, "method", str, said, ""),
+            data=entry(data, "name", str, where, ""),
+            data_sha256=entry(data, "sha256", str, where, ""),
+            model=entry(model, "name", str, where, ""),
+            fingerprint=entry(model, "fingerprint", str, where, ""),
+            seconds=entry(summary, "seconds", float, said, None),
+            n_layers=n_layers,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Where the truth comes from, and what it cost: the entry in ``compare.json``."""
+        names = ("model", "fingerprint", "data", "data_sha256", "seconds", "n_layers")
+        named = {name: getattr(self, name) for name in names}
+        return {"run": self.run, "method": self.editor, **named}
+
+    @property
+    def label(self) -> str:
+        """The folder's name, and the editor and the data where they are known."""
+        said = " on ".join(part for part in (self.editor, self.data) if part)
+        return f"{self.run} ({said})" if said else self.run
+
+
+def truth_of(folder: RunFolder) -> Truth:
+    """The truth of a sweep's folder.
+
+    Raises:
+        UserError: a row that cannot be right, is there twice, or is missing.
+    """
+    seed = entry(folder.config.get("settings", {}), "seed", int, folder.file(CONFIG), 0)
+    rows, where = folder.rows(SCORES), folder.file(SCORES)
+    refuse_wrong(rows, each_once(_score_problem), where)
+    layers = {row["layer"] for row in rows}
+    probes = {(row["fact"], row["metric"], row["probe"]) for row in rows}
+    if len(rows) != len(layers) * len(probes):
+        raise UserError(
+            f"{where} has {len(rows)} rows for {len(probes)} probes at {len(layers)} layers",
+            expected=f"{len(layers) * len(probes)} rows",
+            fix="Put the file back as it was, or make the run again",
+        )
+    if seed < 0:
+        raise UserError(f"{folder.file(CONFIG)}: 'seed' is {seed}", expected="0 or more")
+    return Truth.from_rows(rows, seed=seed)
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    """What a sweep's ``summary.json`` says.
+
+    Raises:
+        UserError: not an object.
+    """
+    summary = folder.json(SUMMARY)
+    if not isinstance(summary, dict):
+        raise UserError(f"{folder.file(SUMMARY)} is no summary", expected="a JSON object")
+    return summary
+
+
+def _score_problem(row: ScoreRow) -> str:
+    return problem(row) or ("" if "layer" in row else "it names no layer")

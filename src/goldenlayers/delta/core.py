@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import goldenlayers
-from goldenlayers.delta import apply as _apply
-from goldenlayers.delta import files
+import goldenlayers.delta.apply as _apply
+import goldenlayers.delta.files as files
 from goldenlayers.delta.apply import find_targets, hf_of
 from goldenlayers.delta.factors import Dense, LowRank
 from goldenlayers.errors import UserError

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.locating.methods import recorded_method
-from goldenlayers.report.terminal import n_facts
+from goldenlayers.report import n_facts
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:

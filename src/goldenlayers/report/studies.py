@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from goldenlayers.report.terminal import show, table
+from goldenlayers.report import show, table
 from goldenlayers.shown import put, shown
 
 _SHORT = {"overall": "Overall"}

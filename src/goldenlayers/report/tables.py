@@ -12,7 +12,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import CONTRADICTING
 from goldenlayers.facts import Fact
 from goldenlayers.joints import join
-from goldenlayers.report.terminal import show, table
+from goldenlayers.report import show, table
 from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:

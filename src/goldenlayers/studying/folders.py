@@ -102,7 +102,7 @@ def finish_sweep(
     folder: RunFolder, found: Sweep, model: Model, facts: FactSet, seed: int
 ) -> tuple[Truth, dict[str, Any]]:
     """Put a sweep's figures and picture into its run folder and finish it."""
-    from goldenlayers.report.sweeps import sweep_figure
+    from goldenlayers.report.pictures import sweep_figure
     from goldenlayers.report.tables import facts_of
 
     truth = Truth.from_rows(found.rows, seed=seed)
@@ -123,7 +123,7 @@ def finish_sweep(
     folder.write_json(SUMMARY, summary)
     if truth.leading is not None:
         title = f"{found.method} on {model.name} · {facts_of(summary)}"
-        sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
+        sweep_figure(truth, folder.file(FIGURE), heading=title, metric=truth.leading)
     folder.finish()
     return truth, summary
 

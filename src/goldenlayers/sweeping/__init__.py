@@ -24,8 +24,7 @@ from goldenlayers.evaluation.plan import EvaluationPlan, check_ids
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import check_model
 from goldenlayers.progress import Progress
-from goldenlayers.sweeping.cells import Batch, Job, Runner, Task, chunk_size
-from goldenlayers.sweeping.course import Course, Sweep
+from goldenlayers.sweeping.cells import Batch, Course, Job, Runner, Sweep, Task, chunk_size
 
 if TYPE_CHECKING:
     from goldenlayers.models.model import Model
