@@ -239,7 +239,7 @@ def test_an_editor_registered_after_import_serves_two_workers(alone: Any):
 
 def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
     ray = pytest.importorskip("ray")
-    from goldenlayers.sweeping.cluster import RayEngine
+    from goldenlayers.sweeping import RayEngine
 
     there = torch.cuda.device_count()
     engine = RayEngine(there + 1, gpu=True)

@@ -46,7 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
         elif command in _HELP:
             put(*overview())
         elif command in COMMANDS and asked:
-            from goldenlayers.commands.help import command_help
+            from goldenlayers.commands.listings import command_help
 
             put(*command_help(command, options_of(command), rare="--help-all" in asked))
         else:

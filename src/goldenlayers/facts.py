@@ -10,8 +10,15 @@ from dataclasses import dataclass, field
 
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
-from goldenlayers.joints import JOINTS, Joint
-from goldenlayers.subjects import filled, find_subject, mentions, near_subject, plain_answer
+from goldenlayers.prompts import (
+    JOINTS,
+    Joint,
+    filled,
+    find_subject,
+    mentions,
+    near_subject,
+    plain_answer,
+)
 
 
 @dataclass(frozen=True, slots=True)

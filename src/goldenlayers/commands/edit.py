@@ -33,9 +33,9 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
+from goldenlayers.prompts import plain_subject
 from goldenlayers.report import tables
 from goldenlayers.shown import progress, say
-from goldenlayers.subjects import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet

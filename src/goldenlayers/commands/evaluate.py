@@ -184,7 +184,7 @@ def method_of(config: EvaluateConfig) -> Editor | InContext | str:
     """
     from goldenlayers.editors import InContext, read_settings
     from goldenlayers.errors import near_matches
-    from goldenlayers.evaluation.evaluating import methods
+    from goldenlayers.evaluation import methods
 
     if config.method not in (known := methods()):
         raise UserError(f"unknown method '{config.method}'", fix=near_matches(config.method, known))

@@ -126,7 +126,7 @@ def tell_rounding(delta: WeightDelta, model: Model) -> None:
     """Say it where an edit is used in a number format too narrow for the one it was made in."""
     import torch
 
-    from goldenlayers.models.sources import DTYPES
+    from goldenlayers.models import DTYPES
 
     made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
     if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
@@ -162,11 +162,11 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
 def _absolute(name: str, value: str) -> str:
     """A setting's text as it is good from any working directory, by the rules of its own room."""
     if name == "model":
-        from goldenlayers.models.sources import absolute_name
+        from goldenlayers.models import absolute_name
     elif name in ("data", "facts"):
-        from goldenlayers.datasets.loading import absolute_name
+        from goldenlayers.datasets import absolute_name
     elif name == "statistics":
-        from goldenlayers.statistics.corpus import absolute_name
+        from goldenlayers.statistics.sources import absolute_name
     else:
         from goldenlayers.durable import absolute as absolute_name
     return absolute_name(value)

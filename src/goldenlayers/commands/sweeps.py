@@ -392,7 +392,7 @@ def run_study(config: StudyConfig) -> int:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
-    from goldenlayers.report.studies import show_study
+    from goldenlayers.report import show_study
 
     show_study(found.summary)
     say(f"Written to {found.folder}: summary.json, table.md")

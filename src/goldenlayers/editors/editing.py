@@ -19,8 +19,8 @@ from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.editors.named import check_step, checked_names, make_editor, one_at_a_time
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
-from goldenlayers.memory import OutOfMemory
 from goldenlayers.models.model import check_model
+from goldenlayers.progress import OutOfMemory
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value

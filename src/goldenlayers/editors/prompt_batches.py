@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.editors.partial_forward import Tails
-from goldenlayers.losses import token_nll, wide
+from goldenlayers.hooks import token_nll, wide
 from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from goldenlayers.editors.base import ValueSearch
 from goldenlayers.editors.prompt_batches import Part, Row, parts_of
 from goldenlayers.facts import Fact
-from goldenlayers.losses import wide
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.hooks import wide
+from goldenlayers.models.weights import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:

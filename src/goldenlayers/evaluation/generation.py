@@ -16,7 +16,7 @@ import torch
 
 from goldenlayers.decoding import end_ids, greedy
 from goldenlayers.hooks import last_logits
-from goldenlayers.memory import in_smaller_batches
+from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import equal_length_groups
 
 if TYPE_CHECKING:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from goldenlayers.decoding import greedy
-from goldenlayers.delta.apply import Changes, changes_in_force, untouched
+from goldenlayers.delta.apply import changes_in_force, untouched
+from goldenlayers.delta.factors import Changes
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
 from goldenlayers.evaluation.metrics import Question
 from goldenlayers.evaluation.reading import Ids, Pass, Read, Reading, States, read, states_hold
 from goldenlayers.evaluation.scoring import Outcome, outcome_of
 from goldenlayers.facts import Fact
-from goldenlayers.joints import Joint
+from goldenlayers.prompts import Joint
 from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:

@@ -152,7 +152,7 @@ def locate(
 
 
 def _why_not(model: Model) -> tuple[str, str]:
-    from goldenlayers.models.broken import why_not_a_number
+    from goldenlayers.models.weights import why_not_a_number
 
     return why_not_a_number(model.hf)
 

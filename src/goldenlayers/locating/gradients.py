@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from goldenlayers.errors import UserError
-from goldenlayers.hooks import final_hidden, graph_from_embedding, observe
+from goldenlayers.hooks import final_hidden, graph_from_embedding, observe, token_nll
 from goldenlayers.locating.base import Loss, Scope
-from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from goldenlayers.locating.base import Row, Work
 from goldenlayers.locating.lga import _row, backing_off
 from goldenlayers.locating.methods import Transfer
 from goldenlayers.locating.reach import Weights
-from goldenlayers.subjects import find_subject
+from goldenlayers.prompts import find_subject
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
 if TYPE_CHECKING:

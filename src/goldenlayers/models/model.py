@@ -117,12 +117,12 @@ class Model:
         return TextEncoder(self.tokenizer, context_length(self.config))
 
     def fingerprint(self) -> str:
-        """Names the weights: see :mod:`goldenlayers.models.identity`.
+        """Names the weights: see :mod:`goldenlayers.models.weights`.
 
         The same in every number format that the checkpoint is loaded in. Computed once and kept:
         code that changes weights calls :meth:`forget_fingerprint`.
         """
-        from goldenlayers.models.identity import fingerprint
+        from goldenlayers.models.weights import fingerprint
 
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.hf, self.folder)
@@ -130,7 +130,7 @@ class Model:
 
     def is_known_as(self, fingerprint: str) -> bool:
         """Whether these are the weights that ``fingerprint`` names, also one of older versions."""
-        from goldenlayers.models.identity import old_fingerprints
+        from goldenlayers.models.weights import old_fingerprints
 
         if comparable(fingerprint, mine := self.fingerprint()):
             return fingerprint == mine

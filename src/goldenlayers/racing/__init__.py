@@ -16,8 +16,8 @@ import numpy as np
 
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
-from goldenlayers.memory import OutOfMemory, in_smaller_batches, memory_errors
 from goldenlayers.models.model import check_model
+from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
 from goldenlayers.racing.race import Evidence, VerifiedChoice, race
 
 if TYPE_CHECKING:

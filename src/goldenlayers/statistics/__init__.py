@@ -19,11 +19,10 @@ from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.models.weights import not_a_number
 from goldenlayers.shown import progress as progress_bar
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
-from goldenlayers.statistics.corpus import open_documents
 from goldenlayers.statistics.moments import (
     MEMORY_LIMIT,
     KeyStatistics,
@@ -38,6 +37,7 @@ from goldenlayers.statistics.sources import (
     SampledSource,
     Source,
     TextSource,
+    open_documents,
 )
 
 if TYPE_CHECKING:

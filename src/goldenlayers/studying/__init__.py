@@ -28,7 +28,7 @@ from goldenlayers.progress import Progress
 from goldenlayers.records import plain
 from goldenlayers.shown import progress, say
 from goldenlayers.statistics import key_statistics
-from goldenlayers.statistics.corpus import absolute_name
+from goldenlayers.statistics.sources import absolute_name
 from goldenlayers.studying.cell import Cell, TimeUp, cells_of, layers_named, others_of
 from goldenlayers.studying.figures import figures_of
 from goldenlayers.studying.file import EXAMPLE, NO_EDIT, Study, StudyModel
@@ -132,7 +132,7 @@ def study(
         left = tuple(f"{cell.name}/{run}" for cell in cells for run in cell.todo())
         failed = {f"{c.name}/{run}": error for c in cells for run, error in c.failed.items()}
         summary |= {"left": list(left), "failed": failed}
-        from goldenlayers.report.studies import markdown
+        from goldenlayers.report import markdown
 
         folder.write_json(SUMMARY, summary)
         write_text(folder.file(TABLE), markdown(summary))
@@ -146,8 +146,8 @@ def check_depth(study: Study, model: StudyModel, **loading: Any) -> None:
     Raises:
         UserError: one of them.
     """
+    from goldenlayers.models import locate
     from goldenlayers.models.checks import read_config
-    from goldenlayers.models.sources import locate
 
     names = ("cache_dir", "trust_remote_code")
     folder = locate(model.source, **{n: loading[n] for n in names if n in loading})

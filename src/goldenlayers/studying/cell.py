@@ -12,15 +12,15 @@ from typing import Any
 from goldenlayers.comparing import LocateRun, SweepRun, compare, overlap_warnings
 from goldenlayers.comparing.rules import REPEATS, SIZES
 from goldenlayers.datasets import FactSet
-from goldenlayers.datasets.loading import absolute_name as absolute_data
+from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating import LayerMethod, published_layer
+from goldenlayers.models import absolute_name as absolute_model
 from goldenlayers.models.cache import sha256_file
-from goldenlayers.models.sources import absolute_name as absolute_model
 from goldenlayers.records import entry
 from goldenlayers.shown import say
-from goldenlayers.statistics.corpus import absolute_name as absolute_text
+from goldenlayers.statistics.sources import absolute_name as absolute_text
 from goldenlayers.store import RunFolder
 from goldenlayers.studying.file import Study, StudyData, StudyEditor, StudyModel
 from goldenlayers.studying.folders import (

@@ -14,7 +14,7 @@ from goldenlayers.editors import Editor, InContext, make_editor, read_settings
 from goldenlayers.errors import UserError, check_number, check_seed, near_matches
 from goldenlayers.evaluation.metrics import check_metrics
 from goldenlayers.locating import LayerMethod, make_method
-from goldenlayers.models.packaged import registry
+from goldenlayers.models.fetching import registry
 from goldenlayers.records import entry, parse_yaml, short
 
 EXAMPLE = """\

@@ -15,11 +15,11 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import Metric
 from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.progress import Progress
+from goldenlayers.prompts import plain_subject
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.shown import say
 from goldenlayers.store import RunFolder
-from goldenlayers.subjects import plain_subject
 from goldenlayers.truth import Truth, to_json
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from goldenlayers.evaluation.plan import Edit, EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, Key
 from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact
-from goldenlayers.memory import in_smaller_batches, out_of_memory
-from goldenlayers.progress import Progress
+from goldenlayers.progress import Progress, in_smaller_batches, out_of_memory
 
 if TYPE_CHECKING:
     from goldenlayers.covariance import Covariance
