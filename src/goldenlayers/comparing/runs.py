@@ -22,14 +22,16 @@ from goldenlayers.evaluation.scoring import ScoreRow
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.models.model import comparable
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
-from goldenlayers.truth import Truth
+from goldenlayers.truth import OVERALL, Truth
 
 Floats = NDArray[np.float64]
 
 RANKING, ROWS, VERIFIED = "ranking.json", "per_fact.jsonl", "verified.json"
+SCORES, SUMMARY = "scores.jsonl", "summary.json"
 _PER_LAYER = ("phi", "cosine", "norm_old", "norm_new")
 
 
@@ -114,16 +116,6 @@ class LocateRun:
             raise UserError(f"run '{self.run}': {error}") from error
 
     @property
-    def scope(self) -> str | None:
-        """Which weights the gradients were of; None for methods without."""
-        return getattr(self.how, "scope", None)
-
-    @property
-    def loss(self) -> str | None:
-        """Which loss the gradients were of; None for methods without."""
-        return getattr(self.how, "loss", None)
-
-    @property
     def fence(self) -> str | None:
         """The fence of the ranking; None for methods without fences."""
         return None if self.how.scoring.fence is None else self.ranking.fence
@@ -179,9 +171,6 @@ def _ranking_problem(row: Mapping[str, Any], depth: int) -> str:
             if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
                 return f"'{name}' holds {short(value)}"
     return ""
-
-
-SCORES, SUMMARY = "scores.jsonl", "summary.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,3 +282,111 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
 
 def _score_problem(row: ScoreRow) -> str:
     return problem(row) or ("" if "layer" in row else "it names no layer")
+
+
+def overlap_warnings(
+    runs: Sequence[LocateRun], sweep: SweepRun, *, allow_overlap: bool = False
+) -> list[str]:
+    """Whether the choices may be judged by a sweep's truth: same weights, other facts.
+
+    Returns what the reader has to know, with ``allow_overlap`` of proxy facts that are test facts.
+
+    Raises:
+        UserError: other weights or another number of layers; proxy facts that are test facts.
+    """
+    found: list[str] = []
+    truth, data_sha256 = sweep.truth, sweep.data_sha256
+    for one in runs:
+        found += _other_weights(
+            f"run '{one.run}'", one.fingerprint, "the sweep", sweep.fingerprint,
+            fix="Locate with the sweep's model",
+        )  # fmt: skip
+        if truth.layers[-1] >= len(one.ranking.layers):
+            raise UserError(
+                f"run '{one.run}' ranks {len(one.ranking.layers)} layers, but the sweep has layer "
+                f"{truth.layers[-1]}",
+                expected="runs on the same model",
+            )
+        both = sorted(set(one.facts) & set(truth.facts))
+        if not both:
+            continue
+        same = bool(data_sha256) and data_sha256 == one.data_sha256
+        facts = f"{len(both)} of its {len(one.rows)} proxy facts"
+        if same and not allow_overlap:
+            raise UserError(
+                f"run '{one.run}' chose with facts that it is to be judged on: {facts} are facts "
+                f"of the sweep (such as {both[0]})",
+                expected="proxy facts that are not test facts",
+                fix="Locate with other facts, or add --allow-overlap",
+            )
+        found.append(
+            f"run '{one.run}': {facts} are facts of the sweep, so its figures are too good"
+            if same
+            else f"run '{one.run}': {facts} bear ids of the sweep's facts, in other data; if they "
+            "are the same facts its figures are too good"
+        )
+    return found
+
+
+def _other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) -> list[str]:
+    """What the reader has to know of the weights of two runs, by their fingerprints ("": unknown).
+
+    Raises:
+        UserError: they are not the same.
+    """
+    if not mine or not theirs or mine == theirs:
+        return []
+    if not comparable(mine, theirs):
+        return [
+            f"{name} or {other} was made by an older version, which named weights otherwise: "
+            "whether both are of the same weights cannot be told"
+        ]
+    raise UserError(
+        f"{name} was made on other weights than {other} ({mine[:12]} and {theirs[:12]})", fix=fix
+    )
+
+
+def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) -> list[str]:
+    """Whether the golden layers of other sweeps may be judged by this one.
+
+    Returns what the reader has to know: facts in common, so that a layer is judged by what it was
+    chosen with; an Overall that is made of other metrics.
+
+    Raises:
+        UserError: a sweep of other weights, without the metric, or without a layer in common.
+    """
+    found = []
+    for one in others:
+        name = f"sweep '{one.label}'"
+        found += _other_weights(
+            name, one.fingerprint, f"'{sweep.run}'", sweep.fingerprint,
+            fix="Compare sweeps of one model: layers of another mean something else",
+        )  # fmt: skip
+        if metric not in one.truth.metrics:
+            raise UserError(f"{name} has no '{metric}'", expected=", ".join(one.truth.metrics))
+        if not set(one.truth.layers) & set(sweep.truth.layers):
+            raise UserError(
+                f"{name} and '{sweep.run}' have no layer in common", fix="Sweep the same layers"
+            )
+        if metric == OVERALL and set(one.truth.overall_of) != set(sweep.truth.overall_of):
+            found.append(
+                f"Overall is the mean of {', '.join(one.truth.overall_of)} in {name}, but of "
+                f"{', '.join(sweep.truth.overall_of)} in '{sweep.run}': their best layers may "
+                "differ for that alone"
+            )
+        if both := set(one.truth.facts) & set(sweep.truth.facts):
+            found.append(_common(one, sweep, name, len(both)))
+    return found
+
+
+def _common(one: SweepRun, sweep: SweepRun, name: str, count: int) -> str:
+    facts = f"{count} of its {len(one.truth.facts)} facts"
+    if one.data_sha256 and sweep.data_sha256 and one.data_sha256 != sweep.data_sha256:
+        return (
+            f"{name}: {facts} bear ids of facts of '{sweep.run}', in other data; if they are the "
+            "same facts its layer is judged by what it was chosen with"
+        )
+    text = f"{name} has {facts} in common with '{sweep.run}': its layer is judged by what it was "
+    if one.editor and sweep.editor and one.editor != sweep.editor:
+        return text + "chosen with, so this compares the editors, not the facts"
+    return text + "chosen with, so its figures are too good"

@@ -86,12 +86,14 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweeping(Options):
-    """What few sweeps have to say.
+    """What else a sweep can be told.
 
     Attributes:
+        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         evidence: let rows carry what the model said before and after (several times the size).
     """
 
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS
     evidence: bool = False
 
 
@@ -101,7 +103,6 @@ def sweep(
     method: str | Editor,
     *,
     layers: Sequence[int] | None = None,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     workers: int | Workers = 1,
     progress: Progress | None = None,
     **more: Any,
@@ -113,15 +114,15 @@ def sweep(
         facts: the facts, with their probes.
         method: an editor or its name.
         layers: where to edit, from the end if negative; default everywhere.
-        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         workers: how many processes, or :class:`Workers`.
         progress: reports (of cells, one per layer and fact), and rows of an interrupted call with
             the same arguments: cells that are whole are not worked off again, others are completed.
             ``chunk`` is the number of facts per batch, halved by itself when memory runs out;
             ``on_batch`` is called with each :class:`Batch`.
-        more: fields of :class:`Sweeping` (``seed``, of prefixes, statistics, kl's draw and
-            fluency's sampling; ``statistics`` of all layers, collected in one pass when left out;
-            ``evidence``; ``value_cache``, with one worker only: editors that differ in the solve
+        more: fields of :class:`Sweeping` (``metrics``, by default rewrite, rephrase, locality and
+            portability; ``seed``, of prefixes, statistics, kl's draw and fluency's sampling;
+            ``statistics`` of all layers, collected in one pass when left out; ``evidence``;
+            ``value_cache``, with one worker only: editors that differ in the solve
             alone share the value search, nearly all of the time), and settings of the editor.
 
     Raises:
@@ -140,7 +141,7 @@ def sweep(
     crew = workers if isinstance(workers, Workers) else Workers(workers)
     size = chunk_size(tell.chunk, model.device.type)
     facts = settle_joints(model, facts)
-    job = Job(tuple(facts), editor, metrics_of(metrics), options.seed, options.evidence)
+    job = Job(tuple(facts), editor, metrics_of(options.metrics), options.seed, options.evidence)
     course = Course(job, where, tell)
     tasks = course.ledger.tasks(size)
     if tasks and editor.needs_statistics:
@@ -168,7 +169,6 @@ def sweep_together(
     editors: Mapping[str, str | Editor],
     *,
     layers: Sequence[int] | None = None,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     progress: Mapping[str, Progress] | None = None,
     **more: Any,
 ) -> dict[str, Sweep | Exception]:
@@ -182,9 +182,8 @@ def sweep_together(
         facts: the facts, with their probes.
         editors: editors or their names, by a name of yours.
         layers: where to edit, from the end if negative; default everywhere.
-        metrics: as for :func:`sweep`.
         progress: of each editor, as for :func:`sweep`.
-        more: fields of :class:`Sweeping`; ``statistics`` of all layers that an editor reads.
+        more: fields of :class:`Sweeping`, among them ``statistics`` of all layers that are read.
 
     Returns:
         By the same names the sweeps, or the error of an editor that fails in the same way at every
@@ -200,7 +199,7 @@ def sweep_together(
     options = Sweeping(**more)
     where = swept_layers(check_model(model), layers)
     facts = settle_joints(model, facts)
-    asked, tells = metrics_of(metrics), progress or {}
+    asked, tells = metrics_of(options.metrics), progress or {}
     courses: dict[str, Course] = {}
     todo: list[tuple[Task, str]] = []
     for name, method in editors.items():
