@@ -29,7 +29,6 @@ ORDER: list[str] = [
     "models",
     "hooks",
     "decoding",
-    "covariance",
     "statistics",
     "delta",
     "editors",

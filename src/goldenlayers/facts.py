@@ -282,9 +282,7 @@ def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:
     values = getattr(made, name)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise DataError(
-            f"{name} is {type(values).__name__}, not a list",
-            field=name,
-            expected="a list of texts",
+            f"{name} is {type(values).__name__}, not a list", field=name, expected="a list of texts"
         )
     kept = []
     for place, value in enumerate(values, 1):

@@ -15,14 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.durable import (
-    append_bytes,
-    lines,
-    lock,
-    open_file,
-    read_text_file,
-    write_bytes,
-)
+from goldenlayers.durable import append_bytes, lines, lock, open_file, read_text_file, write_bytes
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, json_text, parse_yaml
 

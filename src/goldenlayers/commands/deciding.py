@@ -16,12 +16,12 @@ from goldenlayers.errors import UserError
 from goldenlayers.shown import say
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.decoding import Settled
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.models.model import Model
+    from goldenlayers.statistics.moments import Covariance
     from goldenlayers.store import RunFolder
 
 

@@ -31,7 +31,6 @@ from goldenlayers.progress import Progress
 from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models.model import Model
     from goldenlayers.racing import VerifiedChoice
+    from goldenlayers.statistics.moments import Covariance
     from goldenlayers.store import RunFolder
 
 # These change how fast the work is done, not what comes out.

@@ -174,8 +174,7 @@ def layers_named(text: str, n_layers: int) -> list[int]:
             raise UserError(f"--layers is '{text}'", expected="all, or such as 0-11 or 0,3,5-8")
         if last >= n_layers:  # before the range is made: it may be endless
             raise UserError(
-                f"--layers names layer {last}",
-                expected=f"layers 0 to {n_layers - 1} of this model",
+                f"--layers names layer {last}", expected=f"layers 0 to {n_layers - 1} of this model"
             )
         found |= set(range(first, last + 1))
     return sorted(found)

@@ -250,10 +250,7 @@ def read_own(record: Record, row: Row) -> Iterable[Fact]:
         values[name] = _probes(values.get(name, ()), name, row)
     generated = values.get("target_old_is_generated", False)
     if not isinstance(generated, bool):
-        raise DataError(
-            "it is neither true nor false",
-            field="target_old_is_generated",
-        )
+        raise DataError("it is neither true nor false", field="target_old_is_generated")
     values["target"] = check_text(values.pop("target_new"), "target_new")
     try:
         fact = Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself

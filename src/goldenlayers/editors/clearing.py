@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import Beside
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Clearing
 from goldenlayers.editors.partial_forward import (
@@ -44,6 +43,7 @@ from goldenlayers.editors.partial_forward import (
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import input_of, override_input, resume_from
+from goldenlayers.statistics.moments import Beside
 from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:

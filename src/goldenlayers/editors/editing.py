@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Editor, ValueSearch, needed_layers
@@ -21,6 +20,7 @@ from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.models.model import check_model
 from goldenlayers.progress import OutOfMemory
+from goldenlayers.statistics.moments import Covariance
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value

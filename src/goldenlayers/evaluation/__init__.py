@@ -251,11 +251,7 @@ class Job:
         ``step``: facts edited at a time, 0 where they are not edited in turn.
         """
         expected = Expected(
-            self.facts,
-            self.metrics,
-            others=self.options["others"],
-            seed=self.seed,
-            step=step,
+            self.facts, self.metrics, others=self.options["others"], seed=self.seed, step=step
         )
         problem = each_once(expected.problem)
         for row in self.progress.done:

@@ -15,13 +15,7 @@ from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
-from goldenlayers.evaluation.metrics import (
-    DEFAULT_METRICS,
-    Metric,
-    Question,
-    need_text,
-    questions,
-)
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, Question, need_text, questions
 from goldenlayers.evaluation.reading import (
     Ids,
     Pass,

@@ -27,10 +27,10 @@ from goldenlayers.shown import progress as progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models.model import Model
+    from goldenlayers.statistics.moments import Covariance
 
 __all__ = [
     "CMA",

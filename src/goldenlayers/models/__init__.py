@@ -96,10 +96,7 @@ def load(
         )
     target = resolve_device(device)
     folder = locate(
-        name,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
-        progress=progress or say,
+        name, cache_dir=cache_dir, trust_remote_code=trust_remote_code, progress=progress or say
     )
     from goldenlayers.models.loading import open_folder
 

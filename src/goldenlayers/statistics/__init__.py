@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from goldenlayers.covariance import DEFAULT_RIDGE
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
@@ -24,6 +23,7 @@ from goldenlayers.shown import progress as progress_bar
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
 from goldenlayers.statistics.moments import (
+    DEFAULT_RIDGE,
     MEMORY_LIMIT,
     KeyStatistics,
     MissingLayerError,
@@ -235,7 +235,8 @@ class StatisticsSettings:
     def settled(self, sums: MomentSums, d_mlp: int) -> bool:
         """Whether C is known well enough."""
         enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp
-        return enough and sums.mean_error() <= self.settle
+        error = sum(map(sums.error, sums.layers)) / len(sums.layers) if enough else math.inf
+        return error <= self.settle
 
 
 def key_statistics(

@@ -45,8 +45,8 @@ from goldenlayers.studying.folders import (
 from goldenlayers.sweeping import Sweep, sweep_together
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.models.model import Model
+    from goldenlayers.statistics.moments import Covariance
 
 
 __all__ = ["EXAMPLE", "Study", "StudyResult", "study"]
@@ -262,10 +262,7 @@ class Work:
         statistics: Mapping[int, Covariance] | None,
     ) -> None:
         cell, counts = self.cell, dict[str, tuple[int, int]]()
-        extra = {
-            "layers": cell.layers_text(len(self.model.layers)),
-            "joints": joints_record(facts),
-        }
+        extra = {"layers": cell.layers_text(len(self.model.layers)), "joints": joints_record(facts)}
         with (
             contextlib.ExitStack() as stack,
             progress(f"sweeping {cell.name}", "editor × layer × fact") as bar,

@@ -23,12 +23,7 @@ from goldenlayers.shown import say
 from goldenlayers.statistics.sources import absolute_name as absolute_text
 from goldenlayers.store import RunFolder
 from goldenlayers.studying.file import Study, StudyData, StudyEditor, StudyModel
-from goldenlayers.studying.folders import (
-    COMPARE,
-    SUMMARY,
-    Place,
-    ids_digest,
-)
+from goldenlayers.studying.folders import COMPARE, SUMMARY, Place, ids_digest
 from goldenlayers.truth import OVERALL
 
 OTHERS = 300

@@ -22,9 +22,9 @@ from goldenlayers.facts import Fact
 from goldenlayers.progress import Progress, in_smaller_batches, out_of_memory
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.editors.values import Value
     from goldenlayers.models.model import Model
+    from goldenlayers.statistics.moments import Covariance
 
 
 AUTO_CHUNK = {"cpu": 16}
@@ -153,12 +153,7 @@ class Runner:
     ) -> None:
         self.model, self.job = model, job
         self._work = Editing(
-            model,
-            job.editor,
-            0,
-            seed=job.seed,
-            statistics=job.statistics,
-            value_cache=value_cache,
+            model, job.editor, 0, seed=job.seed, statistics=job.statistics, value_cache=value_cache
         )
         # Runners of one model, facts and metrics may share them.
         self._plans = {} if plans is None else plans
