@@ -24,7 +24,7 @@ import torch
 
 from goldenlayers import models
 from goldenlayers.hooks import final_hidden
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import StatisticsSettings, collect
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, Source, TextSource

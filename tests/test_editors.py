@@ -32,7 +32,7 @@ from goldenlayers.editors.values import optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.hooks import capture, final_hidden
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics.moments import Covariance
 

@@ -18,7 +18,7 @@ from goldenlayers.editors import EDITORS, Editing, clearing, edit, make_editor, 
 from goldenlayers.editors.locate_then_edit import energy_threshold
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics.moments import Covariance
 
 FRANCE = Fact(

@@ -16,7 +16,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import Editing, ValueSearch, make_editor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics.moments import Covariance
 
 FACTS = [

@@ -21,7 +21,7 @@ from goldenlayers.editors import EDITORS, InContext, Rome, edit_each
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import KeyStatistics
 
 

@@ -22,7 +22,7 @@ from goldenlayers.evaluation.metrics import questions
 from goldenlayers.evaluation.tokenised import Texts
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.locating.known import fill_old_answers
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.prompts import Joint, join, sure_joint
 
 RULES: list[tuple[str, str, str | None]] = [

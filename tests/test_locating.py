@@ -22,7 +22,7 @@ from goldenlayers.locating import lga, locate, published_layer
 from goldenlayers.locating.known import blank_ids, fill_old_answers, known_facts
 from goldenlayers.locating.lga import backing_off, lga_rows, saliency_rows
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress, out_of_memory
 
 FACTS = [

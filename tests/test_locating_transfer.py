@@ -17,7 +17,7 @@ from goldenlayers.facts import Fact, Probe
 from goldenlayers.locating import Transfer, Work, locate
 from goldenlayers.locating.reach import Reach, Weights, _unit
 from goldenlayers.locating.transfer import transfer_rows
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics.moments import Covariance
 
 FACTS = [

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from goldenlayers import hooks
 from goldenlayers.hooks import argmax_rows, token_nll
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 
 def rows(model: Model, n: int = 11) -> tuple[torch.Tensor, torch.Tensor]:

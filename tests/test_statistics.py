@@ -17,7 +17,7 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import MissingLayerError, StatisticsSettings, key_statistics
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import (

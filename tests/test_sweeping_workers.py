@@ -17,7 +17,7 @@ import goldenlayers
 from goldenlayers.editors import EDITORS, Rome
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import metrics_of
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
 from goldenlayers.sweeping import Workers, sweep

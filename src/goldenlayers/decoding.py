@@ -22,7 +22,7 @@ from goldenlayers.prompts import JOINTS, Joint, join, sure_joint
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
 R = TypeVar("R")

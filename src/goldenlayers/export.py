@@ -31,7 +31,7 @@ from goldenlayers.models.loading import quiet_transformers
 from goldenlayers.models.weights import Checkpoint
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # A dense change counts as low-rank when what is cut off is this small (relative, Frobenius).
 EXACT = 1e-5

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Block, LayerMap
-    from goldenlayers.models.model import Model
 
 
 Key = TypeVar("Key", bound=Hashable)

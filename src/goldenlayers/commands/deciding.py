@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from goldenlayers.decoding import Settled
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
     from goldenlayers.store import RunFolder
 

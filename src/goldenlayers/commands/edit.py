@@ -40,7 +40,7 @@ from goldenlayers.shown import progress, say
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
 # healthy facts lie around 0.02-0.2.

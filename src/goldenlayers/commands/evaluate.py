@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor, InContext
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.racing import VerifiedChoice
     from goldenlayers.statistics.moments import Covariance
     from goldenlayers.store import RunFolder

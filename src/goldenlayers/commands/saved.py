@@ -38,7 +38,7 @@ from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +284,7 @@ def _tell_not_taken(kind: type[Any], record: dict[str, Any], given: dict[str, An
 
 def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Say it where the repetition had other weights, facts or code than the first run."""
-    from goldenlayers.models.model import comparable
+    from goldenlayers.models import comparable
 
     for part, key, what in (
         ("model", "fingerprint", "the model's weights are"),

@@ -28,7 +28,7 @@ from goldenlayers.shown import say
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.store import RunFolder
 
 

@@ -36,7 +36,7 @@ from goldenlayers.shown import progress, put, say
 if TYPE_CHECKING:
     from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.datasets import FactSet
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.store import RunFolder
 
 

@@ -22,7 +22,7 @@ from goldenlayers.evaluation.scoring import ScoreRow
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.models.model import comparable
+from goldenlayers.models import comparable
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder

@@ -26,7 +26,7 @@ from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 __all__ = ["Dense", "LowRank", "Norms", "Selection", "WeightDelta", "applied_per_example"]

@@ -33,12 +33,12 @@ from goldenlayers.delta.factors import (
 )
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
-from goldenlayers.models.model import comparable
+from goldenlayers.models import comparable
 from goldenlayers.models.weights import fingerprint, old_fingerprints
 
 if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from goldenlayers.errors import UserError, near_matches
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

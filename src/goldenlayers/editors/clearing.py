@@ -48,7 +48,7 @@ from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 ALIKE = 0.98
 """Whitened cosine of two keys from which a name is the fact's own: an alias of its subject."""

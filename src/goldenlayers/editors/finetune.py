@@ -27,7 +27,7 @@ from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # Weight changes trained side by side: each needs itself, its gradient and two moments.
 _NUMBERS_AT_ONCE = 1 << 25

@@ -32,7 +32,7 @@ from goldenlayers.models.weights import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # Tokens (whole rows, counted with their prefixes) that one group of facts may hold: bounds memory
 # to some 1.5 GB on a 135M model; on a CPU more gains nothing.

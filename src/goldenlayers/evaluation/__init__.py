@@ -38,11 +38,11 @@ from goldenlayers.evaluation.scoring import Scoring
 from goldenlayers.evaluation.summary import Estimate, Summary, retention, summarise
 from goldenlayers.evaluation.tokenised import HeldOut
 from goldenlayers.facts import Fact, refuse_contradictions
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
 from goldenlayers.progress import Progress, in_smaller_batches, memory_errors
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 __all__ = [

@@ -39,7 +39,7 @@ from goldenlayers.evaluation.tokenised import HeldOut, Texts, no_text, reason_of
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 Edit = WeightDelta | str | UserError | None
 """A change of weights, a text put before every prompt, an edit that failed, or no edit."""

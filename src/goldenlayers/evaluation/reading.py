@@ -24,8 +24,8 @@ from goldenlayers.tokens import pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.delta import Selection
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import LayerMap
-    from goldenlayers.models.model import Model
 
 Ids = tuple[int, ...]
 Top = tuple[tuple[int, float], ...]

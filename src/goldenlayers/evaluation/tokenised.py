@@ -27,7 +27,7 @@ from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:
     from goldenlayers.delta import Selection
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _WINDOW = 256  # tokens of one window of the held-out text
 _STATE_BYTES = 1 << 28  # for its kept states, beside those of the plan in work

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
 __all__ = [
@@ -86,7 +86,7 @@ def locate(
             facts, scores that tell no layer from another.
     """
     from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
-    from goldenlayers.models.model import check_model
+    from goldenlayers.models import check_model
 
     how = make_method(method, **options)
     model = check_model(model)

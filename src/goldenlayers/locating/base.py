@@ -12,7 +12,7 @@ from goldenlayers.errors import UserError, check_number, near_matches
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
 Row = dict[str, Any]

@@ -22,8 +22,8 @@ from goldenlayers.locating.base import Loss, Scope
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 # float16 gradients of a mean loss underflow below 6e-8; a power of two shifts them exactly.
 _HALF_LOSS_SCALE = 2.0**12

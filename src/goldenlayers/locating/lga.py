@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from goldenlayers.locating.gradients import _Input
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 
 def lga_rows(

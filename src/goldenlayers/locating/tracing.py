@@ -29,8 +29,8 @@ from goldenlayers.locating.methods import CMA
 from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
 
 if TYPE_CHECKING:
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 
 def tracing_rows(work: Work, how: CMA) -> Iterator[list[Row]]:

@@ -32,7 +32,7 @@ from goldenlayers.prompts import find_subject
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
 # Sampled texts that stand before a prompt, and their tokens: as many as the editors put there.

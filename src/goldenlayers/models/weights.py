@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
-from goldenlayers.models.model import KIND
+from goldenlayers.models import KIND
 
 _LENGTH = 64
 _CHUNK = 1 << 24  # elements hashed at a time: bounds the extra memory to some 200 MB

@@ -16,7 +16,7 @@ import numpy as np
 
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
 from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
 from goldenlayers.racing.race import Evidence, VerifiedChoice, race
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.progress import Progress
 
 __all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]

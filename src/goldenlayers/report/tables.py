@@ -18,7 +18,7 @@ from goldenlayers.shown import put, say
 if TYPE_CHECKING:
     from goldenlayers.comparing import Choice, Comparison
     from goldenlayers.evaluation import Estimate, Evaluation
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.racing import VerifiedChoice
     from goldenlayers.truth import TransferMatrix, Truth
 

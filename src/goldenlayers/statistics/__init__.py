@@ -41,7 +41,7 @@ from goldenlayers.statistics.sources import (
 )
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 __all__ = ["KeyStatistics", "MissingLayerError", "key_statistics"]

@@ -30,7 +30,7 @@ from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.hooks import last_logits
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 FIELD = "text"

@@ -45,7 +45,7 @@ from goldenlayers.studying.folders import (
 from goldenlayers.sweeping import Sweep, sweep_together
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
 

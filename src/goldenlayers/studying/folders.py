@@ -25,7 +25,7 @@ from goldenlayers.truth import Truth, to_json
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.sweeping import Batch, Sweep
 
 SCORES, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"

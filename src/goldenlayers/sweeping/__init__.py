@@ -18,7 +18,7 @@ from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan, check_ids
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
 from goldenlayers.progress import Progress
 from goldenlayers.sweeping.cells import Batch, Course, Job, Runner, Sweep, Task, chunk_size
 from goldenlayers.sweeping.workers import Message, Start, Worker
@@ -26,7 +26,7 @@ from goldenlayers.sweeping.workers import Message, Start, Worker
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 __all__ = ["Batch", "Sweep", "Workers", "sweep", "sweep_together"]

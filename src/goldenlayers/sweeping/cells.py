@@ -23,7 +23,7 @@ from goldenlayers.progress import Progress, in_smaller_batches, out_of_memory
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
 

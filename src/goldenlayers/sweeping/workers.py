@@ -23,7 +23,7 @@ from goldenlayers.sweeping.cells import Batch, Job, Runner, Task
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 TRIES = 3  # workers that may die on one batch, or before their first one
 _STOP_SECONDS = 2.0
