@@ -69,10 +69,7 @@ def overview() -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The options that the arguments of a command describe.
-
-    Args:
-        arguments: the name of a command, and what stands behind it.
+    """The options that a command's name, and what stands behind it, describe.
 
     Raises:
         UserError: there is no such command; a flag or a value that it does not take, or one that is

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from goldenlayers.commands.options import whole_number
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, shortened
 from goldenlayers.shown import say
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def joints_told(settled: Sequence[Settled]) -> str:
             times = f"{factor:.0f}" if factor >= 10 else f"{factor:.1f}"
             few = f"{len(mine)} times, as in " if len(settled) > 1 else ""
             parts.append(
-                f"{what} {few}between {_end(one.prompt)!r} and {_begin(one.answer)!r} "
+                f"{what} {few}between {_end(one.prompt)!r} and {shortened(one.answer, 30)!r} "
                 f"({times if factor < 1e6 else 'a million or more'} times as likely)"
             )
     return (
@@ -192,10 +192,6 @@ def joints_told(settled: Sequence[Settled]) -> str:
 
 def _end(text: str) -> str:
     return text if len(text) <= 30 else f"…{text[-29:]}"
-
-
-def _begin(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:29]}…"
 
 
 # Where the runs of a command name the facts that they worked on.

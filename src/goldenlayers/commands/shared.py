@@ -89,10 +89,8 @@ def tell_data(facts: FactSet) -> None:
 def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
     """The facts that can be edited together; says what is left out or stands twice.
 
-    Args:
-        facts: those that are to be edited together or one after another.
-        skip_invalid: leave out facts that contradict an earlier one.
-        drop_doubled: leave out facts that repeat an earlier one.
+    ``skip_invalid`` leaves out facts that contradict an earlier one, ``drop_doubled`` those that
+    repeat one.
 
     Raises:
         DataError: facts contradict each other, and are not to be left out.
@@ -184,14 +182,8 @@ def run_folder(
 ) -> Iterator[RunFolder | None]:
     """The run folder of ``config.out`` with its resolved config, or None when none is asked for.
 
-    Args:
-        config: of the command.
-        command: its name.
-        model: what it works on.
-        facts: what it works with.
-        resume: go on with an unfinished run of the same settings, if there is one.
-        ignore: settings that may differ then: those that change how fast the work is done, and
-            where, not what comes out.
+    ``resume`` goes on with an unfinished run of the same settings, if there is one. ``ignore`` are
+    settings that may differ then: those of how fast and where the work is done, not what comes out.
     """
     from goldenlayers.store import RunFolder
 
@@ -213,13 +205,7 @@ def run_folder(
 def refuse_out(
     config: Any, command: str, *, resume: bool = False, ignore: Collection[str] = ()
 ) -> None:
-    """Refuse an --out where the run cannot be written, before minutes of work and not after.
-
-    Args:
-        config: of the command.
-        command: its name.
-        resume: as for :func:`run_folder`.
-        ignore: as there.
+    """Refuse an --out where :func:`run_folder` cannot write, before minutes of work and not after.
 
     Raises:
         UserError: it is taken, holds other work or what no run wrote, or cannot be written to; or

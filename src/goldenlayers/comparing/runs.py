@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.rows import each_once, problem, refuse_wrong
-from goldenlayers.evaluation.scoring import ScoreRow
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import recorded_method
 from goldenlayers.locating.ranking import LayerRanking
@@ -254,7 +253,8 @@ def truth_of(folder: RunFolder) -> Truth:
     """
     seed = entry(folder.config.get("settings", {}), "seed", int, folder.file(CONFIG), 0)
     rows, where = folder.rows(SCORES), folder.file(SCORES)
-    refuse_wrong(rows, each_once(_score_problem), where)
+    no_layer = "it names no layer"
+    refuse_wrong(rows, each_once(lambda r: problem(r) or no_layer * ("layer" not in r)), where)
     layers = {row["layer"] for row in rows}
     probes = {(row["fact"], row["metric"], row["probe"]) for row in rows}
     if len(rows) != len(layers) * len(probes):
@@ -278,10 +278,6 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise UserError(f"{folder.file(SUMMARY)} is no summary", expected="a JSON object")
     return summary
-
-
-def _score_problem(row: ScoreRow) -> str:
-    return problem(row) or ("" if "layer" in row else "it names no layer")
 
 
 def overlap_warnings(

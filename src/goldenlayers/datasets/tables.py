@@ -159,7 +159,8 @@ def records(text: str, source: str) -> tuple[list[tuple[int, object]], list[Data
             if header is None:
                 raise broken[0] from None
             continue
-        if not any(cell.strip() for cell in cells) or (number == 1 and _is_mark(cells)):
+        mark = number == 1 and cells[:1] and cells[0].lower().startswith("sep=")
+        if not any(cell.strip() for cell in cells) or (mark and not any(cells[1:])):
             continue
         if header is None:
             header = _header(cells, source)
@@ -186,10 +187,6 @@ def _mark(line: str) -> str:
     """The delimiter that Excel's first line "sep=;" names, if this is such a line."""
     found = re.fullmatch(r"\"?sep=(.)\"?", line.strip(), re.IGNORECASE)
     return found[1] if found else ""
-
-
-def _is_mark(cells: list[str]) -> bool:
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
 def _delimiter(text: str) -> str:

@@ -150,12 +150,8 @@ def check_base(
 ) -> str | None:
     """Refuse a model other than the delta's. Returns the model's own fingerprint if looked at.
 
-    Args:
-        model: a ``Model`` or a plain transformers model.
-        expected: the delta's base fingerprint; "" when it was made without a base.
-        name: the base's name, for the message.
-        force: go on although the fingerprints differ.
-        verify: look at a plain transformers model's weights too.
+    ``expected`` is the delta's base fingerprint, "" when it was made without a base, and ``name``
+    the base's name. ``verify`` looks at a plain transformers model's weights too.
     """
     if isinstance(model, nn.Module) and not verify:
         return None

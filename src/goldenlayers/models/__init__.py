@@ -144,7 +144,8 @@ def locate(
             expected="a .gguf file, or the directory that holds config.json and the weights",
             fix=f"Give the directory: {path.parent}",
         )
-    if path.suffix.lower() == ".gguf" or _looks_like_path(text):
+    like_a_path = re.match(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*/$", text, re.DOTALL)
+    if path.suffix.lower() == ".gguf" or like_a_path:
         raise UserError(f"There is no {text}", expected=forms, fix=_neighbours(path))
     if HUB_ID.fullmatch(text):
         return fetch_hub(text, trust_remote_code=trust_remote_code, progress=progress)
@@ -232,10 +233,6 @@ def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"The weights need {size / 1e9:.1f} GB, more than is free on {device}",
             fix="Use --dtype bfloat16, another device, or a smaller model",
         ) from error
-
-
-def _looks_like_path(text: str) -> bool:
-    return bool(re.match(r"[./~]|[A-Za-z]:|.*\\|.*/.*/|.*/$", text, re.DOTALL))
 
 
 def _neighbours(path: Path) -> str:

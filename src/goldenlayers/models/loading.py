@@ -32,7 +32,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from goldenlayers.durable import disk_errors
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, shortened
 from goldenlayers.models import cache, checks
 from goldenlayers.models.checks import check_loaded, check_room
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
@@ -309,7 +309,7 @@ def summary(error: BaseException) -> str:
     """An error's class and the first two lines of its text, as one line of bounded length."""
     lines = [line.strip() for line in str(error)[:2000].strip().splitlines()[:2]]
     text = " ".join(line for line in lines if line)
-    text = text if len(text) <= 400 else f"{text[:399]}…"
+    text = shortened(text, 400)
     name = type(error).__name__
     return f"{text} ({name})" if text else name
 

@@ -260,12 +260,8 @@ _LARGE = 1e6
 def not_a_number(model: nn.Module, problem: str, *, otherwise: str = "") -> UserError:
     """The error for a result of ``model`` that is NaN or infinite.
 
-    Looks through all weights, so it is called only when there is such a result.
-
-    Args:
-        model: as it computed the result.
-        problem: what came out, and where.
-        otherwise: what to do when neither the weights nor their type explain it.
+    Looks through all weights, so it is called only when there is such a result. ``problem`` is what
+    came out, and where; ``otherwise`` what to do if neither the weights nor their type explain it.
     """
     cause, fix = why_not_a_number(model)
     return UserError(f"{problem}: {cause}" if cause else problem, fix=fix or otherwise)

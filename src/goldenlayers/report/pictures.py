@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from goldenlayers.errors import shortened
 from goldenlayers.report.figures import OKABE_ITO, note_beside, save, style, tick_step, title
 from goldenlayers.shown import shown
 
@@ -151,7 +152,8 @@ def tracing_figure(
 
     n_tokens, n_layers = grid.effect.shape
     with style():
-        labels = [_label(token) for token in grid.tokens]
+        flat = [shown(" ".join(token.split()) or token) for token in grid.tokens]
+        labels = [shortened(text, _LONGEST) for text in flat]
         width = 2.6 + 0.065 * max(len(label) for label in labels) + 0.2 * n_layers
         size = (min(11.0, max(5.4, width)), min(14.0, 1.7 + 0.21 * max(n_tokens, 4)))
         figure = Figure(figsize=size, layout="constrained")
@@ -159,7 +161,7 @@ def tracing_figure(
         axes.set_facecolor(_MISSING)
         ends = [OKABE_ITO["vermillion"], "white", OKABE_ITO["blue"]]
         colours = LinearSegmentedColormap.from_list("effect", ends)
-        largest = _largest(grid)
+        largest = float(np.abs(np.nan_to_num(grid.effect)).max(initial=0.0)) or 1.0
         image = axes.imshow(
             np.ma.masked_invalid(grid.effect),
             cmap=colours,
@@ -186,11 +188,6 @@ def tracing_figure(
         return save(figure, path_stem, formats)
 
 
-def _largest(grid: TracingGrid) -> float:
-    sizes = np.abs(grid.effect[~np.isnan(grid.effect)])
-    return float(sizes.max()) if sizes.size and sizes.max() > 0 else 1.0
-
-
 def _mark_best(axes: Axes, grid: TracingGrid) -> bool:
     """Put a star on the lookup token's best layer, unless all are alike."""
     row = grid.effect[grid.lookup]
@@ -214,8 +211,3 @@ def _title(figure: Figure, grid: TracingGrid) -> str:
     facts = f"mean of {grid.n_facts} facts" if grid.n_facts > 1 else f"answer '{grid.answer}'"
     change = f"p = {grid.clean:.3g} clean, {grid.corrupted:.3g} with noise on the subject"
     return title(figure, f"Causal tracing{name}: {facts}", change)
-
-
-def _label(token: str) -> str:
-    flat = shown(" ".join(token.split()) or token)
-    return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"

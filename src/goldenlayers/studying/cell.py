@@ -245,11 +245,7 @@ class Cell:
 def others_of(source: FactSet, facts: Sequence[Fact], limit: int, seed: int) -> list[Fact] | None:
     """Facts of the same data outside the judged ones; None if there are hardly any.
 
-    Args:
-        source: all facts.
-        facts: the judged ones, a sample of ``limit`` drawn with ``seed``.
-        limit: how many those are of.
-        seed: of that draw; the others come from a larger one.
+    ``facts`` are a sample of ``limit`` drawn with ``seed``; the others come from a larger one.
     """
     drawn = source.sample(limit + OTHERS, seed)
     free = list(drawn.without([fact.id for fact in facts], [fact.subject for fact in facts]))

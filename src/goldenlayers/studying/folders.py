@@ -74,14 +74,10 @@ def resumed(
 def sweep_progress(
     folder: RunFolder, facts: Sequence[Any], metrics: Sequence[str | Metric], **more: Any
 ) -> Progress:
-    """What a sweep reports to its run folder, and the rows that it goes on with.
+    """What a sweep reports to its run folder (open for writing), and the rows that it goes on with.
 
-    Args:
-        folder: open for writing.
-        facts: the swept facts.
-        metrics: what is scored.
-        more: ``seed`` and ``layers`` of the sweep; further fields of :class:`Progress`, of which
-            ``on_batch`` is called once a batch's rows and time are on the disk.
+    ``more``: ``seed`` and ``layers`` of the sweep; further fields of :class:`Progress`, of which
+    ``on_batch`` is called once a batch's rows and time are on the disk.
     """
     seed, layers, on_batch = more.pop("seed"), more.pop("layers"), more.pop("on_batch", None)
     expected = Expected(facts, metrics, others=facts, seed=seed, layers=layers)

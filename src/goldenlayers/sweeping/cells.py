@@ -72,10 +72,7 @@ class Batch:
 class Ledger:
     """Which rows of a sweep are there, and which tasks are left.
 
-    Args:
-        job: what is swept.
-        layers: the swept layers.
-        done: rows of an earlier, interrupted call; those that do not belong here are left out.
+    ``done`` are rows of an earlier, interrupted call; those that do not belong here are left out.
     """
 
     def __init__(self, job: Job, layers: Sequence[int], done: Iterable[Row] = ()) -> None:
@@ -258,13 +255,7 @@ class Sweep:
 
 
 class Course:
-    """The cells of one editor, and what becomes of them.
-
-    Args:
-        job: what is swept.
-        layers: the swept layers.
-        tell: reports, and the rows of an earlier call.
-    """
+    """The cells of one editor, and what becomes of them; ``tell`` has an earlier call's rows."""
 
     def __init__(self, job: Job, layers: Sequence[int], tell: Progress) -> None:
         self.job, self.layers, self.tell = job, tuple(layers), tell
