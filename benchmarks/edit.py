@@ -26,7 +26,7 @@ from goldenlayers.editors.values import fact_prompts, optimise_values
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import override
 from goldenlayers.locating.known import known_facts
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.tokens import pad_ids
 
 

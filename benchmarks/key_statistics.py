@@ -24,8 +24,8 @@ import torch
 
 from goldenlayers import models
 from goldenlayers.hooks import final_hidden
-from goldenlayers.models.model import Model
-from goldenlayers.statistics.collect import StatisticsSettings, collect
+from goldenlayers.models import Model
+from goldenlayers.statistics import StatisticsSettings, collect
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, Source, TextSource
 

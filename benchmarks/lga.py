@@ -38,9 +38,8 @@ from torch import Tensor
 
 from goldenlayers.datasets import load_facts
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import final_hidden, graph_from_embedding
+from goldenlayers.hooks import final_hidden, graph_from_embedding, token_nll
 from goldenlayers.locating.lga import lga_rows
-from goldenlayers.losses import token_nll
 from goldenlayers.models import Model, load
 from goldenlayers.tokens import Encoding, length_batches, pad_ids
 

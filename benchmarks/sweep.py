@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors import Editing, Rome
 from goldenlayers.editors.updates import rome_update
@@ -38,6 +37,7 @@ from goldenlayers.evaluation.scoring import ANSWER, STAY
 from goldenlayers.facts import Fact
 from goldenlayers.models import Model, load
 from goldenlayers.statistics import key_statistics
+from goldenlayers.statistics.moments import Covariance
 from goldenlayers.sweeping import sweep
 from goldenlayers.tokens import Encoding, pad_ids
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # Whatever terminal and user run the tests: what is printed does not depend on them.
 TERMINAL = {"COLUMNS": "120", "LINES": "40", "TERM": "xterm"}

@@ -9,8 +9,8 @@ from families import VOCAB
 from torch import Tensor, nn
 
 from goldenlayers.delta import LowRank, WeightDelta
+from goldenlayers.models import Model
 from goldenlayers.models.layers import LayerMap, Matrix
-from goldenlayers.models.model import Model
 
 
 def low(out: int, inner: int, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> LowRank:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 
 @dataclass

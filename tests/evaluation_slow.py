@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from goldenlayers.decoding import end_ids
 from goldenlayers.delta import WeightDelta
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 TOKENIZER = {
     "gpt2": "byte_level_bpe",

@@ -13,7 +13,7 @@ from goldenlayers.editors import Editor, make_editor
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate, generation, reading
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 
 LAYER = 1

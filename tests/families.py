@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import models as hf
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 VOCAB = 320
 WIDTH = 32
@@ -221,7 +221,7 @@ def tiny(
     seed: int = 0,
 ) -> Model:
     """A Goldenlayers model around a private copy; ``tokenizer`` is a name in ``TOKENIZERS``."""
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
     return Model.wrap(build(name, dtype, seed), TOKENIZERS[tokenizer](), name=f"tiny-{name}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 
 def mean_nll(model: Model, ids: tuple[int, ...], first_target: int = 1) -> Tensor:

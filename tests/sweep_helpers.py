@@ -14,7 +14,7 @@ from families import tiny
 
 from goldenlayers.editors import Editor, Rome, make_editor
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 FAST: dict[str, Any] = {"steps": 3, "prefixes": 1, "prefix_tokens": 4}
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from goldenlayers import models
 from goldenlayers.cli import main
-from goldenlayers.commands import edit, which_editor
+from goldenlayers.commands import deciding, edit
 from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
@@ -185,7 +185,7 @@ def test_facts_that_cannot_be_edited_are_left_out(
 
     def refusing(name: str) -> None:
         choosy = lambda *given: Choosy({name}, real(*given))  # noqa: E731
-        for module in (edit, which_editor):
+        for module in (edit, deciding):
             monkeypatch.setattr(module, "editor_of", choosy)
 
     refusing("italy")

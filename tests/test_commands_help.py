@@ -13,7 +13,7 @@ import pytest
 
 from goldenlayers.cli import main, parse
 from goldenlayers.commands import COMMANDS, GROUPS, options_of
-from goldenlayers.commands.help import field_texts
+from goldenlayers.commands.listings import field_texts
 from goldenlayers.commands.options import ModelOptions, flag, marks_of
 
 NOISE = ("{None}", "None", "(default: )", "False", "True", "STR", "INT", "\x1b", "dataclass")

@@ -15,7 +15,7 @@ from goldenlayers import decoding
 from goldenlayers.cli import main
 from goldenlayers.delta import WeightDelta
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.store import RunFolder
 from goldenlayers.tokens import TextEncoder
 

@@ -14,11 +14,11 @@ from families import tiny
 from goldenlayers.cli import main
 from goldenlayers.commands import options_of
 from goldenlayers.commands.shared import with_absolute_paths
-from goldenlayers.datasets.loading import absolute_name as absolute_data
+from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.durable import absolute
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.sources import absolute_name as absolute_model
-from goldenlayers.statistics.corpus import absolute_name as absolute_text
+from goldenlayers.models import absolute_name as absolute_model
+from goldenlayers.statistics.sources import absolute_name as absolute_text
 
 ROWS = [
     {"id": "fr", "subject": "France", "prompt": "The capital of France is", "target_new": "Rome"},

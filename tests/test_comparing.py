@@ -15,8 +15,8 @@ import pytest
 from comparing import L, named, sweep_rows, write_run
 
 from goldenlayers.cli import main
-from goldenlayers.commands.compare import CompareConfig
 from goldenlayers.commands.options import from_record, to_record
+from goldenlayers.commands.sweeps import CompareConfig
 from goldenlayers.comparing import (
     LocateRun,
     SweepRun,

@@ -10,7 +10,7 @@ import pytest
 
 from goldenlayers.commands import COMMANDS, options_of
 from goldenlayers.commands.options import LIMITS, types_of
-from goldenlayers.commands.sweep import layers_named
+from goldenlayers.commands.sweeps import layers_named
 from goldenlayers.editors import EDITORS, InContext
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating import LGA

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.errors import UserError
+from goldenlayers.statistics.moments import Covariance
 
 F = 12
 

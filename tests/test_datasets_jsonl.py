@@ -7,7 +7,7 @@ import json
 import pytest
 
 from goldenlayers.datasets import load_facts, schema_text, write_jsonl
-from goldenlayers.datasets.jsonl import EXAMPLE, FACT_FIELDS, OTHER_NAMES, PROBE_FIELDS
+from goldenlayers.datasets.tables import EXAMPLE, FACT_FIELDS, OTHER_NAMES, PROBE_FIELDS
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, Probe
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.subjects import find_subject
+from goldenlayers.prompts import find_subject
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools/starter_facts"

@@ -14,7 +14,7 @@ from tokenizers_built import TOKENIZERS
 
 from goldenlayers.decoding import end_ids, forced_predictions, greedy, sample
 from goldenlayers.errors import UserError
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.tokens import Encoding
 
 ROWS = [[9, 70, 33, 150, 41], [201, 4, 5], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [5, 4, 77]]

@@ -10,8 +10,13 @@ import torch
 from deltas import bits, ids, logits, low, random_delta, same_bits, wrapped
 from families import CONFIGS, build, shared
 
-from goldenlayers.delta import WeightDelta, applied_per_example
-from goldenlayers.delta.apply import base_fingerprint, deltas_in_force, untouched
+from goldenlayers.delta import WeightDelta
+from goldenlayers.delta.apply import (
+    applied_per_example,
+    base_fingerprint,
+    deltas_in_force,
+    untouched,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.models.layers import LayerMap
 

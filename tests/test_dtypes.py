@@ -19,8 +19,8 @@ from goldenlayers import models
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.export import export_merged
-from goldenlayers.models.identity import fingerprint, old_fingerprints
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
+from goldenlayers.models.weights import fingerprint, old_fingerprints
 
 DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "The capital of Italy is"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from families import tiny
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.editors import (
     EDITORS,
@@ -33,8 +32,9 @@ from goldenlayers.editors.values import optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.hooks import capture, final_hidden
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
+from goldenlayers.statistics.moments import Covariance
 
 FACTS = [
     Fact(

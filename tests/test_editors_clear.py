@@ -13,13 +13,13 @@ from editors_published import Published
 from families import tiny
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, Editing, clearing, edit, make_editor, partial_forward
 from goldenlayers.editors.locate_then_edit import energy_threshold
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
+from goldenlayers.statistics.moments import Covariance
 
 FRANCE = Fact(
     "France",

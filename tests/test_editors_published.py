@@ -12,12 +12,12 @@ from editors_published import Published
 from families import tiny
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import Editing, ValueSearch, make_editor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
+from goldenlayers.statistics.moments import Covariance
 
 FACTS = [
     Fact("France", "The capital of France is", "Rome by night", id="1"),

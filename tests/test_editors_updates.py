@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.editors.updates import (
     alphaedit_update,
     append_keys,
@@ -20,6 +19,7 @@ from goldenlayers.editors.updates import (
     spread_residual,
 )
 from goldenlayers.errors import UserError
+from goldenlayers.statistics.moments import Covariance
 
 F, D, N = 14, 6, 4
 

@@ -26,7 +26,7 @@ from goldenlayers.editors.values import Value, fact_prompts, optimise_values
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 
 # Subjects at the beginning, in the middle and at the end; answers of one and of several tokens.
 FACTS = [

@@ -16,7 +16,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import AlphaEdit, Editing
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import evaluate
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import KeyStatistics
 

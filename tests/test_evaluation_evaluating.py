@@ -15,12 +15,13 @@ from deltas import bits, same_bits
 from evaluations import LAYER, Choosy, Greedy, Killed, facts, means, run, tight
 from families import tiny
 
+from goldenlayers import evaluation
 from goldenlayers.delta import LowRank, WeightDelta
 from goldenlayers.editors import EDITORS, InContext, Rome, edit_each
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation import evaluate, evaluating
+from goldenlayers.evaluation import evaluate
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import KeyStatistics
 
 
@@ -122,7 +123,7 @@ def test_finished_rows_need_no_model_pass(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(evaluating, "EvaluationPlan", never)
+    monkeypatch.setattr(evaluation, "EvaluationPlan", never)
     assert run(model, statistics, done=whole.rows).rows == whole.rows
 
 

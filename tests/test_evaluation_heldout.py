@@ -21,7 +21,7 @@ from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.scoring import Outcome
 from goldenlayers.evaluation.tokenised import HeldOut
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import KeyStatistics
 

@@ -15,7 +15,7 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation import batch
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import KeyStatistics
 
 

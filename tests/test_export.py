@@ -22,8 +22,8 @@ from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.durable import lock
 from goldenlayers.errors import UserError
 from goldenlayers.export import export_merged, export_peft
+from goldenlayers.models import Model
 from goldenlayers.models.layers import LayerMap
-from goldenlayers.models.model import Model
 
 peft = pytest.importorskip("peft")
 

@@ -15,7 +15,7 @@ from goldenlayers.facts import (
     refuse_contradictions,
     repeats,
 )
-from goldenlayers.subjects import find_subject, near_subject
+from goldenlayers.prompts import find_subject, near_subject
 
 
 def fact(**changes) -> Fact:

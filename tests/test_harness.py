@@ -21,9 +21,8 @@ from goldenlayers.editors import edit
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.harness import harness_evaluate, harness_model
-from goldenlayers.hooks import final_hidden
-from goldenlayers.losses import token_nll
-from goldenlayers.models.model import Model
+from goldenlayers.hooks import final_hidden, token_nll
+from goldenlayers.models import Model
 
 pytest.importorskip("lm_eval")
 

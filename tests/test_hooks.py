@@ -24,7 +24,7 @@ from goldenlayers.hooks import (
     override_input,
     resume_from,
 )
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.tokens import pad_ids
 
 ROWS = [[9, 70, 33, 150, 41], [201], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 4]]

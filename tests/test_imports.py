@@ -18,9 +18,7 @@ ORDER: list[str] = [
     "errors",
     "registry",
     "progress",
-    "memory",
-    "joints",
-    "subjects",
+    "prompts",
     "facts",
     "records",
     "durable",
@@ -30,9 +28,7 @@ ORDER: list[str] = [
     "tokens",
     "models",
     "hooks",
-    "losses",
     "decoding",
-    "covariance",
     "statistics",
     "delta",
     "editors",
@@ -120,7 +116,7 @@ def test_imports_point_down() -> None:
 def test_the_check_sees_what_it_should() -> None:
     assert offences("tokens", "from goldenlayers.locating import locate")
     assert offences("tokens", "def f():\n    import goldenlayers.cli")
-    assert offences("locating", "from goldenlayers.report.terminal import show")
+    assert offences("locating", "from goldenlayers.report import show")
     assert offences("tokens", "from goldenlayers import editors")
     assert not offences("locating", "from goldenlayers.tokens import join")
     lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from goldenlayers import cli"

@@ -21,9 +21,9 @@ from goldenlayers.errors import DataError
 from goldenlayers.evaluation.metrics import questions
 from goldenlayers.evaluation.tokenised import Texts
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.joints import Joint, join, sure_joint
 from goldenlayers.locating.known import fill_old_answers
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
+from goldenlayers.prompts import Joint, join, sure_joint
 
 RULES: list[tuple[str, str, str | None]] = [
     # Words and numbers, and the separating marks of prose.
@@ -287,8 +287,9 @@ def test_old_answers_of_the_model_are_joined_in_their_likelier_form(
 
 
 def test_an_edit_in_force_does_not_decide(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from goldenlayers import evaluation
     from goldenlayers.delta import Dense, WeightDelta
-    from goldenlayers.evaluation import evaluate, evaluating
+    from goldenlayers.evaluation import evaluate
 
     name = "transformer.h.1.mlp.c_proj.weight"
     weight = dict(model.hf.named_parameters())[name]
@@ -298,7 +299,7 @@ def test_an_edit_in_force_does_not_decide(model: Model, monkeypatch: pytest.Monk
         seen.append(torch.equal(weight, clean))
         return settle_joints(*args, **options)
 
-    monkeypatch.setattr(evaluating, "settle_joints", spied)
+    monkeypatch.setattr(evaluation, "settle_joints", spied)
     delta = WeightDelta({name: Dense(torch.ones_like(weight.T))}, model.fingerprint(), "tiny-gpt2")
     with delta.applied(model):
         evaluate(model, [fact()], metrics=["rewrite"])

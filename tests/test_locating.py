@@ -22,9 +22,8 @@ from goldenlayers.locating import lga, locate, published_layer
 from goldenlayers.locating.known import blank_ids, fill_old_answers, known_facts
 from goldenlayers.locating.lga import backing_off, lga_rows, saliency_rows
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.memory import out_of_memory
-from goldenlayers.models.model import Model
-from goldenlayers.progress import Progress
+from goldenlayers.models import Model
+from goldenlayers.progress import Progress, out_of_memory
 
 FACTS = [
     Fact("Italy", "The capital of Italy is", "Paris", id="italy", target_old="Rome"),

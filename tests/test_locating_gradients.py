@@ -14,7 +14,7 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.locating.gradients import Loss, Scope, observe_factors, pair_products
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.tokens import Encoding
 
 SCOPES: tuple[Scope, ...] = ("mlp", "down", "attention", "block")

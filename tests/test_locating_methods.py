@@ -205,7 +205,7 @@ def test_without_a_progress_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> N
         yield lambda done, total: bars.append((done, total))
 
     monkeypatch.setattr("goldenlayers.locating.progress_bar", bar)
-    monkeypatch.setattr("goldenlayers.statistics.collect.progress_bar", bar)
+    monkeypatch.setattr("goldenlayers.statistics.progress_bar", bar)
     model = tiny("llama")
     gl.locate(model, some_facts(4), gl.LGA(batch_size=3))
     assert bars == [("locating with lga", "facts"), (3, 4), (4, 4)]

@@ -28,7 +28,7 @@ from goldenlayers.locating.tracing import (
     tracing_rows,
     windows,
 )
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.tokens import subject_tokens
 

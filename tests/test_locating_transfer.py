@@ -12,13 +12,13 @@ import torch
 from families import tiny
 from torch import Tensor, nn
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.locating import Transfer, Work, locate
 from goldenlayers.locating.reach import Reach, Weights, _unit
 from goldenlayers.locating.transfer import transfer_rows
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
+from goldenlayers.statistics.moments import Covariance
 
 FACTS = [
     Fact(

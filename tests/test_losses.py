@@ -8,9 +8,9 @@ from families import shared
 from tokenizers_built import TOKENIZERS
 from torch.nn.functional import cross_entropy
 
-from goldenlayers import losses
-from goldenlayers.losses import argmax_rows, token_nll
-from goldenlayers.models.model import Model
+from goldenlayers import hooks
+from goldenlayers.hooks import argmax_rows, token_nll
+from goldenlayers.models import Model
 
 
 def rows(model: Model, n: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +23,7 @@ def rows(model: Model, n: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "cohere", "granite", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 3 * 320, 1 << 23])
 def test_value_and_gradient(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(hooks, "_CHUNK_NUMBERS", chunk)
     model = Model.wrap(shared(name, torch.float64), TOKENIZERS["bytes"]())
     hidden, targets = rows(model)
     weights = torch.linspace(-1, 2, len(targets), dtype=torch.float64)  # each row its own slope

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from goldenlayers.errors import UserError
-from goldenlayers.memory import OutOfMemory, in_smaller_batches, memory_errors, out_of_memory
+from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors, out_of_memory
 
 
 def hungry(

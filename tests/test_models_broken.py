@@ -15,7 +15,7 @@ from tokenizers_built import byte_level_bpe
 import goldenlayers as gl
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models.broken import not_a_number, why_not_a_number
+from goldenlayers.models.weights import not_a_number, why_not_a_number
 
 DOWN = "model.layers.2.mlp.down_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"

@@ -105,7 +105,7 @@ def test_each_failure_says_what_to_do(
 
 
 def test_a_transport_error_in_mid_download(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from goldenlayers.models.sources import _transport_errors
+    from goldenlayers.models.fetching import _transport_errors
 
     def torn(*_: object, **__: object) -> str:
         raise _transport_errors()[0]("connection reset")

@@ -22,10 +22,10 @@ from tokenizers_built import byte_level_bpe
 
 from goldenlayers import models
 from goldenlayers.errors import UserError
-from goldenlayers.models import cache, loading, packaged
+from goldenlayers.models import cache, fetching, loading
 
 
-def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.Wheel:
+def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> fetching.Wheel:
     """A wheel that pip accepts; every file named ``*.part*`` is a piece of the model."""
     stem = package.replace("-", "_")
     info = f"{stem}-1.0.dist-info"
@@ -40,7 +40,7 @@ def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> packaged.
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    return packaged.Wheel(
+    return fetching.Wheel(
         package=package,
         version="1.0",
         size=path.stat().st_size,
@@ -65,7 +65,7 @@ class Shop:
             ),
             make_wheel(self.wheels_folder, "tiny-b", {"b/x.part1": data[middle:]}),
         )
-        self.model = packaged.PackagedModel(
+        self.model = fetching.PackagedModel(
             name="tiny-1m",
             title="Tiny",
             family="Llama",
@@ -98,8 +98,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shop(gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     shop = Shop(tmp_path, gguf_file)
-    monkeypatch.setattr(packaged, "registry", lambda: {"tiny-1m": shop.model})
-    monkeypatch.setattr(packaged, "pip_download", shop.pip)
+    monkeypatch.setattr(fetching, "registry", lambda: {"tiny-1m": shop.model})
+    monkeypatch.setattr(fetching, "pip_download", shop.pip)
     return shop
 
 
@@ -118,7 +118,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_the_real_registry_pins_everything() -> None:
-    registry = packaged.registry()
+    registry = fetching.registry()
     qwen = {"qwen2.5-coder-0.5b": 6, "qwen2.5-coder-1.5b": 22}
     assert set(registry) == {"smollm2-135m", "gemma3-270m", *qwen}
     assert {name: len(registry[name].wheels) for name in qwen} == qwen
@@ -291,11 +291,11 @@ def test_an_interrupted_build_leaves_no_entry_and_is_swept_up(
     killed = shop.cache / "models" / "tiny-1m~0123.part"  # as kill -9 leaves it
     killed.mkdir(parents=True)
     (killed / "model.gguf").write_bytes(b"half")
-    monkeypatch.setattr(packaged, "pip_download", interrupted)
+    monkeypatch.setattr(fetching, "pip_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shop.locate()
     assert [path for path in (shop.cache / "models").iterdir() if path.is_dir()] == []
-    monkeypatch.setattr(packaged, "pip_download", shop.pip)
+    monkeypatch.setattr(fetching, "pip_download", shop.pip)
     assert shop.locate().is_dir()
     assert len(quick) == 1
 
@@ -375,11 +375,11 @@ def test_real_pip_with_the_users_own_settings(
     shop = Shop(tmp_path, gguf_file)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", shop.wheels_folder.as_uri())  # pip splits at spaces
-    got = packaged.pip_download("tiny-b==1.0", tmp_path)
+    got = fetching.pip_download("tiny-b==1.0", tmp_path)
     assert cache.sha256_file(got) == shop.model.wheels[1].sha256
     monkeypatch.setenv("PIP_FIND_LINKS", (tmp_path / "empty").as_uri())
     with pytest.raises(UserError, match=r"pip could not fetch tiny-b==1\.0") as caught:
-        packaged.pip_download("tiny-b==1.0", tmp_path / "empty")
+        fetching.pip_download("tiny-b==1.0", tmp_path / "empty")
     message = str(caught.value)
     assert "python -m pip download" in message
     assert "No matching distribution found" in message
@@ -392,5 +392,5 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     with pytest.raises(UserError, match="has no pip") as caught:
-        packaged.pip_download("tiny-a==1.0", tmp_path)
+        fetching.pip_download("tiny-a==1.0", tmp_path)
     assert "ensurepip" in str(caught.value)

@@ -37,9 +37,9 @@ from goldenlayers.datasets import load_facts
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.joints import JOINTS, join
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
 from goldenlayers.models.gguf import check_model, read_header
+from goldenlayers.prompts import JOINTS, join
 from goldenlayers.records import parse_json, parse_yaml
 from goldenlayers.report.figures import ranking_figure
 

@@ -15,7 +15,7 @@ from goldenlayers.editors import Rome, edit_each
 from goldenlayers.facts import Fact
 from goldenlayers.locating import locate
 from goldenlayers.locating.known import known_facts
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import key_statistics
 
 pytestmark = pytest.mark.real

@@ -104,7 +104,7 @@ def test_unknown_format_is_the_users_error(tmp_path):
 
 def test_neither_matplotlib_nor_torch_comes_with_the_import(tmp_path):
     code = (
-        "import sys, goldenlayers.report.figures, goldenlayers.report.terminal, "
+        "import sys, goldenlayers.report.figures, goldenlayers.report, "
         "goldenlayers.locating.ranking, goldenlayers.store\n"
         "print([m for m in ('torch', 'matplotlib', 'rich') if m in sys.modules])"
     )

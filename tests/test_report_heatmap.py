@@ -12,7 +12,7 @@ import pytest
 
 from goldenlayers.errors import UserError
 from goldenlayers.locating.grid import ROLES, TracingGrid, mean_by_role
-from goldenlayers.report.heatmap import tracing_figure
+from goldenlayers.report.pictures import tracing_figure
 
 TOKENS = ("<s>", "The", "mother", "tongue", "of", "Dani", "elle", "Darr", "ieux", "is", "$x$")
 
@@ -116,7 +116,7 @@ def test_what_is_no_grid_is_the_users_error(tmp_path):
 
 def test_neither_matplotlib_nor_torch_comes_with_the_import():
     code = (
-        "import sys, goldenlayers.report.heatmap, goldenlayers.locating.grid\n"
+        "import sys, goldenlayers.report.pictures, goldenlayers.locating.grid\n"
         "print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
-from goldenlayers.report.terminal import show, show_ranking, table
+from goldenlayers.report import show, show_ranking, table
 
 
 def printed(what, width=80, encoding="utf-8") -> list[str]:

@@ -101,7 +101,7 @@ def test_nothing_prints_around_the_one_place() -> None:
         if name != "shown.py":
             wrong += [f"{name}: {one}" for one in printing(path.read_text(encoding="utf-8"))]
     # The widths of a table are measured with a console that prints nothing.
-    assert wrong == ["report/terminal.py: Console"]
+    assert wrong == ["report/__init__.py: Console"]
     for code in ("print(1)", "sys.stdout.write('x')", "Console().print(1)", "warnings.warn(text)"):
         assert printing(code)
     assert not printing("warnings.warn(shown(text), stacklevel=2)\nwarnings.warn('fixed')")
@@ -309,7 +309,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_pictures_are_xml_whatever_the_names(name: str, tmp_path: Path) -> None:
     from goldenlayers.report.figures import ranking_figure
-    from goldenlayers.report.heatmap import tracing_figure
+    from goldenlayers.report.pictures import tracing_figure
 
     ranking = LayerRanking.fixed("middle", 6, 3, model=name, data=name)
     ranking = dataclasses.replace(ranking, n_facts=3)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
-from goldenlayers.models.model import Model
-from goldenlayers.statistics import MissingLayerError, key_statistics
-from goldenlayers.statistics.collect import StatisticsSettings
+from goldenlayers.models import Model
+from goldenlayers.statistics import MissingLayerError, StatisticsSettings, key_statistics
 from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import (
     Observer,

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers_built import byte_level_bpe, sentencepiece_bpe
 
 from goldenlayers.errors import UserError
+from goldenlayers.models import Model
 from goldenlayers.models.cache import sha256_file
-from goldenlayers.models.model import Model
 from goldenlayers.statistics import KeyStatistics, key_statistics
 from goldenlayers.statistics.cache import StatisticsCache, _seal, model_settings
 from goldenlayers.statistics.moments import MomentSums
@@ -350,7 +350,7 @@ from families import build
 from off_a_bit import OffABit
 from safetensors.torch import load_file, save_file
 from tokenizers_built import sentencepiece_bpe
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.models.cache import sha256_file
 from goldenlayers.statistics import key_statistics
 model = Model.wrap(build("llama"), sentencepiece_bpe())

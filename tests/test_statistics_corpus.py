@@ -14,7 +14,7 @@ from families import build
 from tokenizers_built import sentencepiece_bpe
 
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import key_statistics
 
 WORDS = "the city of Paris is the capital of France and its river flows to the sea"

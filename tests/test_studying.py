@@ -21,8 +21,8 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.summary import fact_scores, overall_by_fact
 from goldenlayers.store import RunFolder
 from goldenlayers.studying import EXAMPLE, Study, study
+from goldenlayers.studying.cell import layers_named
 from goldenlayers.studying.figures import noise_floor
-from goldenlayers.studying.layers import layers_named
 from goldenlayers.sweeping import cells
 from goldenlayers.truth import Truth
 
@@ -203,7 +203,7 @@ def test_minutes(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     said = capsys.readouterr()
     assert "The time is over" in said.err and "Left: 4 runs: model/facts/rome" in said.out
     ticks = iter(range(100))
-    monkeypatch.setattr("goldenlayers.studying.work.time.monotonic", lambda: 60.0 * next(ticks))
+    monkeypatch.setattr("goldenlayers.studying.time.monotonic", lambda: 60.0 * next(ticks))
     assert golden(place, "timed", "--minutes", "4") == 3
     rows = rows_of(place, "timed", "rome.part")
     assert {row["layer"] for row in rows} and len({row["layer"] for row in rows}) < 4

@@ -19,7 +19,7 @@ from sweep_helpers import canonical, some_facts
 
 from goldenlayers import durable
 from goldenlayers.cli import main
-from goldenlayers.commands.sweep import layers_named
+from goldenlayers.commands.sweeps import layers_named
 from goldenlayers.errors import UserError
 from goldenlayers.store import RunFolder
 
@@ -254,10 +254,10 @@ def test_layers_in_words():
 # that it often dies within a line. No clock is in it: it does the same on a slow machine.
 KILLER = """
 import json, os, random, signal, sys
-import goldenlayers.statistics, goldenlayers.report.sweeps, goldenlayers.truth
+import goldenlayers.statistics, goldenlayers.report.pictures, goldenlayers.truth
 import matplotlib.figure, matplotlib.backends.backend_svg, tyro
 from goldenlayers import cli, durable, models
-from goldenlayers.commands import shared, sweep as _
+from goldenlayers.commands import shared, sweeps as _
 from goldenlayers.sweeping import cells
 loaded = models.load(sys.argv[1], device="cpu")
 loaded.fingerprint()

@@ -14,7 +14,7 @@ from sweep_helpers import FAST, canonical, fast, some_facts
 from goldenlayers.editors import Editor, Emmet, Rome, edit, needed_layers
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
 from goldenlayers.sweeping import Sweep, Workers, cells, sweep, sweep_together, swept_layers

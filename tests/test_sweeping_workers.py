@@ -17,7 +17,7 @@ import goldenlayers
 from goldenlayers.editors import EDITORS, Rome
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import metrics_of
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 from goldenlayers.statistics import key_statistics
 from goldenlayers.sweeping import Workers, sweep
@@ -239,7 +239,7 @@ def test_an_editor_registered_after_import_serves_two_workers(alone: Any):
 
 def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
     ray = pytest.importorskip("ray")
-    from goldenlayers.sweeping.cluster import RayEngine
+    from goldenlayers.sweeping import RayEngine
 
     there = torch.cuda.device_count()
     engine = RayEngine(there + 1, gpu=True)

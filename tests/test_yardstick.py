@@ -18,7 +18,7 @@ from goldenlayers.errors import DataError
 from goldenlayers.evaluation.metrics import questions
 from goldenlayers.evaluation.summary import summarise
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.subjects import mentions
+from goldenlayers.prompts import mentions
 from goldenlayers.truth import Truth, to_json
 
 

@@ -46,7 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
         elif command in _HELP:
             put(*overview())
         elif command in COMMANDS and asked:
-            from goldenlayers.commands.help import command_help
+            from goldenlayers.commands.listings import command_help
 
             put(*command_help(command, options_of(command), rare="--help-all" in asked))
         else:
@@ -69,10 +69,7 @@ def overview() -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The options that the arguments of a command describe.
-
-    Args:
-        arguments: the name of a command, and what stands behind it.
+    """The options that a command's name, and what stands behind it, describe.
 
     Raises:
         UserError: there is no such command; a flag or a value that it does not take, or one that is

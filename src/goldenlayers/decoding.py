@@ -15,15 +15,14 @@ import torch
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import final_hidden, last_logits
-from goldenlayers.joints import JOINTS, Joint, join, sure_joint
-from goldenlayers.losses import argmax_rows, token_nll
-from goldenlayers.memory import in_smaller_batches
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.hooks import argmax_rows, final_hidden, last_logits, token_nll
+from goldenlayers.models.weights import not_a_number
+from goldenlayers.progress import in_smaller_batches
+from goldenlayers.prompts import JOINTS, Joint, join, sure_joint
 from goldenlayers.tokens import Encoding, equal_length_groups, length_batches, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
 R = TypeVar("R")
@@ -195,9 +194,9 @@ def settle_joints(
     """The facts with every open joint decided: a space before the answer, or none.
 
     Open are the joints of prompts and answers that are fixed neither by the user nor by their
-    characters (:func:`goldenlayers.joints.sure_joint`). The model decides by its own probability of
-    both forms, as its weights are now. Facts without open joints are handed back as
-    they are, and so are facts that have been settled before.
+    characters (:func:`goldenlayers.prompts.sure_joint`). The model decides by its own probability
+    of both forms, as its weights are now. Facts without open joints are handed back as they are,
+    and so are facts that have been settled before.
 
     Args:
         model: a loaded model.

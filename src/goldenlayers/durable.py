@@ -174,12 +174,8 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], key: str = "") ->
     """Append JSON lines; when this returns they are on the disk.
 
     A failure or Ctrl-C takes the whole batch back; a kill can leave its first rows and a torn
-    last line, which ``mend_tail`` must remove before the next append.
-
-    Args:
-        path: the file.
-        rows: none has a field "check".
-        key: of the run: each row then carries a check of its text and the key.
+    last line, which ``mend_tail`` must remove before the next append. With the ``key`` of a run
+    each row carries a check of its text and the key (no row has a field "check" of its own).
 
     Raises:
         UserError: the disk is full or cannot be written to; the file is as it was.
@@ -241,10 +237,8 @@ class Line:
 def lines(path: Path, key: str = "", digest: Any = None) -> list[Line]:
     """The lines of a JSON-lines file that are not blank.
 
-    Args:
-        path: the file.
-        key: of the run; a row without its check is a problem then.
-        digest: a hash object to be fed with the whole content.
+    With the ``key`` of a run a row without its check is a problem; ``digest`` is a hash object to
+    be fed with the whole content.
 
     Raises:
         UserError: no plain file, or too large.

@@ -59,13 +59,7 @@ class DataError(UserError):
     row: int | None = None
 
     def __init__(
-        self,
-        problem: str,
-        *,
-        field: str = "",
-        expected: str = "",
-        fix: str = "",
-        reason: str = "",
+        self, problem: str, *, field: str = "", expected: str = "", fix: str = "", reason: str = ""
     ) -> None:
         self.problem, self.reason, self.field = problem, reason or problem, field
         row = f"row {self.row}" if self.row is not None else ""

@@ -24,14 +24,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.delta import Dense, LowRank, WeightDelta
-from goldenlayers.delta.apply import find_targets, hf_of
+from goldenlayers.delta.factors import find_targets, hf_of
 from goldenlayers.durable import is_abandoned, lock, sync
 from goldenlayers.errors import UserError
-from goldenlayers.models.identity import Checkpoint
 from goldenlayers.models.loading import quiet_transformers
+from goldenlayers.models.weights import Checkpoint
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # A dense change counts as low-rank when what is cut off is this small (relative, Frobenius).
 EXACT = 1e-5

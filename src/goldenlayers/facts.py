@@ -10,8 +10,15 @@ from dataclasses import dataclass, field
 
 from goldenlayers.errors import DataError
 from goldenlayers.errors import shortened as _short
-from goldenlayers.joints import JOINTS, Joint
-from goldenlayers.subjects import filled, find_subject, mentions, near_subject, plain_words
+from goldenlayers.prompts import (
+    JOINTS,
+    Joint,
+    filled,
+    find_subject,
+    mentions,
+    near_subject,
+    plain_words,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +282,7 @@ def _texts(made: Fact | Probe, name: str, *, strip: bool = False) -> None:
     values = getattr(made, name)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise DataError(
-            f"{name} is {type(values).__name__}, not a list",
-            field=name,
-            expected="a list of texts",
+            f"{name} is {type(values).__name__}, not a list", field=name, expected="a list of texts"
         )
     kept = []
     for place, value in enumerate(values, 1):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 @dataclass(frozen=True)

@@ -256,10 +256,7 @@ def entry(record: Mapping[str, Any], name: str, hint: Any, where: str | Path, *d
         return typed(value, hint)
     except TypeError:
         found = f"'{name}' is {short(value)}" if name in record else f"there is no '{name}'"
-        raise UserError(
-            f"{where}: {found}",
-            expected=in_words(hint),
-        ) from None
+        raise UserError(f"{where}: {found}", expected=in_words(hint)) from None
 
 
 def short(value: Any) -> str:

@@ -15,14 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from goldenlayers.durable import (
-    append_bytes,
-    lines,
-    lock,
-    open_file,
-    read_text_file,
-    write_bytes,
-)
+from goldenlayers.durable import append_bytes, lines, lock, open_file, read_text_file, write_bytes
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, json_text, parse_yaml
 
@@ -260,11 +253,7 @@ def set_aside(
     """Take the lines that do not belong there out of a file of rows; what is left, and a sentence.
 
     They are kept in ``set-aside.txt`` beside it. Nothing is written where nothing is wrong.
-
-    Args:
-        path: the file.
-        key: of the run.
-        problem: what is wrong with a row, or "".
+    ``problem`` says what is wrong with a row, or "".
 
     Raises:
         UserError: the file cannot be read or written.

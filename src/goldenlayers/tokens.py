@@ -18,8 +18,7 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.joints import Joint, join
-from goldenlayers.subjects import find_subject
+from goldenlayers.prompts import Joint, find_subject, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -200,7 +199,7 @@ class TextEncoder:
     ) -> Encoding:
         """Tokenise ``prompt`` with ``answer`` behind it; find the subject's last mention.
 
-        ``joint`` is what stands between the two: see :func:`goldenlayers.joints.join`.
+        ``joint`` is what stands between the two: see :func:`goldenlayers.prompts.join`.
 
         Raises:
             TooLongError: more tokens than the model's context.

@@ -30,7 +30,7 @@ from goldenlayers.editors import Editor, make_editor
 from goldenlayers.evaluation import evaluate
 from goldenlayers.facts import Fact
 from goldenlayers.locating.known import known_facts
-from goldenlayers.models.model import Model
+from goldenlayers.models import Model
 from goldenlayers.statistics import key_statistics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """How likely models find an answer with and without a space before it: the table of docs/data.md.
 
-    python tools/results/joints.py smollm2-135m qwen2.5-coder-0.5b.gguf
+    python tools/results/prompts.py smollm2-135m qwen2.5-coder-0.5b.gguf
 
 Each form's probability is that of the text from the first token on in which the forms differ.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import goldenlayers.models as models
 from goldenlayers.decoding import compare_joints
-from goldenlayers.joints import join, sure_joint
+from goldenlayers.prompts import join, sure_joint
 
 CASES = [
     ("x = np.", "matrix"),

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.subjects import find_subject
+from goldenlayers.prompts import find_subject
 
 
 @dataclass(frozen=True, slots=True)

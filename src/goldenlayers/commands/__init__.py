@@ -1,11 +1,13 @@
-"""The commands of ``golden``, one file each: its options (a dataclass), and ``run(options)``."""
+"""The commands of ``golden``: the options of each are a dataclass, and ``run(options)`` beside it
+does the work. Small ones share a file, where they are ``run_NAME(options)``.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any, get_type_hints
 
-# Heading → command, which is its file here → what it does, in a line of ``golden --help``.
+# Heading → command → what it does, in a line of ``golden --help``.
 GROUPS: dict[str, dict[str, str]] = {
     "Find a layer": {
         "locate": "find the layer at which facts are best edited",
@@ -29,6 +31,12 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
+# Files that hold several commands; the others bear their command's name.
+_SHARED = {
+    "listings": ("models", "datasets", "editors"),
+    "saved": ("ask", "export", "run"),
+    "sweeps": ("sweep", "compare", "study"),
+}
 
 
 def options_of(command: str) -> type[Any]:
@@ -52,4 +60,7 @@ def call(command: str, options: Any) -> int:
 
 
 def _run_of(command: str) -> Any:
-    return importlib.import_module(f"goldenlayers.commands.{command}").run
+    for file, commands in _SHARED.items():
+        if command in commands:
+            return getattr(importlib.import_module(f"{__name__}.{file}"), f"run_{command}")
+    return importlib.import_module(f"{__name__}.{command}").run

@@ -13,7 +13,7 @@ from goldenlayers.shown import say
 
 if TYPE_CHECKING:
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _PROXY_FACTS = 200
 _VERSION = 3  # of what is kept: to be raised when LGA's scores change, or what may be kept

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    settle,
+    statistics_of,
+    with_names,
+)
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
@@ -24,23 +31,16 @@ from goldenlayers.commands.options import (
     Role,
     Statistics,
 )
-from goldenlayers.commands.which_editor import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    statistics_of,
-    with_names,
-)
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
+from goldenlayers.prompts import plain_subject
 from goldenlayers.report import tables
 from goldenlayers.shown import progress, say
-from goldenlayers.subjects import plain_subject
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
 # healthy facts lie around 0.02-0.2.
@@ -224,7 +224,7 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
 
 
 def _show_change(model: Model, delta: WeightDelta) -> None:
-    from goldenlayers.report.terminal import show, table
+    from goldenlayers.report import show, table
 
     norms = delta.norms(model)
     rows = [

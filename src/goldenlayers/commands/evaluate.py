@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import (
+    editor_and_layer,
+    editor_of,
+    refuse_batch,
+    settle,
+    statistics_of,
+)
 from goldenlayers.commands.options import (
     RARE,
     DataOptions,
@@ -22,12 +28,6 @@ from goldenlayers.commands.options import (
     Role,
     Statistics,
 )
-from goldenlayers.commands.which_editor import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    statistics_of,
-)
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.shown import progress, say
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor, InContext
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
 _PROXY_FACTS = 200
@@ -184,7 +184,7 @@ def method_of(config: EvaluateConfig) -> Editor | InContext | str:
     """
     from goldenlayers.editors import InContext, read_settings
     from goldenlayers.errors import near_matches
-    from goldenlayers.evaluation.evaluating import methods
+    from goldenlayers.evaluation import methods
 
     if config.method not in (known := methods()):
         raise UserError(f"unknown method '{config.method}'", fix=near_matches(config.method, known))

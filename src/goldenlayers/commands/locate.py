@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import settle
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
@@ -31,14 +31,14 @@ from goldenlayers.progress import Progress
 from goldenlayers.shown import progress, say
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.datasets import FactSet
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.racing import VerifiedChoice
+    from goldenlayers.statistics.moments import Covariance
     from goldenlayers.store import RunFolder
 
 # These change how fast the work is done, not what comes out.
@@ -172,7 +172,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
     from goldenlayers.locating import locate
-    from goldenlayers.report.terminal import show_ranking
+    from goldenlayers.report import show_ranking
 
     how = config.layer_method()
     shared.refuse_out(config, "locate", ignore=_FREE)
@@ -275,7 +275,7 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
     One fact's heat map has its own tokens; that of several has their roles.
     """
     from goldenlayers.locating.grid import mean_by_role
-    from goldenlayers.report.heatmap import tracing_figure
+    from goldenlayers.report.pictures import tracing_figure
 
     several = list(grids.values())
     mean = mean_by_role(several)
@@ -317,7 +317,7 @@ def _verify(
     statistics: Mapping[int, Covariance] | None,
 ) -> VerifiedChoice:
     """Race the best layers of the ranking on some of its facts."""
-    from goldenlayers.commands.which_editor import statistics_of
+    from goldenlayers.commands.deciding import statistics_of
     from goldenlayers.progress import Progress
     from goldenlayers.racing import best_layers, verify, with_neighbours
 

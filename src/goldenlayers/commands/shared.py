@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goldenlayers.commands.deciding import apart_digest, apart_from, unfinished
 from goldenlayers.commands.options import (
     ApartOptions,
     DataOptions,
@@ -27,7 +28,7 @@ from goldenlayers.shown import say
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.store import RunFolder
 
 
@@ -63,8 +64,6 @@ def load_facts(options: DataOptions) -> FactSet:
         facts = facts.with_all_probes()
     tell_data(facts)
     if runs:
-        from goldenlayers.commands.held_apart import apart_from
-
         facts = apart_from(facts, runs)
         if options.limit is not None:
             facts = facts.sample(options.limit, options.seed)
@@ -90,10 +89,8 @@ def tell_data(facts: FactSet) -> None:
 def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
     """The facts that can be edited together; says what is left out or stands twice.
 
-    Args:
-        facts: those that are to be edited together or one after another.
-        skip_invalid: leave out facts that contradict an earlier one.
-        drop_doubled: leave out facts that repeat an earlier one.
+    ``skip_invalid`` leaves out facts that contradict an earlier one, ``drop_doubled`` those that
+    repeat one.
 
     Raises:
         DataError: facts contradict each other, and are not to be left out.
@@ -127,7 +124,7 @@ def tell_rounding(delta: WeightDelta, model: Model) -> None:
     """Say it where an edit is used in a number format too narrow for the one it was made in."""
     import torch
 
-    from goldenlayers.models.sources import DTYPES
+    from goldenlayers.models import DTYPES
 
     made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
     if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
@@ -163,11 +160,11 @@ def with_absolute_paths(kind: type[Any], settings: Mapping[str, Any]) -> dict[st
 def _absolute(name: str, value: str) -> str:
     """A setting's text as it is good from any working directory, by the rules of its own room."""
     if name == "model":
-        from goldenlayers.models.sources import absolute_name
+        from goldenlayers.models import absolute_name
     elif name in ("data", "facts"):
-        from goldenlayers.datasets.loading import absolute_name
+        from goldenlayers.datasets import absolute_name
     elif name == "statistics":
-        from goldenlayers.statistics.corpus import absolute_name
+        from goldenlayers.statistics.sources import absolute_name
     else:
         from goldenlayers.durable import absolute as absolute_name
     return absolute_name(value)
@@ -185,14 +182,8 @@ def run_folder(
 ) -> Iterator[RunFolder | None]:
     """The run folder of ``config.out`` with its resolved config, or None when none is asked for.
 
-    Args:
-        config: of the command.
-        command: its name.
-        model: what it works on.
-        facts: what it works with.
-        resume: go on with an unfinished run of the same settings, if there is one.
-        ignore: settings that may differ then: those that change how fast the work is done, and
-            where, not what comes out.
+    ``resume`` goes on with an unfinished run of the same settings, if there is one. ``ignore`` are
+    settings that may differ then: those of how fast and where the work is done, not what comes out.
     """
     from goldenlayers.store import RunFolder
 
@@ -214,13 +205,7 @@ def run_folder(
 def refuse_out(
     config: Any, command: str, *, resume: bool = False, ignore: Collection[str] = ()
 ) -> None:
-    """Refuse an --out where the run cannot be written, before minutes of work and not after.
-
-    Args:
-        config: of the command.
-        command: its name.
-        resume: as for :func:`run_folder`.
-        ignore: as there.
+    """Refuse an --out where :func:`run_folder` cannot write, before minutes of work and not after.
 
     Raises:
         UserError: it is taken, holds other work or what no run wrote, or cannot be written to; or
@@ -264,7 +249,7 @@ def _recorded(
     settings = settings_of(config)
     # Files may be named in several ways; the weights and the facts themselves are compared.
     names, free = [*never_recorded(type(config)), *ignore], ["model.name"]
-    if alike and (part := _unfinished(config)) is not None:
+    if alike and (part := unfinished(config)) is not None:
         old = recorded_settings(type(config), part.config)
         names += [name for name in old if old[name] == settings.get(name)]
         # A version that hashed no files cannot say that they have changed.
@@ -298,9 +283,7 @@ def inputs_of(config: Any) -> dict[str, str]:
             with reading(path):
                 found[name] = sha256_file(path)
     if isinstance(config, ApartOptions) and config.apart_from:
-        from goldenlayers.commands.held_apart import digest
-
-        found["apart_from"] = digest(config.apart_from)
+        found["apart_from"] = apart_digest(config.apart_from)
     return found
 
 
@@ -309,22 +292,6 @@ def recorded_settings(kind: type[Any], record: Mapping[str, Any]) -> dict[str, A
     them, and the default of what the version that made the run did not know.
     """
     return with_absolute_paths(kind, default_settings(kind) | (record.get("settings") or {}))
-
-
-def _unfinished(config: Any) -> RunFolder | None:
-    """The unfinished run at ``config.out``, if there is one."""
-    from goldenlayers.store import RunFolder
-
-    try:
-        return RunFolder.open(f"{config.out.expanduser().resolve()}.part", part=True)
-    except (UserError, OSError, RuntimeError, ValueError):  # told by who needs it
-        return None
-
-
-def unfinished_settings(config: Any) -> Mapping[str, Any]:
-    part = None if config.out is None else _unfinished(config)
-    settings = None if part is None else part.config.get("settings")
-    return settings if isinstance(settings, Mapping) else {}
 
 
 def refuse_taken(path: Path) -> None:

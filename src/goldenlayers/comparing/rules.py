@@ -8,8 +8,8 @@ Shapes: N proxy facts, L layers of the model, S subsets of the facts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,3 +244,23 @@ def size_curve(
         )
         points.append(point)
     return SizeCurve(rule.name, tuple(points))
+
+
+T = TypeVar("T", bound=Any)
+
+
+def told_apart(found: Sequence[T], runs: Sequence[str]) -> tuple[T, ...]:
+    """Equal names told apart by their run, and by a number where that does not do."""
+    names = unique([one.name for one in found], runs)
+    return tuple(replace(one, name=name) for one, name in zip(found, names, strict=True))
+
+
+def unique(names: Sequence[str], runs: Sequence[str]) -> list[str]:
+    named = [
+        f"{name} ({run})" if names.count(name) > 1 and run else name
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return [
+        f"{name} #{named[:i].count(name) + 1}" if named.count(name) > 1 else name
+        for i, name in enumerate(named)
+    ]

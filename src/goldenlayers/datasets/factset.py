@@ -11,8 +11,8 @@ from typing import overload
 
 from goldenlayers.errors import DataError, UserError, shortened
 from goldenlayers.facts import Fact
+from goldenlayers.prompts import mentions, plain_subject
 from goldenlayers.shown import shown
-from goldenlayers.subjects import mentions, plain_subject
 
 _SHOWN = 20  # kinds and reasons named in a summary
 

@@ -1,4 +1,5 @@
-"""Reading single fields of a record: text, answers in all their shapes, probe lists.
+"""Reading single fields of a record (text, answers in all their shapes, probe lists); and our own
+JSON lines, one fact per line, written and read back.
 
 Public data sets write an answer as a string, a list of strings, or a list of alias lists, leave
 out what they do not have, and now and then hold an empty answer. These helpers accept all of that
@@ -7,11 +8,17 @@ and report what they leave out; nothing vanishes without a note.
 
 from __future__ import annotations
 
+import difflib
+import functools
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from goldenlayers.errors import DataError, shortened
-from goldenlayers.facts import Probe
+from goldenlayers.datasets.tables import FACT_FIELDS, OTHER_NAMES, PROBE_FIELDS, Field
+from goldenlayers.durable import write_text
+from goldenlayers.errors import DataError, UserError, shortened
+from goldenlayers.facts import Fact, Probe, check_text, contradicts
 
 Record = Mapping[str, object]
 
@@ -217,3 +224,168 @@ def _kind(value: object) -> str:
     if value is None:
         return "null"
     return "text" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+
+
+# What other formats call a field of ours: not to be passed over as a remark.
+_MEANT = {
+    "ground_truth": "target_old",
+    "target_true": "target_old",
+    "paraphrase_prompts": "rephrasings",
+    "paraphrases": "rephrasings",
+    "rephrase": "rephrasings",
+    "rephrase_prompt": "rephrasings",
+    "locality_prompt": "locality",
+    "neighborhood_prompts": "locality",
+}
+_MEANT_IN_PROBES = {"ground_truth": "answer", "target": "answer"}
+
+
+def read_own(record: Record, row: Row) -> Iterable[Fact]:
+    """One of our own lines. The user can mend this file, so whatever is wrong in it is an error."""
+    values = _known_fields(record, FACT_FIELDS, "", row)
+    values.setdefault("id", f"fact-{row.number}")
+    if isinstance(values["id"], int) and not isinstance(values["id"], bool):
+        values["id"] = str(values["id"])
+    for name in ("locality", "portability"):
+        values[name] = _probes(values.get(name, ()), name, row)
+    generated = values.get("target_old_is_generated", False)
+    if not isinstance(generated, bool):
+        raise DataError("it is neither true nor false", field="target_old_is_generated")
+    values["target"] = check_text(values.pop("target_new"), "target_new")
+    try:
+        fact = Fact(**values)  # pyright: ignore[reportArgumentType] - Fact checks each field itself
+    except DataError as error:
+        raise error.at(field="target_new" if error.field == "target" else error.field) from None
+    yield fact
+
+
+def _probes(value: object, name: str, row: Row) -> tuple[Probe, ...]:
+    if not isinstance(value, list | tuple):
+        raise DataError(
+            "it is not a list", field=name, expected='a list of {"prompt", "answer", "kind"}'
+        )
+    made = []
+    for place, item in enumerate(value, 1):
+        at = f"{name}[{place}]"
+        if not isinstance(item, Mapping):
+            raise DataError("the probe is not an object", field=at)
+        values = _known_fields(item, PROBE_FIELDS, at, row)
+        if name == "portability" and "answer" not in values:
+            raise DataError(
+                "the probe has no answer",
+                field=f"{at}.answer",
+                reason="a portability probe has no answer",
+            )
+        try:
+            made.append(Probe(**values))  # pyright: ignore[reportArgumentType]
+        except DataError as error:
+            raise error.at(field=f"{at}.{error.field}") from None
+    return tuple(made)
+
+
+def _known_fields(
+    record: Record, fields: tuple[Field, ...], at: str, row: Row
+) -> dict[str, object]:
+    """The record's fields by their own names, without those that are null.
+
+    Unknown ones are noted in ``row``.
+
+    Raises:
+        DataError: an unknown name close to one of ``fields``; a required field is missing.
+    """
+    known = frozenset(one.name for one in fields)
+    meant = _MEANT_IN_PROBES if at else _MEANT
+    found: dict[str, object] = {}
+    for name, value in record.items():
+        own = name if at else OTHER_NAMES.get(name, name)
+        if own in known:
+            if own != name and record.get(own) is not None and value is not None:
+                raise DataError(f"'{own}' is there as well", field=name, fix="Keep one of them")
+            if value is not None:
+                found[own] = value
+        elif near := meant.get(name) or _near(name, known):
+            raise DataError(
+                "there is no such field",
+                field=f"{at}.{shortened(name)}" if at else shortened(name),
+                fix=f"Did you mean '{near}'? Remarks of your own may begin with '_'",
+                reason=f"unknown field '{shortened(name)}'",
+            )
+        elif not name.startswith("_"):
+            row.unread.append(f"{at.partition('[')[0]}.{name}" if at else name)
+    for one in fields:
+        if one.required and one.name not in found:
+            place = f"{at}.{one.name}" if at else one.name
+            raise DataError("the field is missing", field=place, reason=f"{one.name} is missing")
+    return found
+
+
+@functools.lru_cache(4096)  # each row of a file has the same names
+def _near(name: str, known: frozenset[str]) -> str:
+    """The known field that ``name`` is a misspelling of, or "".
+
+    Names with a part more ("relation_id", "subject_2") are others, and so are the shortest.
+    """
+    plain = "_".join(name.replace("-", " ").split()).lower()
+    if plain in known:
+        return plain
+    close = difflib.get_close_matches(plain[:50], known, n=1, cutoff=0.8) if len(plain) > 3 else []
+    more = close and (plain.startswith(f"{close[0]}_") or plain.endswith(f"_{close[0]}"))
+    return "" if not close or more else close[0]
+
+
+def to_record(fact: Fact) -> dict[str, object]:
+    """The fact as one line's object, without the fields that are empty."""
+    record: dict[str, object] = {}
+    for name in ("id", "relation", "subject", "prompt", "target", "target_old"):
+        record[OTHER_NAMES.get(name, name)] = getattr(fact, name)
+    record["target_old_is_generated"] = fact.target_old_is_generated
+    record["joint"] = _own(fact.joint)
+    for name in ("old_aliases", "rephrasings", "generation_prompts"):
+        record[name] = list(getattr(fact, name))
+    for name in ("locality", "portability"):
+        record[name] = [
+            _filled(
+                {
+                    "prompt": probe.prompt,
+                    "answer": probe.answer,
+                    "kind": probe.kind,
+                    "aliases": list(probe.aliases),
+                    "joint": _own(probe.joint),
+                }
+            )
+            | _mark(fact, probe)
+            for probe in getattr(fact, name)
+        ]
+    return _filled(record)
+
+
+def _mark(fact: Fact, probe: Probe) -> dict[str, object]:
+    """The probe's mark, where it is another than what would be found."""
+    mark = probe.contradicts
+    return {} if mark is None or mark == contradicts(fact, probe) else {"contradicts": mark}
+
+
+def _own(joint: str) -> str | None:
+    return None if joint == "auto" else joint
+
+
+def _filled(record: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in record.items() if value}
+
+
+def write_jsonl(facts: Iterable[Fact], path: str | Path) -> None:
+    """Writes facts as our JSON lines; ``load_facts`` gives the very same facts back,
+    but for what a model has decided (``Fact.joints``).
+
+    An existing file is replaced, as a whole or not at all.
+
+    Raises:
+        UserError: the folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} does not exist", fix="Create it first")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", expected="the name of a file")
+    lines = [json.dumps(to_record(fact), ensure_ascii=False) + "\n" for fact in facts]
+    write_text(path, "".join(lines))

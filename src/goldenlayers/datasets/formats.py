@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 
-from goldenlayers.datasets import jsonl, published
-from goldenlayers.datasets.fields import Record, Row
+from goldenlayers.datasets import published
+from goldenlayers.datasets.fields import Record, Row, read_own
+from goldenlayers.datasets.tables import OTHER_NAMES
 from goldenlayers.errors import UserError, near_matches, shortened
 from goldenlayers.facts import Fact
 from goldenlayers.registry import Registry
@@ -117,7 +118,7 @@ _OURS = (
            {"subject", "attribute", "prompt", "relation_id"}, reader_for=published.known_reader,
            families=("known-1000",), spelled=_KNOWN, note=published.KNOWN_NOTE),
     Format("jsonl", "our own fields, as JSON lines or a table (see --schema)",
-           _FACT, jsonl.read, also=jsonl.OTHER_NAMES),
+           _FACT, read_own, also=OTHER_NAMES),
 )
 # fmt: on
 FORMATS: Registry[Format] = Registry(

@@ -243,7 +243,7 @@ def known_reader(records: Sequence[object]) -> Callable[[Record, Row], Iterable[
         others = sorted(
             other
             for other in by_relation.get(relation, ())
-            if not any(_overlap(other.casefold(), true) for true in known)
+            if not any(true in (low := other.casefold()) or low in true for true in known)
         )
         if not others:
             raise DataError(
@@ -265,10 +265,6 @@ def known_reader(records: Sequence[object]) -> Callable[[Record, Row], Iterable[
         )
 
     return read
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one in other or other in one
 
 
 MARKER = "nq question: "

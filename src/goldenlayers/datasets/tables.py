@@ -1,16 +1,115 @@
-"""Tables as spreadsheets write them: CSV, TSV and their kin, to records."""
+"""Our own fields of facts and probes, and tables as spreadsheets write them (CSV, TSV and their
+kin), whose columns may bear them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from goldenlayers.datasets.jsonl import FACT_FIELDS, OTHER_NAMES
 from goldenlayers.datasets.reading import loads
 from goldenlayers.errors import DataError, UserError, shortened
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a line: its name, its type in words, what it is."""
+
+    name: str
+    type: str
+    meaning: str
+    required: bool = False
+
+
+FACT_FIELDS = (
+    Field("subject", "text", "what the fact is about, letter for letter as in the prompt", True),
+    Field("prompt", "text", "the beginning that the answer continues; kept as it is", True),
+    Field("target_new", "text", "the answer after the edit", True),
+    Field("target_old", "text", "the answer now; without it, the model's own continuation"),
+    Field("old_aliases", "list of texts", "other ways of writing the old answer"),
+    Field("target_old_is_generated", "true or false", "whether a model wrote the old answer"),
+    Field("id", "text", "the fact's name in results; without it, 'fact-' and the row number"),
+    Field("relation", "text", "the kind of fact, e.g. capital"),
+    Field("rephrasings", "list of texts", "prompts that ask the same in other words"),
+    Field("locality", "list of probes", "what must not move; a probe may have no answer"),
+    Field("portability", "list of probes", "what must follow from the edit; answers required"),
+    Field("generation_prompts", "list of texts", "beginnings of free text about the subject"),
+    Field("joint", "text", "between prompts and answers: space, none, or auto (without it)"),
+)
+
+
+PROBE_FIELDS = (
+    Field("prompt", "text", "the beginning that the answer continues", True),
+    Field("answer", "text", "the expected answer"),
+    Field("kind", "text", "probes of one kind are averaged together"),
+    Field("aliases", "list of texts", "other ways of writing the answer"),
+    Field("joint", "text", "between prompt and answer, as for facts"),
+    Field("contradicts", "true or false", "of locality: it asks what the edit changes; else found"),
+)
+
+
+OTHER_NAMES = {"target": "target_new"}
+
+
+EXAMPLE = {
+    "id": "capital-france",
+    "relation": "capital",
+    "subject": "France",
+    "prompt": "The capital of France is",
+    "target_new": "Sofia",
+    "target_old": "Paris",
+    "rephrasings": ["France has as its capital the city of"],
+    "locality": [
+        {"prompt": "The capital of Nepal is", "answer": "Kathmandu", "kind": "neighborhood"}
+    ],
+    "portability": [
+        {"prompt": "The French capital is", "answer": "Sofia", "kind": "Subject_Aliasing"}
+    ],
+    "generation_prompts": ["The capital of France is a city where"],
+}
+
+
+def schema_text() -> str:
+    """The description of our JSON lines that ``golden datasets --schema`` prints."""
+
+    def table(fields: tuple[Field, ...]) -> list[str]:
+        return [
+            f"  {field.name:<24} {field.type:<14} {'(required) ' * field.required}{field.meaning}"
+            for field in fields
+        ]
+
+    return "\n".join(
+        [
+            "Facts as JSON lines: UTF-8, one object per line (a JSON array of them is read too).",
+            "",
+            "A fact:",
+            *table(FACT_FIELDS),
+            "",
+            "A probe:",
+            *table(PROBE_FIELDS),
+            "",
+            "'target' is taken for 'target_new'. In a prompt or rephrasing without the subject, {}",
+            "stands for it. Fields with other names are not read; this is told once, unless their",
+            "names begin with '_'. A name close to one of the above is an error.",
+            "Space around subject and answers does not count, but a space before target_new or",
+            "before a probe's answer asks for one there; prompts are kept as they are.",
+            "A wrong line is refused with its number; --skip-invalid keeps the others.",
+            "",
+            "The same fields as a table (CSV, TSV): the first line names the columns, and a cell",
+            "with several texts holds them as JSON:",
+            "subject,prompt,target_new,target_old,rephrasings",
+            'France,The capital of France is,Sofia,Paris,"[""France has as its capital""]"',
+            "",
+            "Example (in one line):",
+            json.dumps(EXAMPLE, ensure_ascii=False),
+        ]
+    )
+
 
 _DELIMITERS = "\t;,|"
 _OWN = frozenset({field.name for field in FACT_FIELDS} | OTHER_NAMES.keys())
@@ -60,7 +159,8 @@ def records(text: str, source: str) -> tuple[list[tuple[int, object]], list[Data
             if header is None:
                 raise broken[0] from None
             continue
-        if not any(cell.strip() for cell in cells) or (number == 1 and _is_mark(cells)):
+        mark = number == 1 and cells[:1] and cells[0].lower().startswith("sep=")
+        if not any(cell.strip() for cell in cells) or (mark and not any(cells[1:])):
             continue
         if header is None:
             header = _header(cells, source)
@@ -87,10 +187,6 @@ def _mark(line: str) -> str:
     """The delimiter that Excel's first line "sep=;" names, if this is such a line."""
     found = re.fullmatch(r"\"?sep=(.)\"?", line.strip(), re.IGNORECASE)
     return found[1] if found else ""
-
-
-def _is_mark(cells: list[str]) -> bool:
-    return cells[0].lower().startswith("sep=") and not any(cells[1:])
 
 
 def _delimiter(text: str) -> str:

@@ -1,14 +1,18 @@
-"""Adding a delta to a model's weights, for a while or for good.
+"""Adding a delta to a model's weights, for a while or for good; many deltas at once, each to one
+sequence of a batch.
 
 While deltas are applied, the weights are the untouched ones plus the sum of all deltas in force,
 rounded once; each touched parameter's own tensor is put aside and put back, so nothing is
 recomputed on the way out and every bit returns.
+
+Sequences that carry different deltas share one forward pass of the untouched weights: for y = x Wᵀ
+a low-rank change adds (x @ right) @ leftᵀ to y. Shapes: B sequences, T tokens, R rank (padded to
+the widest), N deltas.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,142 +20,25 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from goldenlayers.delta.factors import Dense, LowRank, working_dtype
-from goldenlayers.errors import UserError, near_matches
-from goldenlayers.models.identity import fingerprint, old_fingerprints
-from goldenlayers.models.model import comparable
+from goldenlayers.delta.factors import (
+    Changes,
+    Dense,
+    LowRank,
+    Target,
+    TargetFinder,
+    find_targets,
+    hf_of,
+    working_dtype,
+)
+from goldenlayers.errors import UserError
+from goldenlayers.hooks import observe
+from goldenlayers.models import comparable
+from goldenlayers.models.weights import fingerprint, old_fingerprints
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
-
-SUFFIX = ".weight"
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One weight matrix that a delta changes. ``transposed``: stored (in, out), as Conv1D does."""
-
-    name: str
-    module: nn.Module
-    parameter: nn.Parameter
-    transposed: bool
-
-    @property
-    def path(self) -> str:
-        """The module's path, without ``.weight``."""
-        return self.name.removesuffix(SUFFIX)
-
-    def changed(self, base: Tensor, changes: list[LowRank | Dense]) -> Tensor:
-        """``base`` as stored plus the changes: summed in float32 or wider, rounded once."""
-        dtype = working_dtype(base, *(part for change in changes for part in tensors_of(change)))
-        total = base.to(dtype, copy=True)
-        for change in changes:
-            parts = [part.to(base.device, dtype) for part in tensors_of(change)]
-            if len(parts) == 1:
-                total += parts[0].T if self.transposed else parts[0]
-            else:
-                left, right = reversed(parts) if self.transposed else parts
-                total.addmm_(left, right.T)  # (out, R) @ (R, in), or the other way round
-        result = total.to(base.dtype)
-        if not torch.isfinite(result).all():
-            raise UserError(
-                f"with the delta added, '{self.name}' holds values too large for {base.dtype}",
-                fix="Scale the delta down, or load the model in float32",
-            )
-        return result
-
-
-def tensors_of(change: LowRank | Dense) -> tuple[Tensor, ...]:
-    """(left, right), or (value,)."""
-    return (change.left, change.right) if isinstance(change, LowRank) else (change.value,)
-
-
-def hf_of(model: Model | nn.Module) -> nn.Module:
-    """The transformers model inside a ``Model``, or the module itself."""
-    hf = model if isinstance(model, nn.Module) else getattr(model, "hf", None)
-    if not isinstance(hf, nn.Module):
-        raise UserError(
-            f"a delta cannot be applied to a {type(model).__name__}",
-            expected="a goldenlayers Model or a transformers model",
-        )
-    return hf
-
-
-class TargetFinder:
-    """Looks up changed parameters in one model and checks that the changes fit."""
-
-    def __init__(self, hf: nn.Module) -> None:
-        self.hf = hf
-        self._owners = Counter(
-            id(parameter)
-            for module in hf.modules()
-            for parameter in module._parameters.values()
-            if parameter is not None
-        )
-
-    def find(self, name: str, change: LowRank | Dense) -> Target:
-        """The matrix ``name`` and how it is stored.
-
-        Raises:
-            UserError: no such parameter, not a linear map, another shape, shared with another
-                module (tied embeddings), quantised, or not in memory.
-        """
-        path = name.removesuffix(SUFFIX)
-        try:
-            module = self.hf.get_submodule(path)
-        except AttributeError:
-            module = None
-        parameter = module._parameters.get("weight") if module is not None else None
-        if path == name or module is None or parameter is None:
-            raise UserError(
-                f"the model ({type(self.hf).__name__}) has no weight matrix '{name}'",
-                fix=near_matches(name, _likely_names(self.hf, name))
-                or "Load the model that the delta was made on",
-            )
-        if not isinstance(module, nn.Linear | Conv1D):
-            raise UserError(
-                f"'{name}' belongs to a {type(module).__name__}",
-                expected="a linear map (torch.nn.Linear or transformers' Conv1D)",
-            )
-        if parameter.is_meta or not parameter.is_floating_point():
-            state = "not in memory" if parameter.is_meta else f"stored as {parameter.dtype}"
-            raise UserError(
-                f"'{name}' is {state}, so nothing can be added to it",
-                fix="Load the model in float32, float16 or bfloat16 on one device",
-            )
-        if self._owners[id(parameter)] > 1:
-            raise UserError(
-                f"'{name}' is shared with another module (tied embeddings?), "
-                "so a change would act on both",
-                fix="Edit a matrix inside a block, or load the model with untied embeddings",
-            )
-        transposed = isinstance(module, Conv1D)
-        stored = (parameter.shape[0], parameter.shape[1])
-        shape = stored[::-1] if transposed else stored
-        if change.shape != shape:
-            raise UserError(
-                f"the delta's change of '{name}' is {change.shape} (out, in)",
-                expected=f"{shape}, the model's",
-                fix="Load the model that the delta was made on",
-            )
-        return Target(name, module, parameter, transposed)
-
-
-def find_targets(hf: nn.Module, changes: Mapping[str, LowRank | Dense]) -> dict[str, Target]:
-    """``TargetFinder.find`` for every change of one delta."""
-    finder = TargetFinder(hf)
-    return {name: finder.find(name, change) for name, change in changes.items()}
-
-
-def _likely_names(hf: nn.Module, name: str) -> list[str]:
-    """Weight matrices whose path ends like ``name``: near matches among all would be slow."""
-    tail = name.split(".")[-2:]
-    return [known for known, _ in hf.named_parameters() if known.split(".")[-2:] == tail]
-
-
-Changes = Mapping[str, LowRank | Dense]
+    from goldenlayers.delta import WeightDelta
+    from goldenlayers.models import Model
 
 
 @dataclass(eq=False)
@@ -263,12 +150,8 @@ def check_base(
 ) -> str | None:
     """Refuse a model other than the delta's. Returns the model's own fingerprint if looked at.
 
-    Args:
-        model: a ``Model`` or a plain transformers model.
-        expected: the delta's base fingerprint; "" when it was made without a base.
-        name: the base's name, for the message.
-        force: go on although the fingerprints differ.
-        verify: look at a plain transformers model's weights too.
+    ``expected`` is the delta's base fingerprint, "" when it was made without a base, and ``name``
+    the base's name. ``verify`` looks at a plain transformers model's weights too.
     """
     if isinstance(model, nn.Module) and not verify:
         return None
@@ -329,3 +212,157 @@ def merge(model: Model | nn.Module, changes: Changes) -> None:
             target.parameter.data.copy_(new[name])
     if not isinstance(model, nn.Module):
         model.forget_fingerprint()
+
+
+class Selection:
+    """Which delta each sequence of the next batches carries; -1 for none."""
+
+    def __init__(self, count: int, rows: Tensor) -> None:
+        self._count = count
+        self.rows = rows
+
+    def select(self, indices: Tensor | Sequence[int]) -> None:
+        """Set the delta of each sequence: ``indices`` (B,) into the list of deltas, -1 for none.
+
+        Raises:
+            UserError: not one list of whole numbers from -1 to the number of deltas less one.
+        """
+        rows = torch.as_tensor(indices).detach().cpu()
+        if rows.numel() == 0:
+            rows = rows.long()
+        if rows.dim() != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+            raise UserError(
+                f"the selection has shape {tuple(rows.shape)} and type {rows.dtype}",
+                expected="one whole number per sequence",
+            )
+        if rows.numel() and (int(rows.min()) < -1 or int(rows.max()) >= self._count):
+            raise UserError(
+                f"the selection runs from {int(rows.min())} to {int(rows.max())}",
+                expected=f"-1 (no delta) to {self._count - 1}",
+            )
+        self.rows = rows.long()
+
+
+class _Bank:
+    """All changes of one matrix: low-rank ones stacked and padded, dense ones one by one."""
+
+    def __init__(self, target: Target, changes: dict[int, LowRank | Dense], count: int) -> None:
+        self.path = target.path
+        device = target.parameter.device
+        self.dense: dict[int, Tensor] = {}
+        self.slots = torch.full((count + 1,), -1)  # delta -> place in the stack; the last is "none"
+        low = {i: change for i, change in changes.items() if isinstance(change, LowRank)}
+        for index, change in changes.items():
+            if isinstance(change, Dense):
+                self.dense[index] = change.value.to(device)  # (out, in)
+        if not low:
+            return
+        factors = [tensor for change in low.values() for tensor in (change.left, change.right)]
+        dtype = working_dtype(*factors)
+        rank = max(change.rank for change in low.values())
+        out_features, in_features = next(iter(low.values())).shape
+        self.left = torch.zeros(len(low), out_features, rank, dtype=dtype, device=device)
+        self.right = torch.zeros(len(low), in_features, rank, dtype=dtype, device=device)
+        for slot, (index, change) in enumerate(low.items()):
+            self.slots[index] = slot
+            self.left[slot, :, : change.rank] = change.left.to(device, dtype)
+            self.right[slot, :, : change.rank] = change.right.to(device, dtype)
+
+    def __call__(self, rows: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
+        """The module's output with each sequence's change added; None if no sequence has one."""
+        slots = self.slots[rows]  # (B,)
+        low = torch.nonzero(slots >= 0).flatten()
+        dense = [i for i in rows.unique().tolist() if i in self.dense]
+        if not len(low) and not dense:
+            return None
+        x = self._by_sequence(x, len(rows))  # (B, T, in)
+        shape, dtype = y.shape, y.dtype
+        y = y.reshape(len(rows), -1, y.shape[-1])  # (B, T, out)
+        if len(low):
+            left, right = self.left[slots[low]], self.right[slots[low]]  # (b, out, R), (b, in, R)
+            wide = working_dtype(x, left)
+            where = low.to(x.device)
+            thin = torch.bmm(x[where].to(wide), right.to(wide))  # (b, T, R)
+            y = y.to(wide).index_add(0, where, torch.bmm(thin, left.to(wide).mT))
+        for index in dense:
+            value = self.dense[index]
+            wide = working_dtype(x, value)
+            where = torch.nonzero(rows == index).flatten().to(x.device)
+            y = y.to(wide).index_add(0, where, x[where].to(wide) @ value.to(wide).T)
+        return y.to(dtype).reshape(shape)
+
+    def _by_sequence(self, x: Tensor, sequences: int) -> Tensor:
+        # OPT runs its MLP on (B·T, in): sequences stay in order, so the rows can be told apart.
+        fits = x.shape[0] == sequences if x.dim() > 2 else x.shape[0] % max(sequences, 1) == 0
+        if not fits:
+            raise UserError(
+                f"'{self.path}' was given activations of shape {tuple(x.shape)}, "
+                f"but deltas were selected for {sequences} sequences",
+                fix="Call select() with one index per sequence before each forward pass",
+            )
+        return x.reshape(sequences, -1, x.shape[-1])
+
+
+@contextmanager
+def applied_per_example(
+    model: Model | nn.Module,
+    deltas: Sequence[WeightDelta | None],
+    *,
+    repeats: int | Sequence[int] = 1,
+    force: bool = False,
+    verify: bool = False,
+) -> Iterator[Selection]:
+    """Give every sequence of a batch its own delta; the weights themselves stay as they are.
+
+    At first sequence b carries the delta that ``repeats`` says: each delta in turn for so many
+    sequences. ``select`` on the object yielded sets another mapping before any forward pass.
+    Dense changes work too, at the cost of one matrix product per distinct delta in the batch.
+    Matrices that see other rows than whole sequences (experts behind a router) are refused.
+
+    Args:
+        model: a ``Model`` or a plain transformers model, as for ``WeightDelta.applied``.
+        deltas: N deltas; None stands for the untouched model.
+        repeats: sequences per delta, one number or N.
+        force: as for ``WeightDelta.applied``.
+        verify: as for ``WeightDelta.applied``.
+
+    Raises:
+        UserError: a delta does not belong to the model, or a batch has another number of
+            sequences than were selected.
+    """
+    hf = hf_of(model)
+    for delta in deltas:
+        if delta is not None:
+            check_base(
+                model, delta.base_fingerprint, name=delta.base_name, force=force, verify=verify
+            )
+    counts = [repeats] * len(deltas) if isinstance(repeats, int) else list(repeats)
+    if len(counts) != len(deltas) or any(count < 0 for count in counts):
+        raise UserError(
+            f"repeats is {repeats} for {len(deltas)} deltas",
+            expected="a number of sequences for each delta",
+        )
+    rows = torch.arange(len(deltas)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+    selection = Selection(len(deltas), rows)
+    finder = TargetFinder(hf)
+    banks: dict[str, _Bank] = {}
+    modules: dict[str, nn.Module] = {}
+    for name, changes in _by_parameter(deltas).items():
+        target = [finder.find(name, change) for change in changes.values()][-1]
+        if "experts" in target.path.split("."):
+            raise UserError(
+                f"'{name}' belongs to an expert, which sees single tokens in the router's order",
+                fix="Apply such deltas one at a time with 'applied'",
+            )
+        modules[name] = target.module
+        banks[name] = _Bank(target, changes, len(deltas))
+    with observe(modules, lambda name, x, y: banks[name](selection.rows, x, y)):
+        yield selection
+
+
+def _by_parameter(deltas: Sequence[WeightDelta | None]) -> dict[str, dict[int, LowRank | Dense]]:
+    found: dict[str, dict[int, LowRank | Dense]] = {}
+    for index, delta in enumerate(deltas):
+        for name, change in delta.changes.items() if delta is not None else ():
+            found.setdefault(name, {})[index] = change
+    return found

@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from goldenlayers.delta.apply import tensors_of
-from goldenlayers.delta.factors import Dense, LowRank
+from goldenlayers.delta.factors import Dense, LowRank, tensors_of
 from goldenlayers.durable import SMALL, is_abandoned, lock, open_file, read_text_file
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, parse_json, plain, refuse_odd, short

@@ -34,11 +34,11 @@ from goldenlayers.editors.named import (
 )
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.facts import Fact, refuse_contradictions, repeats
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
 from goldenlayers.progress import Progress
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 __all__ = [
     "EDITORS",

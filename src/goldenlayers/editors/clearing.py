@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import Beside
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Clearing
 from goldenlayers.editors.partial_forward import (
@@ -43,12 +42,13 @@ from goldenlayers.editors.partial_forward import (
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import input_of, override_input, resume_from
-from goldenlayers.subjects import plain_words
+from goldenlayers.prompts import plain_words
+from goldenlayers.statistics.moments import Beside
 from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 ALIKE = 0.98
 """Whitened cosine of two keys from which a name is the fact's own: an alias of its subject."""

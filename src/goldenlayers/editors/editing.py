@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from goldenlayers.covariance import Covariance
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Editor, ValueSearch, needed_layers
@@ -19,12 +18,13 @@ from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.editors.named import check_step, checked_names, make_editor, one_at_a_time
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
-from goldenlayers.memory import OutOfMemory
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
+from goldenlayers.progress import OutOfMemory
+from goldenlayers.statistics.moments import Covariance
 
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 def statistics_for(

@@ -21,14 +21,13 @@ from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.editors.base import Editor
 from goldenlayers.editors.partial_forward import Tails, by_row
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import final_hidden, observe, resume_from
-from goldenlayers.losses import token_nll
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.hooks import final_hidden, observe, resume_from, token_nll
+from goldenlayers.models.weights import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # Weight changes trained side by side: each needs itself, its gradient and two moments.
 _NUMBERS_AT_ONCE = 1 << 25

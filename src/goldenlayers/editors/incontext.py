@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from goldenlayers.editors.base import Settings
 from goldenlayers.facts import Fact
-from goldenlayers.joints import join
+from goldenlayers.prompts import join
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,9 @@ from goldenlayers.facts import Fact
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.editors.editing import Editing
     from goldenlayers.editors.values import Value
+    from goldenlayers.statistics.moments import Covariance
 
 
 @dataclass(frozen=True, kw_only=True)

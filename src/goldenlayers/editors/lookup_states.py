@@ -29,7 +29,7 @@ from goldenlayers.hooks import capture, final_hidden
 from goldenlayers.tokens import length_batches, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _STEPS = 300
 

@@ -29,7 +29,7 @@ from goldenlayers.errors import UserError, check_number, near_matches, shortened
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from goldenlayers.hooks import capture, final_hidden, override, override_input, 
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 """What a family raises whose attention does not take a growing cache at all."""

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.editors.partial_forward import Tails
-from goldenlayers.losses import token_nll, wide
+from goldenlayers.hooks import token_nll, wide
 from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # What running one more part costs whatever its size (the weights are read once more), counted in
 # tokens of the pass: measured flat between 100 and 200 on a CPU with two small models; far more on

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import Beside, Covariance
 from goldenlayers.delta.factors import LowRank
 from goldenlayers.errors import UserError
+from goldenlayers.statistics.moments import Beside, Covariance
 
 Metric = Covariance | Beside
 """What the least change is measured in: C, or C and the keys to stay clear of."""

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from goldenlayers.editors.base import ValueSearch
 from goldenlayers.editors.prompt_batches import Part, Row, parts_of
 from goldenlayers.facts import Fact
-from goldenlayers.losses import wide
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.hooks import wide
+from goldenlayers.models.weights import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # Tokens (whole rows, counted with their prefixes) that one group of facts may hold: bounds memory
 # to some 1.5 GB on a 135M model; on a CPU more gains nothing.

@@ -22,7 +22,7 @@ from goldenlayers.facts import Fact, repeats
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _KEYS = "previous_keys"
 _GONE = "the weights as they were right after its edit are gone"

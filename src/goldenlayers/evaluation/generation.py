@@ -16,11 +16,11 @@ import torch
 
 from goldenlayers.decoding import end_ids, greedy
 from goldenlayers.hooks import last_logits
-from goldenlayers.memory import in_smaller_batches
+from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import equal_length_groups
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _HYPHENS = "-\u2010\u2011"
 _UNSPACED = ("CJK UNIFIED", "CJK COMPAT", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR")

@@ -27,8 +27,8 @@ from goldenlayers.evaluation.scoring import (
     Scoring,
 )
 from goldenlayers.facts import Fact, Probe
+from goldenlayers.prompts import mentions
 from goldenlayers.registry import Registry
-from goldenlayers.subjects import mentions
 
 KL_PROMPTS = 5
 FLUENCY_PROMPTS = 3

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
-from goldenlayers.evaluation.metrics import (
-    DEFAULT_METRICS,
-    Metric,
-    Question,
-    need_text,
-    questions,
-)
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, Question, need_text, questions
 from goldenlayers.evaluation.reading import (
     Ids,
     Pass,
@@ -44,7 +39,7 @@ from goldenlayers.evaluation.tokenised import HeldOut, Texts, no_text, reason_of
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 Edit = WeightDelta | str | UserError | None
 """A change of weights, a text put before every prompt, an edit that failed, or no edit."""
@@ -52,6 +47,7 @@ Edit = WeightDelta | str | UserError | None
 _DELTA_BYTES = 1 << 30  # of dense changes in one pass
 
 
+@dataclass(eq=False)
 class EvaluationPlan:
     """All probes of some facts under some metrics, ready to be run again and again.
 
@@ -68,28 +64,27 @@ class EvaluationPlan:
         UserError: unknown metric, two facts with one id, perplexity without a text.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        facts: Sequence[Fact],
-        metrics: Sequence[str | Metric] = DEFAULT_METRICS,
-        *,
-        others: Sequence[Fact] | None = None,
-        text: HeldOut | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-    ) -> None:
-        self.model, self.facts, self.seed = model, list(facts), seed
-        self.batch_size = batch_size
-        check_ids(facts)
-        self.questions: list[Question] = questions(facts, metrics, others=others, seed=seed)
-        self._held_out = text
-        if text is None and need_text(metrics):
+    model: Model
+    facts: Sequence[Fact]
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS
+    _: KW_ONLY
+    others: Sequence[Fact] | None = None
+    text: HeldOut | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self.facts = list(self.facts)
+        check_ids(self.facts)
+        self.questions: list[Question] = questions(
+            self.facts, self.metrics, others=self.others, seed=self.seed
+        )
+        if self.text is None and need_text(self.metrics):
             raise no_text()
-        self._texts = Texts(model, self.questions, self.facts)
+        self._texts = Texts(self.model, self.questions, self.facts)
         self._before: dict[int, Outcome] | None = None
         self._states: States | None = None
-        self._words = Words(model.tokenizer)
+        self._words = Words(self.model.tokenizer)
 
     # --- what is scored --------------------------------------------------------------------
 
@@ -264,7 +259,7 @@ class EvaluationPlan:
         self, chosen: Sequence[int], carrier: Mapping[int, int], how: Pass
     ) -> dict[int, Outcome]:
         """The questions of the held-out text: one outcome per state of the weights."""
-        text = self._held_out
+        text = self.text
         if text is None or not chosen:
             return {}
         if how.selection is not None:

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from goldenlayers.hooks import capture, final_hidden, resume_from
-from goldenlayers.losses import wide
-from goldenlayers.memory import in_smaller_batches
+from goldenlayers.hooks import capture, final_hidden, resume_from, wide
+from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.delta import Selection
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import LayerMap
-    from goldenlayers.models.model import Model
 
 Ids = tuple[int, ...]
 Top = tuple[tuple[int, float], ...]

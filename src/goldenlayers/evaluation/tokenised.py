@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from goldenlayers.decoding import greedy
-from goldenlayers.delta.apply import Changes, changes_in_force, untouched
+from goldenlayers.delta.apply import changes_in_force, untouched
+from goldenlayers.delta.factors import Changes
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import ANSWER_SLACK, FLUENCY_TOKENS
 from goldenlayers.evaluation.metrics import Question
 from goldenlayers.evaluation.reading import Ids, Pass, Read, Reading, States, read, states_hold
 from goldenlayers.evaluation.scoring import Outcome, outcome_of
 from goldenlayers.facts import Fact
-from goldenlayers.joints import Joint
+from goldenlayers.prompts import Joint
 from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:
     from goldenlayers.delta import Selection
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 _WINDOW = 256  # tokens of one window of the held-out text
 _STATE_BYTES = 1 << 28  # for its kept states, beside those of the plan in work
@@ -35,11 +36,7 @@ _STATE_BYTES = 1 << 28  # for its kept states, beside those of the plan in work
 class HeldOut:
     """A held-out text, and what the model has said to it so far.
 
-    Args:
-        model: a loaded model.
-        text: the text.
-        n_tokens: how many tokens of it.
-        batch_size: rows per batch; None fits it to the device.
+    The first ``n_tokens`` of the text are read; a ``batch_size`` of None fits to the device.
 
     Raises:
         UserError: no text, or none that gives two tokens.
@@ -74,7 +71,8 @@ class HeldOut:
         now = changes_in_force(self.model)
         if not now:
             return self.before()
-        if self._under is None or not _same(self._under[0], now):
+        # The same objects: comparing the numbers would cost as much as a pass.
+        if self._under is None or list(map(id, self._under[0])) != list(map(id, now)):
             self._under = now, outcome_of(self._read([-1], self._from(first_layer)))
         return self._under[1]
 
@@ -98,11 +96,6 @@ class HeldOut:
             for w in self.windows
         ]
         return read(self.model, readings, how)
-
-
-def _same(old: tuple[Changes, ...], new: tuple[Changes, ...]) -> bool:
-    # The same objects: comparing the numbers would cost as much as a pass.
-    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
 
 
 def windows(model: Model, text: str | None, n_tokens: int) -> list[Ids]:
@@ -148,12 +141,8 @@ class Spec:
 class Texts:
     """Token ids for the questions.
 
-    Args:
-        model: whose tokenizer and context.
-        questions: what is asked; perplexity has no text of its own here (see ``heldout``).
-        facts: the facts that the questions ask about.
-
-    ``reasons`` says which questions (by place) have no text that can be run, and why.
+    Perplexity has no text of its own here, see ``HeldOut``. ``reasons`` says which questions (by
+    place) have no text that can be run, and why.
     """
 
     def __init__(self, model: Model, questions: Sequence[Question], facts: Sequence[Fact]) -> None:

@@ -27,10 +27,10 @@ from goldenlayers.shown import progress as progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
+    from goldenlayers.statistics.moments import Covariance
 
 __all__ = [
     "CMA",
@@ -86,7 +86,7 @@ def locate(
             facts, scores that tell no layer from another.
     """
     from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
-    from goldenlayers.models.model import check_model
+    from goldenlayers.models import check_model
 
     how = make_method(method, **options)
     model = check_model(model)
@@ -152,7 +152,7 @@ def locate(
 
 
 def _why_not(model: Model) -> tuple[str, str]:
-    from goldenlayers.models.broken import why_not_a_number
+    from goldenlayers.models.weights import why_not_a_number
 
     return why_not_a_number(model.hf)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 from goldenlayers.errors import UserError, check_number, near_matches
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
+    from goldenlayers.statistics.moments import Covariance
 
 Row = dict[str, Any]
 Scope = Literal["mlp", "down", "attention", "block"]

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from goldenlayers.errors import UserError
-from goldenlayers.hooks import final_hidden, graph_from_embedding, observe
+from goldenlayers.hooks import final_hidden, graph_from_embedding, observe, token_nll
 from goldenlayers.locating.base import Loss, Scope
-from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 # float16 gradients of a mean loss underflow below 6e-8; a power of two shifts them exactly.
 _HALF_LOSS_SCALE = 2.0**12

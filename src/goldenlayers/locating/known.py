@@ -10,7 +10,7 @@ from goldenlayers.errors import DataError
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 # How tokenizers write white space inside their vocabulary: byte-level BPE, SentencePiece.
 _BLANK = "ĠĊĉčÂ▁ \t\r\n"

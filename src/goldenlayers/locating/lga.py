@@ -15,15 +15,15 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating.base import Loss, Row, Scope
 from goldenlayers.locating.gradients import observe_factors, pair_products
-from goldenlayers.memory import in_smaller_batches
+from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import Encoding, length_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from goldenlayers.locating.gradients import _Input
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 
 def lga_rows(

@@ -26,7 +26,7 @@ from goldenlayers.tokens import Encoding
 
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 
 @dataclass(frozen=True, slots=True, eq=False)

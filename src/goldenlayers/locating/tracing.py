@@ -21,17 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import capture, final_hidden, observe, override, resume_from
+from goldenlayers.hooks import capture, final_hidden, observe, override, resume_from, token_nll
 from goldenlayers.locating.base import Kind, Row, Work
 from goldenlayers.locating.grid import TracingGrid
 from goldenlayers.locating.lga import _row, backing_off, old_text
 from goldenlayers.locating.methods import CMA
-from goldenlayers.losses import token_nll
 from goldenlayers.tokens import Encoding, pad_ids, subject_tokens
 
 if TYPE_CHECKING:
+    from goldenlayers.models import Model
     from goldenlayers.models.layers import Matrix
-    from goldenlayers.models.model import Model
 
 
 def tracing_rows(work: Work, how: CMA) -> Iterator[list[Row]]:

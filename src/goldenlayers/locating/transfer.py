@@ -28,12 +28,12 @@ from goldenlayers.locating.base import Row, Work
 from goldenlayers.locating.lga import _row, backing_off
 from goldenlayers.locating.methods import Transfer
 from goldenlayers.locating.reach import Weights
-from goldenlayers.subjects import find_subject
+from goldenlayers.prompts import find_subject
 from goldenlayers.tokens import Encoding, TooLongError, pad_ids
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
+    from goldenlayers.statistics.moments import Covariance
 
 # Sampled texts that stand before a prompt, and their tokens: as many as the editors put there.
 _PREFIXES, _PREFIX_TOKENS = 5, 8

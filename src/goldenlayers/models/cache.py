@@ -52,8 +52,7 @@ def models_root(cache_dir: str | Path | None = None) -> Path:
         return Path(chosen).expanduser() / "models"
     except RuntimeError as error:  # "~name" of nobody
         raise UserError(
-            f"The cache folder {str(chosen)!r:.200} cannot be: {error}",
-            fix=f"C{_ELSEWHERE[1:]}",
+            f"The cache folder {str(chosen)!r:.200} cannot be: {error}", fix=f"C{_ELSEWHERE[1:]}"
         ) from error
 
 

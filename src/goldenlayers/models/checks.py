@@ -214,11 +214,7 @@ def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:
 def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> None:
     """Refuse a model, built without memory, that is far larger than the weights in its files.
 
-    Args:
-        model: on the meta device.
-        elements: number of weights in the files.
-        size: of the files, in bytes.
-        name: of the model, for the message.
+    ``model`` is on the meta device; ``elements`` weights are in its files of ``size`` bytes.
 
     Raises:
         UserError: with both sizes.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
-from goldenlayers.models.broken import not_a_number
+from goldenlayers.models.weights import not_a_number
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -32,13 +32,15 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from goldenlayers.durable import disk_errors
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, shortened
 from goldenlayers.models import cache, checks
-from goldenlayers.models.broken import quiet_transformers, told
 from goldenlayers.models.checks import check_loaded, check_room
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
 from goldenlayers.models.gguf import check_model, read_header
 from goldenlayers.shown import say
+
+if TYPE_CHECKING:
+    pass
 
 _LAYOUT = "a decoder-only language model in save_pretrained layout"
 _SAVE_TOKENIZER = "Save the model's own tokenizer there: tokenizer.save_pretrained(directory)"
@@ -280,3 +282,49 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts its BOS token before a text by itself."""
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+@contextmanager
+def told(problem: str, *, expected: str = "", fix: str = "") -> Iterator[None]:
+    """Within it, whatever a library raises over a file from elsewhere becomes a ``UserError``.
+
+    Only for calls that hand such a file to transformers, tokenizers, gguf or safetensors, whose
+    readers raise whatever they like. The message keeps the original's class and first words, and
+    the original is its cause, so that a defect of ours can still be told from a bad file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{problem}: it needs more memory than there is", fix=fix) from error
+    except BaseException as error:
+        # A panic in Rust code comes as a class of no module, derived from BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{problem}: {summary(error)}", expected=expected, fix=fix) from error
+
+
+def summary(error: BaseException) -> str:
+    """An error's class and the first two lines of its text, as one line of bounded length."""
+    lines = [line.strip() for line in str(error)[:2000].strip().splitlines()[:2]]
+    text = " ".join(line for line in lines if line)
+    text = shortened(text, 400)
+    name = type(error).__name__
+    return f"{text} ({name})" if text else name
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hush the progress bars and advice of transformers; errors still come as exceptions."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

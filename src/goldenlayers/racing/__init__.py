@@ -16,15 +16,15 @@ import numpy as np
 
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
-from goldenlayers.memory import OutOfMemory, in_smaller_batches, memory_errors
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
+from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
 from goldenlayers.racing.race import Evidence, VerifiedChoice, race
 
 if TYPE_CHECKING:
     from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.progress import Progress
 
 __all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]

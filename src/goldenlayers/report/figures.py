@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError
 from goldenlayers.locating.methods import recorded_method
-from goldenlayers.report.terminal import n_facts
+from goldenlayers.report import n_facts
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ def ranking_figure(
 
 def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     low, high, at_zero = _range(ranking)
-    power = _power(low, high)
+    # The power of ten to take out of the axis' numbers, 0 where they are handy as they are.
+    power = math.floor(math.log10(max(abs(low), abs(high))))
+    power = 0 if -3 <= power <= 4 else power
     scale = 10.0**power
     low, high = low / scale, high / scale
     span = high - low
@@ -291,12 +293,6 @@ def _range(ranking: LayerRanking) -> tuple[float, float, bool]:
             low, high = -1.0, 1.0
     room = 0.1 * (high - low)
     return (low if at_zero and low == 0 else low - room), high + room, at_zero
-
-
-def _power(low: float, high: float) -> int:
-    """The power of ten to take out of the axis' numbers, 0 where they are handy as they are."""
-    power = math.floor(math.log10(max(abs(low), abs(high))))
-    return 0 if -3 <= power <= 4 else power
 
 
 def _short(value: float) -> str:

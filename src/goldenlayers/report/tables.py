@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import CONTRADICTING
 from goldenlayers.facts import Fact
-from goldenlayers.joints import join
-from goldenlayers.report.terminal import show, table
+from goldenlayers.prompts import join
+from goldenlayers.report import show, table
 from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import Choice, Comparison
     from goldenlayers.evaluation import Estimate, Evaluation
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.racing import VerifiedChoice
     from goldenlayers.truth import TransferMatrix, Truth
 
@@ -41,8 +41,7 @@ def greedy_answers(model: Model, facts: Sequence[Fact], tokens: int = 10) -> lis
     import torch
 
     from goldenlayers.decoding import forced_predictions, greedy
-    from goldenlayers.hooks import final_hidden
-    from goldenlayers.losses import token_nll
+    from goldenlayers.hooks import final_hidden, token_nll
     from goldenlayers.tokens import pad_ids
 
     encoder = model.encoder

@@ -33,7 +33,7 @@ from goldenlayers.records import entry, json_text, made, parse_json, plain, shor
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.statistics.moments import MomentSums
 
 FORMAT = 1  # raise it when the same settings would now give other statistics

@@ -1,9 +1,8 @@
-"""Second moments of keys: running sums of k kᵀ, and the statistics as the editors use them.
+"""Second moments of keys: C = E[k kᵀ] of a layer with the solves that editors ask of it, the sums
+that it comes from, and the statistics of all layers, factorised on demand.
 
-Accumulating is apart from the result: :class:`MomentSums` is updated, :class:`KeyStatistics` reads
-what became of it, a covariance per layer, factorised on demand.
-
-Shapes: B rows (texts of equal length), T tokens, F MLP width, S width of the sketch.
+Shapes: B rows (texts of equal length), T tokens, F MLP width, S width of the sketch, n keys. Keys
+that are solved for are columns: (F, n).
 """
 
 from __future__ import annotations
@@ -13,15 +12,176 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from goldenlayers.covariance import DEFAULT_RIDGE, Covariance
 from goldenlayers.errors import UserError
+
+DEFAULT_RIDGE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """C = E[k kᵀ] (uncentred, a mean over tokens, not a sum) plus a ridge, factorised at most once.
+
+    The Cholesky factor and the eigendecomposition are computed on first use and kept, so one
+    object per layer serves every edit. Make it with :meth:`from_matrix`, which checks its input.
+
+    Attributes:
+        moment: (F, F) symmetric, without the ridge, in the dtype of the computation.
+        ridge: share of the mean diagonal that is added to the diagonal before factorising.
+    """
+
+    moment: Tensor
+    ridge: float = DEFAULT_RIDGE
+
+    @classmethod
+    def from_matrix(
+        cls, C: Tensor, ridge: float = DEFAULT_RIDGE, *, dtype: torch.dtype = torch.float64
+    ) -> Covariance:
+        """Check a second moment and wrap it.
+
+        Args:
+            C: (F, F), the mean of k kᵀ over tokens.
+            ridge: relative to the mean diagonal; 0 needs a positive definite ``C``.
+            dtype: of all computation; float64 keeps solves exact where C spans many decades.
+
+        Raises:
+            ValueError: ``C`` is not a square matrix (a defect of the caller).
+            UserError: ``C`` is not finite, not symmetric, or zero; ``ridge`` is negative.
+        """
+        if C.ndim != 2 or C.shape[0] != C.shape[1] or C.shape[0] == 0:
+            raise ValueError(f"C must be a square matrix, got shape {tuple(C.shape)}")
+        if not 0 <= ridge < float("inf"):
+            raise UserError(f"The ridge is {ridge}", expected="a number of 0 or more")
+        C = C.detach().to(dtype)
+        if not torch.isfinite(C).all():
+            raise UserError(
+                "The second moment of the keys holds NaN or infinite values",
+                fix="Collect the key statistics again in float32",
+            )
+        if C.diagonal().mean() <= 0 or C.diagonal().min() < 0:
+            raise UserError(
+                "The second moment of the keys is zero or has a negative diagonal",
+                expected="a mean of k kᵀ over tokens of a layer that is not dead",
+            )
+        if (C - C.T).abs().max() > 1e-5 * C.diagonal().max():
+            raise UserError(
+                "The second moment of the keys is not symmetric", fix="Collect the statistics again"
+            )
+        return cls((C + C.T) / 2, float(ridge))
+
+    @property
+    def size(self) -> int:
+        """F, the width of a key."""
+        return self.moment.shape[0]
+
+    def matrix(self, *, with_ridge: bool = True) -> Tensor:
+        """(F, F): the matrix the solves invert, or the plain second moment."""
+        if not with_ridge:
+            return self.moment
+        C = self.moment.clone()
+        C.diagonal().add_(self.ridge * float(C.diagonal().mean()))
+        return C
+
+    @cached_property
+    def cholesky(self) -> Tensor:
+        """(F, F) lower factor of the matrix with its ridge.
+
+        Raises:
+            UserError: the matrix is not positive definite (fewer tokens than F and no ridge).
+        """
+        factor, failed = torch.linalg.cholesky_ex(self.matrix())
+        if int(failed):
+            raise UserError(
+                f"The second moment of the keys ({self.size} × {self.size}, ridge {self.ridge:g}) "
+                "is not positive definite",
+                fix=f"Use a larger ridge ({DEFAULT_RIDGE:g} is usual) or collect more tokens",
+            )
+        return factor
+
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return torch.linalg.eigh(self.moment)
+
+    def eigh(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (F,), ascending, of the moment *without* ridge, and eigenvectors (F, F).
+
+        The eigenvectors (columns) are those of the matrix with its ridge too.
+        """
+        return self._eigh
+
+    def solve(self, K: Tensor) -> Tensor:
+        """C⁻¹K, of the shape of ``K``: (F, n) or (F,)."""
+        columns = self._columns(K)
+        return torch.cholesky_solve(columns, self.cholesky).reshape(K.shape)
+
+    def beside(self, keys: Tensor, weight: float) -> Beside:
+        """A = C + weight · Σ n̂n̂ᵀ over the columns n of ``keys`` (F, n), none of them zero."""
+        keys = self._columns(keys)
+        solved = self.solve(keys)
+        lengths = (keys * solved).sum(0).sqrt()  # (n,) in the norm √(nᵀC⁻¹n)
+        return Beside(self, keys / lengths, solved / lengths, weight)
+
+    def _columns(self, K: Tensor) -> Tensor:
+        if K.ndim not in (1, 2) or K.shape[0] != self.size:
+            raise ValueError(f"keys must be ({self.size}, n) columns, got {tuple(K.shape)}")
+        # Moved before the cast: some accelerators have no float64.
+        return K.detach().to(self.moment.device).to(self.moment.dtype).reshape(self.size, -1)
+
+
+# More weight on a key than the inverse of this is taken as so much: beyond it is rounding.
+_LEAST = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A = C + λ Σ n̂n̂ᵀ: a second moment with some keys n more, each weighed λ.
+
+    n̂ = n / √(nᵀC⁻¹n), so that λ has no unit: the key n alone weighs 1 + λ times what it weighed,
+    nᵀA⁻¹n = nᵀC⁻¹n / (1 + λ). Made by :meth:`Covariance.beside`; solves go by the Woodbury identity
+    with C's factor, A⁻¹K = C⁻¹K − C⁻¹N̂ (I/λ + N̂ᵀC⁻¹N̂)⁻¹ N̂ᵀC⁻¹K.
+    """
+
+    base: Covariance  # C, with its ridge
+    rows: Tensor  # (F, n) the keys n̂
+    solved: Tensor  # (F, n) C⁻¹n̂
+    weight: float  # λ > 0
+
+    @property
+    def size(self) -> int:
+        """F, the width of a key."""
+        return self.base.size
+
+    @property
+    def moment(self) -> Tensor:
+        """C without ridge: its dtype and device are those of the computation."""
+        return self.base.moment
+
+    @cached_property
+    def _small(self) -> tuple[Tensor, Tensor]:
+        """C⁻¹N̂ (F, r) and the lower factor (r, r) of the bracket."""
+        rows, solved = self.rows, self.solved
+        if rows.shape[1] > rows.shape[0]:  # as many as F have the same N̂N̂ᵀ: N̂ᵀ = QR, N̂N̂ᵀ = RᵀR
+            Q, R = torch.linalg.qr(rows.T)
+            rows, solved = R.T, solved @ Q
+        inner = rows.T @ solved
+        inner = (inner + inner.T) / 2
+        inner.diagonal().add_(max(1 / self.weight, _LEAST))
+        return solved, torch.linalg.cholesky(inner)
+
+    def solve(self, K: Tensor) -> Tensor:
+        """A⁻¹K, of the shape of ``K``: (F, n) or (F,)."""
+        plain = self.base.solve(K)
+        solved, factor = self._small
+        columns = plain.reshape(self.size, -1)
+        along = solved.T @ K.detach().to(solved.device).to(solved.dtype).reshape(self.size, -1)
+        return (columns - solved @ torch.cholesky_solve(along, factor)).reshape(K.shape)
+
 
 # Only the upper half of K Kᵀ is computed, in strips of this many rows; narrower strips waste less
 # on the diagonal blocks but multiply more slowly.
@@ -32,19 +192,13 @@ MEMORY_LIMIT = 4 << 30
 
 @dataclass
 class LayerSum:
-    """The running sums of one layer.
+    """The running sums of one layer, in float64."""
 
-    Attributes:
-        total: (F, F) float64, the sum of k kᵀ; only the strips on and above the diagonal hold it.
-        sketch: (S, F) float64, the sum over rows of y = Σ_t (Ωk) kᵀ, i.e. Ω times the total.
-        squares: the sum over rows of ‖y‖², from which the spread between rows follows.
-        open_rows: (B, S, F) float64, y of the rows of the unfinished batch.
-    """
-
+    # (F, F), the sum of k kᵀ; only the strips on and above the diagonal hold it
     total: Tensor
-    sketch: Tensor
-    squares: float = 0.0
-    open_rows: Tensor | None = None
+    sketch: Tensor  # (S, F), the sum over rows of y = Σ_t (Ωk) kᵀ, i.e. Ω times the total
+    squares: float = 0.0  # the sum over rows of ‖y‖², from which the spread between rows follows
+    open_rows: Tensor | None = None  # (B, S, F), y of the rows of the unfinished batch
 
 
 @dataclass
@@ -55,10 +209,6 @@ class MomentSums:
     relative error of a layer's mean is estimated on the way: Ω holds S random sign vectors, each
     row of text gives one independent estimate y of ΩC, and the standard error of their mean over
     ‖ΩC‖ stands for ‖Ĉ − C‖/‖C‖ in the Frobenius norm (E‖ΩA‖² = S‖A‖²).
-
-    Args of :meth:`empty`:
-        widths: F of each layer.
-        memory_limit: bytes; larger sums are kept in files under ``folder`` instead of in memory.
     """
 
     layers: dict[int, LayerSum]
@@ -74,6 +224,7 @@ class MomentSums:
         memory_limit: int = MEMORY_LIMIT,
         folder: Path | None = None,
     ) -> MomentSums:
+        """No sums yet, of layers of width F; more than ``memory_limit`` bytes are in ``folder``."""
         files: tempfile.TemporaryDirectory[str] | None = None
         if 8 * sum(width * width for width in widths.values()) > memory_limit:
             files = tempfile.TemporaryDirectory(prefix="sums-", suffix=".part", dir=folder)
@@ -103,8 +254,10 @@ class MomentSums:
             stop = min(start + STRIP, width)
             product = flat[:, start:stop].T @ flat[:, start:]  # (strip, F - start)
             mine.total[start:stop, start:] += product.cpu()
+        generator = torch.Generator().manual_seed(width)  # Ω is always the same for a width
+        signs = torch.randint(0, 2, (SKETCH, width), generator=generator).float().mul_(2).sub_(1)
         # Few, long rows first: several times faster than the same products transposed.
-        short = _signs(width).to(keys) @ flat.T  # (S, B·T)
+        short = signs.to(keys) @ flat.T  # (S, B·T)
         short = short.view(SKETCH, n_rows, n_tokens).transpose(0, 1)  # (B, S, T)
         rows = torch.bmm(short, keys).double().cpu()  # (B, S, F)
         mine.open_rows = rows if mine.open_rows is None else mine.open_rows + rows
@@ -132,10 +285,6 @@ class MomentSums:
         spread = max(0.0, mine.squares / self.n_rows - norm) / (self.n_rows - 1)
         return math.sqrt(spread / norm) if norm > 0 else math.inf
 
-    def mean_error(self) -> float:
-        """:meth:`error` averaged over the layers."""
-        return sum(self.error(layer) for layer in self.layers) / len(self.layers)
-
     def mean(self, layer: int) -> Tensor:
         """C = E[k kᵀ] of a layer, (F, F) float64, exactly symmetric."""
         upper = torch.triu(self.layers[layer].total)
@@ -147,12 +296,6 @@ class MomentSums:
         if self.files is not None:
             self.layers.clear()
             self.files.cleanup()
-
-
-def _signs(width: int) -> Tensor:
-    """Ω: (S, F) of ±1, always the same for a width."""
-    generator = torch.Generator().manual_seed(width)
-    return torch.randint(0, 2, (SKETCH, width), generator=generator).float().mul_(2).sub_(1)
 
 
 # Covariances kept in memory: a factorised one of F = 1536 takes 38 MB, of F = 14336 3.3 GB.
@@ -168,11 +311,10 @@ class MissingLayerError(UserError, KeyError):
 
 @dataclass(eq=False, repr=False)
 class KeyStatistics(Mapping[int, Covariance]):
-    """Layer → :class:`~goldenlayers.covariance.Covariance` of the down projection's input.
+    """Layer → :class:`~goldenlayers.statistics.moments.Covariance` of the down projection's input.
 
     A layer is read from disk (memory-mapped) when first asked for. Covariances with their factors
-    are kept up to ``keep_bytes``, the least recently used one is dropped first, and the last one
-    used always stays.
+    are kept up to ``keep_bytes``; the least recently used one goes first, the last one used stays.
 
     Attributes:
         layers: in rising order.

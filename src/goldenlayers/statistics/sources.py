@@ -1,9 +1,10 @@
-"""What the model reads while its keys are collected: packed text, or text that it samples itself.
+"""What the model reads while its keys are collected: documents, read where they lie and packed into
+rows, or text that it samples itself.
 
-A source runs the model batch by batch; hooks set by the caller see the keys. Rows all have the
-same length. Positions below ``skip`` are never counted: models park attention on the first token
-(BOS, or the first word where the tokenizer adds no BOS), whose keys are so large, and so unlike
-those of any other token, that a second moment with them in it describes little else.
+A source runs the model batch by batch; hooks set by the caller see the keys. Rows all have the same
+length. Positions below ``skip`` are never counted: models park attention on the first token (BOS,
+or the first word where the tokenizer adds no BOS), whose keys are so large, and so unlike those of
+any other token, that a second moment with them in it describes little else.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -11,21 +12,198 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from goldenlayers.errors import UserError
+from goldenlayers.datasets.source import of_hub
+from goldenlayers.durable import absolute
+from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.hooks import last_logits
-from goldenlayers.statistics.corpus import Documents, windows
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
+
+
+FIELD = "text"
+# A plain text file is one long document; it is cut at line ends into pieces of about this size,
+# so that its parts can be drawn in any order.
+_PIECE_BYTES = 4096
+
+
+class Documents(ABC):
+    """A sequence of texts.
+
+    Attributes:
+        name: what to call it in messages.
+        identity: what tells this text from any other (goes into the cache key).
+    """
+
+    name: str
+    identity: dict[str, Any]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> str: ...
+
+
+class FileDocuments(Documents):
+    """A JSON-lines file (one object with a field "text" per line) or a plain text file.
+
+    Recognised by its content: a file whose first character is ``{`` is JSON lines.
+
+    Raises:
+        UserError: no such file, or an empty one.
+        DataError: when a document is read: broken JSON, no field "text", not UTF-8; with its row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            folder = path.parent if path.parent.is_dir() else Path()
+            names = [p.name for p in folder.iterdir() if p.is_file()]
+            raise UserError(
+                f"there is no text file '{path}'",
+                expected="'model' (text sampled from the model), a text or JSON-lines file, "
+                "or 'hub:NAME'",
+                fix=near_matches(path.name, names) if len(names) < 1000 else "",
+            )
+        self.path, self.name = path, path.name
+        digest = hashlib.sha256()
+        # (first byte, number of bytes, row) of each document
+        self.places: list[tuple[int, int, int]] = []
+        self.json_lines = path.suffix != ".txt" and self._first_character() == b"{"
+        start = position = row = first_row = 0
+        with path.open("rb") as stream:
+            for row, line in enumerate(stream, 1):
+                digest.update(line)
+                if start == position:
+                    first_row = row
+                position += len(line)
+                if not line.strip() and start == position - len(line):
+                    start = position  # blank lines between documents
+                elif self.json_lines or position - start >= _PIECE_BYTES:
+                    self.places.append((start, position - start, first_row))
+                    start = position
+        if position > start:
+            self.places.append((start, position - start, first_row))
+        if not self.places:
+            raise UserError(
+                f"the text file '{path}' is empty", expected='text, or lines such as {"text": "…"}'
+            )
+        self.identity = {"kind": "file", "sha256": digest.hexdigest(), "json": self.json_lines}
+
+    def _first_character(self) -> bytes:
+        with self.path.open("rb") as stream:
+            return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> str:
+        start, size, row = self.places[index]
+        with self.path.open("rb") as stream:
+            stream.seek(start)
+            raw = stream.read(size)
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            row += raw[: error.start].count(b"\n")
+            raise DataError("not UTF-8 text").at(source=self.name, row=row) from None
+        if not self.json_lines:
+            return text
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            wrong = DataError(f"broken JSON ({error})", expected="one object per line")
+            raise wrong.at(source=self.name, row=row) from None
+        return _text_of(record, self.name, row)
+
+
+class HubDocuments(Documents):
+    """A data set of the hub: ``NAME``, ``NAME@CONFIGURATION``, each with ``:SPLIT`` if not train.
+
+    Raises:
+        UserError: the extra ``hub`` is not installed, or the data set cannot be had.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.name = f"hub:{address}"
+        rest, _, split = address.partition(":")
+        name, _, configuration = rest.partition("@")
+        form = "hub:NAME[@CONFIGURATION][:SPLIT]"
+        self.rows = of_hub(self.name, name, configuration or None, split or "train", expected=form)
+        fingerprint = str(getattr(self.rows, "_fingerprint", ""))
+        self.identity = {"kind": "hub", "address": address, "fingerprint": fingerprint}
+        if not len(self.rows):
+            raise UserError(f"the data set '{self.name}' is empty")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        return _text_of(self.rows[index], self.name, index + 1)
+
+
+def _text_of(record: Any, source: str, row: int) -> str:
+    text = record.get(FIELD) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise DataError(
+            "there is no text",
+            field=FIELD,
+            expected=f"an object with a string '{FIELD}' (found: {found or 'no fields'})",
+        ).at(source=source, row=row)
+    return text
+
+
+def open_documents(text: str | Path) -> Documents:
+    """The documents behind a file path or ``hub:NAME``."""
+    if isinstance(text, str) and text.startswith("hub:"):
+        return HubDocuments(text.removeprefix("hub:"))
+    return FileDocuments(Path(text).expanduser())
+
+
+def absolute_name(text: str) -> str:
+    """``text`` of ``key_statistics`` as it is good from any working directory."""
+    return text if text in ("model", "none") or text.startswith("hub:") else absolute(text)
+
+
+def windows(documents: Documents, order: list[int], size: int) -> Iterator[str]:
+    """Passages of about ``size`` characters: the first of every document, then every second, …
+
+    Taking turns keeps a few long documents from filling a small budget by themselves. Passages end
+    at white space where there is some.
+    """
+    turn = 0
+    while order:
+        remaining: list[int] = []
+        for index in order:
+            text = documents[index]
+            start, stop = _boundary(text, turn * size), _boundary(text, (turn + 1) * size)
+            if stop > start:
+                yield text[start:stop]
+            if stop < len(text):
+                remaining.append(index)
+        order, turn = remaining, turn + 1
+
+
+def _boundary(text: str, position: int) -> int:
+    """The first white space at or soon after a position; the position itself if there is none."""
+    if position == 0 or position >= len(text):
+        return min(position, len(text))
+    near = text[position : position + 64]
+    return position + next((i for i, char in enumerate(near) if char.isspace()), 0)
+
 
 TEXT_LENGTH = 256
 SAMPLE_LENGTH = 128
@@ -41,17 +219,11 @@ class Finished(Exception):  # noqa: N818 - not an error: the last wanted layer h
 
 
 class Observer:
-    """What a source tells its collector about the next forward pass.
+    """What a source tells its collector about the next forward pass."""
 
-    Attributes:
-        stop_after_last: nothing behind the last wanted layer is needed: raise :class:`Finished`.
-        position: position in its row of the pass's first token.
-        rows: B.
-    """
-
-    stop_after_last: bool = False
-    position: int = 0
-    rows: int = 0
+    stop_after_last: bool = False  # nothing behind the last wanted layer is needed: raise Finished
+    position: int = 0  # of the pass's first token, in its row
+    rows: int = 0  # B
 
 
 class Source(ABC):
@@ -103,8 +275,8 @@ class TextSource(Source):
         stream: list[int] = []
         body = self.length - len(self.front)
         for passage in windows(self.documents, order, _CHARACTERS_PER_TOKEN * self.length):
-            text = passage.rstrip() + "\n\n"
             # Without offsets, which slow tokenizers would need quadratic time for.
+            text = passage.rstrip() + "\n\n"
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             stream += [i for i in ids if i not in self.special]
             while len(stream) >= body:
@@ -113,17 +285,8 @@ class TextSource(Source):
 
     def batches(self, first: int, n_rows: int) -> Iterator[Tensor]:
         """Ids (B, T), B = ``batch_rows`` except in the last batch."""
-        batch: list[list[int]] = []
-        for index, row in enumerate(self.rows()):
-            if index >= n_rows:
-                break
-            if index < first:
-                continue
-            batch.append(row)
-            if len(batch) == self.batch_rows:
-                yield torch.tensor(batch)
-                batch = []
-        if batch:
+        rows = islice(self.rows(), first, n_rows)
+        while batch := list(islice(rows, self.batch_rows)):
             yield torch.tensor(batch)
 
     def run(self, model: Model, observer: Observer, first: int, n_rows: int) -> Generator[int]:
@@ -150,14 +313,8 @@ class SampledSource(Source):
         self.batch_rows = SAMPLE_ROWS
         self.allowed = drawable(model)
         self.description = f"text sampled from the model (seed {seed})"
-        self.identity = {
-            "kind": "sampled",
-            "seed": seed,
-            "length": length,
-            "skip": self.skip,
-            "rows": SAMPLE_ROWS,
-            "temperature": 1,
-        }
+        self.identity = {"kind": "sampled", "seed": seed, "length": length, "skip": self.skip}
+        self.identity |= {"rows": SAMPLE_ROWS, "temperature": 1}
 
     def run(self, model: Model, observer: Observer, first: int, n_rows: int) -> Generator[int]:
         observer.stop_after_last = False
@@ -168,7 +325,8 @@ class SampledSource(Source):
 
     def sample(self, model: Model, observer: Observer | None, index: int, n_rows: int) -> Tensor:
         """Sample batch ``index``: ids (B, T). The model also reads the last token drawn."""
-        generator = torch.Generator().manual_seed(_batch_seed(self.seed, index))
+        digest = hashlib.sha256(f"key statistics {self.seed} {index}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         n_drawn = self.length - max(1, len(self.front))
         # Drawn on the CPU whatever the device, and for a full batch whatever the rows wanted.
         draws = torch.rand(n_drawn, self.batch_rows, generator=generator, dtype=torch.float64)
@@ -201,11 +359,6 @@ def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
     return ids.clamp(max=int(allowed.nonzero().max()))
 
 
-def _batch_seed(seed: int, index: int) -> int:
-    digest = hashlib.sha256(f"key statistics {seed} {index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def special_ids(model: Model) -> frozenset[int]:
     """Ids of special tokens, the one for unknown characters excepted."""
     tokenizer = model.tokenizer
@@ -223,10 +376,7 @@ def front_ids(model: Model) -> list[int]:
 
 
 def bos_ids(model: Model) -> list[int]:
-    """The token that begins a text, [] if the model has none.
-
-    The tokenizer has the last word; the configuration's default may name a token it lacks.
-    """
+    """The token that begins a text, [] if the tokenizer has none, whatever the model's default."""
     bos = getattr(model.tokenizer, "bos_token_id", None)
     return [bos] if isinstance(bos, int) and bos >= 0 else []
 
@@ -236,8 +386,7 @@ def drawable(model: Model) -> Tensor:
     models that also see have ids that stand for images.
     """
     allowed = torch.zeros(model.layers.vocab_size, dtype=torch.bool)
-    known = [i for i in model.tokenizer.get_vocab().values() if i < len(allowed)]
-    allowed[known] = True
+    allowed[[i for i in model.tokenizer.get_vocab().values() if i < len(allowed)]] = True
     barred = {*special_ids(model), getattr(model.tokenizer, "unk_token_id", None)}
     for name, value in vars(model.config).items():
         if name.endswith(("_token_id", "_token_index")):

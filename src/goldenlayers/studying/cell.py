@@ -7,32 +7,24 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from goldenlayers.comparing import LocateRun, SweepRun, compare, overlap_warnings
 from goldenlayers.comparing.rules import REPEATS, SIZES
 from goldenlayers.datasets import FactSet
-from goldenlayers.datasets.loading import absolute_name as absolute_data
+from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating import LayerMethod
+from goldenlayers.locating import LayerMethod, published_layer
+from goldenlayers.models import absolute_name as absolute_model
 from goldenlayers.models.cache import sha256_file
-from goldenlayers.models.sources import absolute_name as absolute_model
 from goldenlayers.records import entry
 from goldenlayers.shown import say
-from goldenlayers.statistics.corpus import absolute_name as absolute_text
+from goldenlayers.statistics.sources import absolute_name as absolute_text
 from goldenlayers.store import RunFolder
 from goldenlayers.studying.file import Study, StudyData, StudyEditor, StudyModel
-from goldenlayers.studying.folders import (
-    COMPARE,
-    SUMMARY,
-    Place,
-    ids_digest,
-)
+from goldenlayers.studying.folders import COMPARE, SUMMARY, Place, ids_digest
 from goldenlayers.truth import OVERALL
-
-if TYPE_CHECKING:
-    pass
 
 OTHERS = 300
 """Facts outside the judged ones that worked examples and unrelated prompts are drawn from."""
@@ -148,7 +140,7 @@ class Cell:
 
     def layers(self, n_layers: int) -> dict[str, int]:
         """The layers to sweep, by their words."""
-        return self.study.layers_of(self.model, n_layers)
+        return layers_named(self.model.layers or self.study.layers, n_layers)
 
     @property
     def all_layers(self) -> bool:
@@ -253,11 +245,7 @@ class Cell:
 def others_of(source: FactSet, facts: Sequence[Fact], limit: int, seed: int) -> list[Fact] | None:
     """Facts of the same data outside the judged ones; None if there are hardly any.
 
-    Args:
-        source: all facts.
-        facts: the judged ones, a sample of ``limit`` drawn with ``seed``.
-        limit: how many those are of.
-        seed: of that draw; the others come from a larger one.
+    ``facts`` are a sample of ``limit`` drawn with ``seed``; the others come from a larger one.
     """
     drawn = source.sample(limit + OTHERS, seed)
     free = list(drawn.without([fact.id for fact in facts], [fact.subject for fact in facts]))
@@ -274,3 +262,37 @@ def cells_of(
         for data in study.data_of(model):
             folder = out / model.name / data.name
             yield Cell(study, model, data, sources[data.name], folder, inputs, **more)
+
+
+def layers_named(words: Sequence[str], n_layers: int) -> dict[str, int]:
+    """Layers by the words they are named with; of words for one layer the first stands.
+
+    A share of the depth is rounded as "published" is: L layers times the share, to the next whole
+    number, the last layer at most.
+
+    Raises:
+        UserError: a number that the model has no layer of.
+    """
+    if words[0] == "all" or words[0].startswith("every "):
+        step = 1 if words[0] == "all" else int(words[0].removeprefix("every "))
+        return {str(layer): layer for layer in range(0, n_layers, step)}
+    found: dict[str, int] = {}
+    for word in words:
+        if word == "published":
+            layer = published_layer(n_layers)
+        elif word == "middle":
+            layer = n_layers // 2
+        elif "/" in word:
+            above, below = map(int, word.split("/"))
+            layer = min(n_layers - 1, round(above / below * n_layers))
+        else:
+            layer = int(word)
+            if not -n_layers <= layer < n_layers:
+                raise UserError(
+                    f"layer {layer} is asked for, and the model has {n_layers} layers",
+                    expected=f"0 to {n_layers - 1}, or a share such as 1/6",
+                )
+            layer = range(n_layers)[layer]
+        if layer not in found.values():
+            found[word] = layer
+    return found

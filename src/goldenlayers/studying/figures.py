@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.comparing.sweeps import truth_of
+from goldenlayers.comparing.runs import truth_of
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import resampled_means
 from goldenlayers.locating import published_layer

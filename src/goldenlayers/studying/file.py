@@ -14,9 +14,8 @@ from goldenlayers.editors import Editor, InContext, make_editor, read_settings
 from goldenlayers.errors import UserError, check_number, check_seed, near_matches
 from goldenlayers.evaluation.metrics import check_metrics
 from goldenlayers.locating import LayerMethod, make_method
-from goldenlayers.models.packaged import registry
+from goldenlayers.models.fetching import registry
 from goldenlayers.records import entry, parse_yaml, short
-from goldenlayers.studying.layers import layer_words, layers_named
 
 EXAMPLE = """\
 # golden study FILE --out DIR runs all of this, and goes on after a kill.
@@ -198,10 +197,6 @@ class Study:
         """The data sets that a model is studied on."""
         return [one for one in self.data if model.data is None or one.name in model.data]
 
-    def layers_of(self, model: StudyModel, n_layers: int) -> dict[str, int]:
-        """The layers of a model by their words, as :func:`layers_named` has them."""
-        return layers_named(model.layers or self.layers, n_layers)
-
     def _check(self, where: str) -> None:
         for what, names in (
             ("models", [one.name for one in self.models]),
@@ -318,6 +313,28 @@ def _method(record: Any, where: str) -> StudyMethod:
         called=called,
         options=options,
     )
+
+
+def layer_words(value: Any, where: str) -> tuple[str, ...]:
+    """The words of ``layers`` in a study's file: "all", "every N", or numbers, shares ("1/6"),
+    "published", "middle".
+
+    Raises:
+        UserError: a word that can be no layer; it begins with ``where``.
+    """
+    words = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    several = words[0] == "all" or re.fullmatch(r"every [1-9][0-9]{0,3}", words[0]) if words else 0
+    for word in words:
+        share = re.fullmatch(r"([0-9]{1,4})/([1-9][0-9]{0,3})", word)
+        right = int(share[1]) <= int(share[2]) if share else re.fullmatch(r"-?[0-9]{1,4}", word)
+        if not (right or word in ("published", "middle") or (several and len(words) == 1)):
+            raise UserError(
+                f"{where}: {short(word)} is no layer",
+                expected="all, every 2, or a list of numbers and shares of the depth such as 1/6",
+            )
+    if not words:
+        raise UserError(f"{where}: there are none", expected="at least one layer, or all")
+    return tuple(words)
 
 
 def _refuse_unused(shared: Mapping[str, Any], editors: Collection[StudyEditor], where: str) -> None:

@@ -15,17 +15,17 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import Metric
 from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.progress import Progress
+from goldenlayers.prompts import plain_subject
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.shown import say
 from goldenlayers.store import RunFolder
-from goldenlayers.subjects import plain_subject
 from goldenlayers.truth import Truth, to_json
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.locating.ranking import LayerRanking
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.sweeping import Batch, Sweep
 
 SCORES, TIMES, SUMMARY, FIGURE = "scores.jsonl", "times.jsonl", "summary.json", "sweep"
@@ -74,14 +74,10 @@ def resumed(
 def sweep_progress(
     folder: RunFolder, facts: Sequence[Any], metrics: Sequence[str | Metric], **more: Any
 ) -> Progress:
-    """What a sweep reports to its run folder, and the rows that it goes on with.
+    """What a sweep reports to its run folder (open for writing), and the rows that it goes on with.
 
-    Args:
-        folder: open for writing.
-        facts: the swept facts.
-        metrics: what is scored.
-        more: ``seed`` and ``layers`` of the sweep; further fields of :class:`Progress`, of which
-            ``on_batch`` is called once a batch's rows and time are on the disk.
+    ``more``: ``seed`` and ``layers`` of the sweep; further fields of :class:`Progress`, of which
+    ``on_batch`` is called once a batch's rows and time are on the disk.
     """
     seed, layers, on_batch = more.pop("seed"), more.pop("layers"), more.pop("on_batch", None)
     expected = Expected(facts, metrics, others=facts, seed=seed, layers=layers)
@@ -102,7 +98,7 @@ def finish_sweep(
     folder: RunFolder, found: Sweep, model: Model, facts: FactSet, seed: int
 ) -> tuple[Truth, dict[str, Any]]:
     """Put a sweep's figures and picture into its run folder and finish it."""
-    from goldenlayers.report.sweeps import sweep_figure
+    from goldenlayers.report.pictures import sweep_figure
     from goldenlayers.report.tables import facts_of
 
     truth = Truth.from_rows(found.rows, seed=seed)
@@ -123,7 +119,7 @@ def finish_sweep(
     folder.write_json(SUMMARY, summary)
     if truth.leading is not None:
         title = f"{found.method} on {model.name} · {facts_of(summary)}"
-        sweep_figure(truth, folder.file(FIGURE), title=title, metric=truth.leading)
+        sweep_figure(truth, folder.file(FIGURE), heading=title, metric=truth.leading)
     folder.finish()
     return truth, summary
 

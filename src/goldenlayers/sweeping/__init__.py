@@ -5,30 +5,29 @@ It gives the truth that a layer choice is judged by (:mod:`goldenlayers.truth`).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.decoding import settle_joints
-from goldenlayers.editors import (
-    Editor,
-    Options,
-    make_editor,
-    needed_layers,
-    statistics_for,
-)
+from goldenlayers.editors import Editor, Options, make_editor, needed_layers, statistics_for
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan, check_ids
 from goldenlayers.facts import Fact
-from goldenlayers.models.model import check_model
+from goldenlayers.models import check_model
 from goldenlayers.progress import Progress
-from goldenlayers.sweeping.cells import Batch, Job, Runner, Task, chunk_size
-from goldenlayers.sweeping.course import Course, Sweep
+from goldenlayers.sweeping.cells import Batch, Course, Job, Runner, Sweep, Task, chunk_size
+from goldenlayers.sweeping.workers import Message, Start, Worker
 
 if TYPE_CHECKING:
-    from goldenlayers.models.model import Model
+    from torch import Tensor
+
+    from goldenlayers.models import Model
+
 
 __all__ = ["Batch", "Sweep", "Workers", "sweep", "sweep_together"]
 
@@ -75,12 +74,10 @@ class Workers:
                 f"the editor '{job.editor.name}' cannot be sent to workers ({error})",
                 fix="Define its class at the top of a module that can be imported, or use 1 worker",
             ) from error
-        from goldenlayers.sweeping.workers import LocalEngine, Start, loader_of, run_tasks
+        from goldenlayers.sweeping.workers import LocalEngine, loader_of, run_tasks
 
         start = Start(self.load or loader_of(model), model.fingerprint(), job)
         if self.engine == "ray":
-            from goldenlayers.sweeping.cluster import RayEngine
-
             gpu = model.device.type == "cuda"
             run_tasks(tasks, start, RayEngine(self.count, self.address, gpu=gpu), take)
         else:
@@ -89,12 +86,14 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweeping(Options):
-    """What few sweeps have to say.
+    """What else a sweep can be told.
 
     Attributes:
+        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         evidence: let rows carry what the model said before and after (several times the size).
     """
 
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS
     evidence: bool = False
 
 
@@ -104,7 +103,6 @@ def sweep(
     method: str | Editor,
     *,
     layers: Sequence[int] | None = None,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     workers: int | Workers = 1,
     progress: Progress | None = None,
     **more: Any,
@@ -116,15 +114,15 @@ def sweep(
         facts: the facts, with their probes.
         method: an editor or its name.
         layers: where to edit, from the end if negative; default everywhere.
-        metrics: metrics, or their names in ``METRICS``; missing probes count as unscored.
         workers: how many processes, or :class:`Workers`.
         progress: reports (of cells, one per layer and fact), and rows of an interrupted call with
             the same arguments: cells that are whole are not worked off again, others are completed.
             ``chunk`` is the number of facts per batch, halved by itself when memory runs out;
             ``on_batch`` is called with each :class:`Batch`.
-        more: fields of :class:`Sweeping` (``seed``, of prefixes, statistics, kl's draw and
-            fluency's sampling; ``statistics`` of all layers, collected in one pass when left out;
-            ``evidence``; ``value_cache``, with one worker only: editors that differ in the solve
+        more: fields of :class:`Sweeping` (``metrics``, by default rewrite, rephrase, locality and
+            portability; ``seed``, of prefixes, statistics, kl's draw and fluency's sampling;
+            ``statistics`` of all layers, collected in one pass when left out; ``evidence``;
+            ``value_cache``, with one worker only: editors that differ in the solve
             alone share the value search, nearly all of the time), and settings of the editor.
 
     Raises:
@@ -143,7 +141,7 @@ def sweep(
     crew = workers if isinstance(workers, Workers) else Workers(workers)
     size = chunk_size(tell.chunk, model.device.type)
     facts = settle_joints(model, facts)
-    job = Job(tuple(facts), editor, metrics_of(metrics), options.seed, options.evidence)
+    job = Job(tuple(facts), editor, metrics_of(options.metrics), options.seed, options.evidence)
     course = Course(job, where, tell)
     tasks = course.ledger.tasks(size)
     if tasks and editor.needs_statistics:
@@ -171,7 +169,6 @@ def sweep_together(
     editors: Mapping[str, str | Editor],
     *,
     layers: Sequence[int] | None = None,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     progress: Mapping[str, Progress] | None = None,
     **more: Any,
 ) -> dict[str, Sweep | Exception]:
@@ -185,9 +182,8 @@ def sweep_together(
         facts: the facts, with their probes.
         editors: editors or their names, by a name of yours.
         layers: where to edit, from the end if negative; default everywhere.
-        metrics: as for :func:`sweep`.
         progress: of each editor, as for :func:`sweep`.
-        more: fields of :class:`Sweeping`; ``statistics`` of all layers that an editor reads.
+        more: fields of :class:`Sweeping`, among them ``statistics`` of all layers that are read.
 
     Returns:
         By the same names the sweeps, or the error of an editor that fails in the same way at every
@@ -203,7 +199,7 @@ def sweep_together(
     options = Sweeping(**more)
     where = swept_layers(check_model(model), layers)
     facts = settle_joints(model, facts)
-    asked, tells = metrics_of(metrics), progress or {}
+    asked, tells = metrics_of(options.metrics), progress or {}
     courses: dict[str, Course] = {}
     todo: list[tuple[Task, str]] = []
     for name, method in editors.items():
@@ -256,3 +252,129 @@ def swept_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
     if not layers:
         raise UserError("there are no layers to sweep over", expected="at least one layer")
     return tuple(sorted({model.layers[layer].index for layer in layers}))
+
+
+@dataclass(eq=False)
+class _Actor:
+    actor: Any
+    pending: Any  # what it works on; None when it waits for a task
+
+
+class StoredMoments:
+    """Second moments in Ray's object store, one object per layer, read by whoever needs one."""
+
+    def __init__(self, references: dict[int, Any]) -> None:
+        self._references = references
+
+    def __call__(self, layer: int) -> Tensor:
+        """C of a layer, (F, F)."""
+        import ray
+        import torch
+
+        return torch.tensor(ray.get(self._references[layer]))
+
+
+class RayEngine:
+    """Actors of a Ray cluster: one per worker, each with one CPU (and one GPU where asked for).
+
+    Args:
+        workers: how many.
+        address: of a running cluster; None starts one here that ends with the sweep. A connection
+            that the calling process has already is used and left as it is.
+        gpu: whether each needs a GPU.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at ``address``.
+    """
+
+    def __init__(self, workers: int, address: str | None = None, *, gpu: bool = False) -> None:
+        try:
+            import ray
+            from ray import exceptions as gone
+        except ImportError:
+            raise UserError(
+                "the engine ray needs Ray, which is not installed",
+                fix="pip install 'goldenlayers[ray]', or leave out --engine ray",
+            ) from None
+        self.workers, self._ray, self._gpu = workers, ray, gpu
+        self._started: Any = None
+        self._any = gone.RayError
+        self._deadly = (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError)
+        self._ours = not ray.is_initialized()
+        self._ours_alone = self._ours and address is None
+        if self._ours:
+            own: dict[str, Any] = {"num_cpus": workers} if address is None else {}
+            try:
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False if address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **own,
+                )
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                raise UserError(
+                    f"there is no Ray cluster at '{address or 'this machine'}' ({error})",
+                    fix="Start one with `ray start --head`, or leave out --address",
+                ) from error
+        self._threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+
+    def open(self, start: Start, number: int) -> _Actor:
+        """Start an actor.
+
+        Raises:
+            UserError: the cluster that was started here has no place for it. (Others may grow.)
+        """
+        if self._gpu and self._ours_alone:
+            gpus = int(self._ray.cluster_resources().get("GPU", 0))
+            if number >= gpus:  # it would be waited for without an end
+                raise UserError(
+                    f"this machine has {gpus} GPUs, and each of {self.workers} workers needs one",
+                    fix="Ask for fewer --workers" if gpus else "Use --device cpu",
+                )
+        if self._started is None:
+            self._started = self._ray.put(self._shipped(start))
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpu else 0}
+        actor = self._ray.remote(Worker).options(**options).remote()
+        return _Actor(actor, actor.begin.remote(self._started, self._threads))
+
+    def send(self, handle: _Actor, task: Task) -> None:
+        """Hand a task over."""
+        handle.pending = handle.actor.work.remote(task)
+
+    def wait(self, handles: Sequence[_Actor]) -> list[tuple[_Actor, Message | str]]:
+        """Messages and deaths."""
+        busy = {handle.pending: handle for handle in handles if handle.pending is not None}
+        ready, _ = self._ray.wait(list(busy), num_returns=1)
+        found: list[tuple[_Actor, Message | str]] = []
+        for reference in ready:
+            handle = busy[reference]
+            handle.pending = None
+            try:
+                found.append((handle, self._ray.get(reference)))
+            except self._deadly as error:
+                first = str(error).strip().splitlines()[0]
+                found.append((handle, f"was lost ({type(error).__name__}: {first})"))
+            except self._any as error:  # it could not even begin
+                found.append((handle, Message("defect", str(error))))
+        return found
+
+    def close(self, handles: Sequence[_Actor]) -> None:
+        """End the actors, and the cluster if it was started for them."""
+        for handle in handles:
+            with contextlib.suppress(Exception):  # it may be dead, and the cluster gone
+                self._ray.kill(handle.actor)
+        if self._ours:
+            self._ray.shutdown()
+
+    def _shipped(self, start: Start) -> Start:
+        """``start`` with key statistics that other machines can read, layer by layer."""
+        from goldenlayers.statistics import KeyStatistics
+
+        old = start.job.statistics
+        if not isinstance(old, KeyStatistics):
+            return start
+        references = {layer: self._ray.put(old.read(layer).numpy()) for layer in old}
+        read, keep = StoredMoments(references), old.keep_bytes // self.workers
+        new = replace(old, read=read, folder=None, keep_bytes=keep)
+        return replace(start, job=replace(start.job, statistics=new))

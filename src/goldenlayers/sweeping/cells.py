@@ -19,12 +19,13 @@ from goldenlayers.evaluation.plan import Edit, EvaluationPlan
 from goldenlayers.evaluation.rows import Expected, Key
 from goldenlayers.evaluation.scoring import ScoreRow as Row
 from goldenlayers.facts import Fact
-from goldenlayers.memory import in_smaller_batches, out_of_memory
+from goldenlayers.progress import Progress, in_smaller_batches, out_of_memory
 
 if TYPE_CHECKING:
-    from goldenlayers.covariance import Covariance
     from goldenlayers.editors.values import Value
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
+    from goldenlayers.statistics.moments import Covariance
+
 
 AUTO_CHUNK = {"cpu": 16}
 _AUTO_CHUNK_ELSEWHERE = 32
@@ -71,10 +72,7 @@ class Batch:
 class Ledger:
     """Which rows of a sweep are there, and which tasks are left.
 
-    Args:
-        job: what is swept.
-        layers: the swept layers.
-        done: rows of an earlier, interrupted call; those that do not belong here are left out.
+    ``done`` are rows of an earlier, interrupted call; those that do not belong here are left out.
     """
 
     def __init__(self, job: Job, layers: Sequence[int], done: Iterable[Row] = ()) -> None:
@@ -152,12 +150,7 @@ class Runner:
     ) -> None:
         self.model, self.job = model, job
         self._work = Editing(
-            model,
-            job.editor,
-            0,
-            seed=job.seed,
-            statistics=job.statistics,
-            value_cache=value_cache,
+            model, job.editor, 0, seed=job.seed, statistics=job.statistics, value_cache=value_cache
         )
         # Runners of one model, facts and metrics may share them.
         self._plans = {} if plans is None else plans
@@ -233,3 +226,79 @@ def chunk_size(chunk: int | None, device: str) -> int:
         return AUTO_CHUNK.get(device, _AUTO_CHUNK_ELSEWHERE)
     check_number("the chunk", chunk, 1, 1_000_000_000)
     return chunk
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What :func:`sweep` found.
+
+    Attributes:
+        rows: one per fact, layer and probe, facts in their order, layers ascending.
+        layers: the swept layers.
+        facts: ids of the facts.
+        seconds: time spent on the cells worked off in this call, added up over the workers.
+        cells: how many cells that were.
+    """
+
+    rows: tuple[Row, ...]
+    layers: tuple[int, ...]
+    facts: tuple[str, ...]
+    method: str
+    seconds: float
+    cells: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_per_cell(self) -> float:
+        """Worker-seconds per layer and fact; NaN when nothing was left to do."""
+        return self.seconds / self.cells if self.cells else float("nan")
+
+
+class Course:
+    """The cells of one editor, and what becomes of them; ``tell`` has an earlier call's rows."""
+
+    def __init__(self, job: Job, layers: Sequence[int], tell: Progress) -> None:
+        self.job, self.layers, self.tell = job, tuple(layers), tell
+        self.ledger = Ledger(job, layers, tell.done)
+        self._finished, self._proven = self.ledger.n_done, self.ledger.any_scored()
+        self._cells, self._seconds = 0, 0.0
+        tell.tell(self._finished, self.ledger.n_cells)
+
+    def refuse_failure(self, batch: Batch) -> None:
+        """Refuse a batch of which every edit failed alike, where no edit ever went well.
+
+        Raises:
+            UserError: that of the edits.
+        """
+        if batch.failure is not None and not self._proven:
+            raise batch.failure
+        self._proven = self._proven or batch.failure is None
+
+    def take(self, batch: Batch) -> None:
+        """Take a finished batch over, and report it."""
+        count = self.ledger.missing(batch.task)
+        self.tell.rows(self.ledger.take(batch.rows))
+        if self.tell.on_batch is not None:
+            self.tell.on_batch(batch)
+        self._finished += count
+        self._cells += count
+        self._seconds += batch.seconds
+        self.tell.tell(self._finished, self.ledger.n_cells)
+
+    def result(self, model: Model) -> Sweep:
+        """The sweep as far as it has come."""
+        editor = self.job.editor
+        return Sweep(
+            tuple(self.ledger.rows()),
+            self.layers,
+            tuple(fact.id for fact in self.job.facts),
+            editor.name,
+            self._seconds,
+            self._cells,
+            {
+                "model": model.name,
+                "metrics": [metric.name for metric in self.job.metrics],
+                "seed": self.job.seed,
+                "edit": editor.to_json(),
+            },
+        )

@@ -23,7 +23,7 @@ from goldenlayers.sweeping.cells import Batch, Job, Runner, Task
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
 
 TRIES = 3  # workers that may die on one batch, or before their first one
 _STOP_SECONDS = 2.0
@@ -107,8 +107,9 @@ class Worker:
 
     def work(self, task: Task) -> Message:
         """Work off one task."""
-        assert self._runner is not None
-        return _said(partial(_batch, self._runner, task))
+        runner = self._runner
+        assert runner is not None
+        return _said(lambda: Message("batch", runner.run(task)))
 
 
 def run_tasks(
@@ -148,7 +149,10 @@ def run_tasks(
                     fresh = engine.open(start, seat.number)
                     seats[seats.index(seat)] = Seat(seat.number, fresh)
                     continue
-                _raise_if_error(said)
+                if said.kind == "user":
+                    raise said.value
+                if said.kind == "defect":
+                    raise RuntimeError(f"a sweep worker failed:\n{said.value}")
                 if said.kind == "batch":
                     left -= 1
                     take(said.value)
@@ -292,10 +296,6 @@ def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> 
 # --- messages -------------------------------------------------------------------------------------
 
 
-def _batch(runner: Runner, task: Task) -> Message:
-    return Message("batch", runner.run(task))
-
-
 def _said(run: Callable[[], Message]) -> Message:
     try:
         return run()
@@ -303,13 +303,6 @@ def _said(run: Callable[[], Message]) -> Message:
         return Message("user", error)
     except Exception:
         return Message("defect", traceback.format_exc())
-
-
-def _raise_if_error(said: Message) -> None:
-    if said.kind == "user":
-        raise said.value
-    if said.kind == "defect":
-        raise RuntimeError(f"a sweep worker failed:\n{said.value}")
 
 
 def _give_up(count: int, what: str, how: str) -> None:

@@ -1,4 +1,6 @@
-"""The identity of weights: the same for the same values, in whatever number format they come.
+"""The weights of a model: their identity, and what is wrong with them where a result is no number.
+
+The identity is the same for the same values, in whatever number format they come.
 
 Values are hashed exactly, and in the narrowest format that holds them, so that a checkpoint has one
 fingerprint in bfloat16 and saved again in float32, in one file or in twenty, with tied weights
@@ -10,6 +12,7 @@ must round to what the model holds.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from goldenlayers.models.model import KIND
+from goldenlayers.errors import UserError
+from goldenlayers.models import KIND
 
 _LENGTH = 64
 _CHUNK = 1 << 24  # elements hashed at a time: bounds the extra memory to some 200 MB
@@ -247,3 +251,66 @@ def _narrowest(piece: Tensor) -> tuple[bytes, Tensor]:
     if (bits & 0xFFFF).any():
         return b"s", bits.cpu()
     return b"b", (bits >> 16).to(torch.int16).cpu()
+
+
+# Weights of real models stay below some thousands; a flipped bit of an exponent gives far more.
+_LARGE = 1e6
+
+
+def not_a_number(model: nn.Module, problem: str, *, otherwise: str = "") -> UserError:
+    """The error for a result of ``model`` that is NaN or infinite.
+
+    Looks through all weights, so it is called only when there is such a result. ``problem`` is what
+    came out, and where; ``otherwise`` what to do if neither the weights nor their type explain it.
+    """
+    cause, fix = why_not_a_number(model)
+    return UserError(f"{problem}: {cause}" if cause else problem, fix=fix or otherwise)
+
+
+def why_not_a_number(model: nn.Module) -> tuple[str, str]:
+    """(cause, what to do about it), both empty when the weights are whole and the type is wide."""
+    largest, where = 0.0, ""
+    half = False
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point():
+            continue
+        half |= weight.dtype == torch.float16
+        values = weight.detach()
+        if not bool(torch.isfinite(values).all()):
+            return _broken(name, values)
+        size = float(values.abs().max()) if values.numel() else 0.0
+        if size > largest:
+            largest, where = size, name
+    if largest > _LARGE:
+        return f"{_place(where)} holds {largest:.3g}, far more than a weight ever is", _FETCH
+    if half:
+        return (
+            "its weights are finite, and float16 holds no number above 65504",
+            "Load the model with --dtype bfloat16 or --dtype float32",
+        )
+    return "", ""
+
+
+_FETCH = "The checkpoint itself is damaged: copy or download it again"
+
+
+def _broken(name: str, values: Tensor) -> tuple[str, str]:
+    nan, infinite = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+    kinds = [f"{nan} NaN"] * bool(nan) + [f"{infinite} infinite"] * bool(infinite)
+    first = torch.nonzero(~torch.isfinite(values))[0].tolist()
+    cause = (
+        f"{_place(name)} holds {' and '.join(kinds)} of {values.numel()} values, the first at "
+        f"{tuple(first)}"
+    )
+    if values.dtype == torch.float16 and not nan:
+        return cause, (
+            "They may be too large for float16 only: load the model with --dtype bfloat16 or "
+            "--dtype float32. If it stays so, copy or download the checkpoint again"
+        )
+    return cause, _FETCH
+
+
+def _place(name: str) -> str:
+    """A weight's layer, where its name has one, and its name."""
+    found = re.search(r"\.(\d+)\.", name)
+    return f"layer {found[1]}, {name}" if found else name

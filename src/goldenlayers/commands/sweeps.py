@@ -1,4 +1,4 @@
-"""``golden sweep``: every layer × every fact, the truth to judge a layer by."""
+"""``golden sweep``, ``compare`` and ``study``: the truth about layers, and choices against it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.joints import settle
+from goldenlayers.commands.deciding import editor_of, settle, statistics_of
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
     ApartOptions,
+    Checked,
     Consent,
+    LoadOptions,
     ModelOptions,
+    Out,
+    OutputOptions,
     Role,
+    Sources,
     Statistics,
     Under,
     WorkerOptions,
     roles,
 )
-from goldenlayers.commands.which_editor import editor_of, statistics_of
 from goldenlayers.errors import UserError
-from goldenlayers.shown import progress, say
+from goldenlayers.shown import progress, put, say
 
 if TYPE_CHECKING:
+    from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.datasets import FactSet
-    from goldenlayers.models.model import Model
+    from goldenlayers.models import Model
     from goldenlayers.store import RunFolder
+
 
 ROWS, SUMMARY, FIGURE = "scores.jsonl", "summary.json", "sweep"
 # These change how fast the work is done, not what comes out.
@@ -83,7 +89,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
     """Replace the run folder if it is there already."""
 
 
-def run(config: SweepConfig) -> int:
+def run_sweep(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
 
@@ -92,7 +98,7 @@ def run(config: SweepConfig) -> int:
     if "perplexity" in metrics:
         raise UserError("a sweep does not measure perplexity", fix="golden evaluate does")
     if not config.overwrite and (finished := _finished(config)) is not None:
-        from goldenlayers.comparing.sweeps import truth_of
+        from goldenlayers.comparing.runs import truth_of
 
         say(f"{finished.path} is finished already; this is what it holds")
         from goldenlayers.report.tables import show_finished
@@ -168,8 +174,7 @@ def layers_named(text: str, n_layers: int) -> list[int]:
             raise UserError(f"--layers is '{text}'", expected="all, or such as 0-11 or 0,3,5-8")
         if last >= n_layers:  # before the range is made: it may be endless
             raise UserError(
-                f"--layers names layer {last}",
-                expected=f"layers 0 to {n_layers - 1} of this model",
+                f"--layers names layer {last}", expected=f"layers 0 to {n_layers - 1} of this model"
             )
         found |= set(range(first, last + 1))
     return sorted(found)
@@ -224,3 +229,170 @@ def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
         )
     say(f"The model knows {len(known)} of the {len(source)} facts")
     return known
+
+
+COMPARE = "compare.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(OutputOptions):
+    """Judge layer choices by a finished sweep: score, regret, hits, rank correlation, cost.
+
+    golden compare swept --with located
+    golden compare swept --with located other-located --metric rewrite --out compared
+    """
+
+    sweep: Annotated[Positional[Path], arg(metavar="SWEEP"), Role.SOURCE]
+    """Run folder of `golden sweep`: the truth, on test facts."""
+
+    with_: Annotated[Sources, arg(name="with", metavar="RUN ...")] = dataclasses.field(
+        default_factory=list
+    )
+    """Run folders of `golden locate`, on other facts: the choices. Those of other sweeps, too: does
+    their golden layer, of other data or another editor, serve here?"""
+
+    metric: str = "overall"
+    """What to judge by: overall, or a metric of the sweep."""
+
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [10, 20, 50, 100, 200, 300])
+    """Numbers of proxy facts to try, by choosing again with random parts of each run's facts."""
+
+    repeats: int = 200
+    """Random parts per size."""
+
+    seed: int = 0
+    """Seed of the random parts."""
+
+    allow_overlap: Consent = False
+    """Go on, with a warning, where a run chose with facts of the sweep."""
+
+    out: Out = None
+    """Run folder to write: compare.json, config.yaml, log.txt."""
+
+
+def run_compare(config: CompareConfig) -> int:
+    """Compare, print the tables, and write the run folder if one is asked for."""
+    from goldenlayers.comparing import (
+        LocateRun,
+        SweepRun,
+        compare,
+        overlap_warnings,
+        transfer_warnings,
+    )
+    from goldenlayers.report.tables import show_comparison
+    from goldenlayers.store import RunFolder
+
+    shared.refuse_out(config, "compare")
+    sweep = SweepRun.read(RunFolder.open(config.sweep))
+    truth = sweep.truth
+    if config.metric == "overall" and truth.leading not in ("overall", None):
+        raise UserError(
+            f"nothing that Overall is made of was scored in {config.sweep}",
+            expected=f"a metric of this sweep: {', '.join(m for m in truth.metrics[:-1])}",
+            fix=f"Add --metric {truth.leading}",
+        )
+    others = _choices(config)
+    warnings = overlap_warnings(
+        [one for one in others if isinstance(one, LocateRun)],
+        sweep,
+        allow_overlap=config.allow_overlap,
+    )
+    sweeps = [one for one in others if isinstance(one, SweepRun)]
+    warnings += transfer_warnings(sweep, sweeps, config.metric)
+    found = compare(
+        sweep,
+        others,
+        metric=config.metric,
+        sizes=config.sizes,
+        repeats=config.repeats,
+        seed=config.seed,
+    )
+    found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
+    with shared.run_folder(config, "compare") as folder:
+        if folder is not None:
+            folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
+            folder.finish()
+    show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
+    if folder is not None:
+        say(f"Written to {folder.path}: {COMPARE}")
+    return 0
+
+
+def _choices(config: CompareConfig) -> list[LocateRun | SweepRun]:
+    """The locate runs and the other sweeps of ``--with``."""
+    from goldenlayers.comparing import LocateRun, SweepRun
+    from goldenlayers.store import RunFolder
+
+    found: list[LocateRun | SweepRun] = []
+    for path in config.with_:
+        folder = RunFolder.open(path)
+        folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
+        if path.resolve() == config.sweep.resolve():
+            raise UserError(
+                f"{path} is the sweep that judges", expected="other sweeps behind --with"
+            )
+        kind = SweepRun if folder.kind == "sweep" else LocateRun
+        found.append(kind.read(folder))
+    return found
+
+
+LEFT = 3
+"""The exit status where something is left to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(LoadOptions, Checked):
+    """Run a whole study, or what is missing of it: sweeps, layer choices, comparisons, one table.
+
+    golden study --example
+    golden study study.yaml --out studied --minutes 60
+    """
+
+    heading = "Study"
+
+    file: Annotated[Positional[Path | None], arg(metavar="FILE"), Role.SOURCE] = None
+    """YAML file: models, data, editors, layers, facts, methods; see --example."""
+
+    out: Annotated[Path | None, arg(metavar="DIR"), Role.PLACE, Under("Output")] = None
+    """Folder for all of it: MODEL/DATA/EDITOR and so on, and study/table.md."""
+
+    minutes: float | None = None
+    """Stop once this time is over, after the step at hand; the same command goes on."""
+
+    only: str = ""
+    """Work on those runs alone that have this in MODEL/DATA/EDITOR (or .../locate/METHOD)."""
+
+    base: Annotated[Path | None, arg(metavar="DIR"), Role.SOURCE] = None
+    """Folder that relative paths in the file begin at (default: the file's own)."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N, mps, or auto (the best there is)."""
+
+    example: bool = False
+    """Print an example of a study's file, and end."""
+
+
+def run_study(config: StudyConfig) -> int:
+    """Study, print the table, say what is left; 0 when all is done, 3 when something is left."""
+    from goldenlayers.studying import EXAMPLE, Study, study
+
+    if config.example:
+        put(*EXAMPLE.rstrip("\n").split("\n"))
+        return 0
+    if config.file is None or config.out is None:
+        missing = "FILE" if config.file is None else "--out"
+        raise UserError(f"{missing} is missing", fix="See golden study --help, or --example")
+    found = study(
+        Study.read(config.file, config.base),
+        config.out,
+        minutes=config.minutes,
+        only=config.only,
+        cache_dir=config.cache_dir,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    from goldenlayers.report import show_study
+
+    show_study(found.summary)
+    say(f"Written to {found.folder}: summary.json, table.md")
+    return LEFT if found.left else 0
