@@ -117,6 +117,11 @@ def test_the_figures_are_those_of_the_rows(place: Path):
     for metric in ("rewrite", "locality"):
         mean = np.nanmean(list(fact_scores(at, metric).values()))
         assert rome["metrics"][metric]["value"] == pytest.approx(mean)
+    means = [truth.means(metric)[truth.layers.index(golden_layer)] for metric in truth.harmonic_of]
+    harmonic = rome["metrics"]["harmonic"]
+    assert harmonic["value"] == pytest.approx(len(means) / sum(1 / mean for mean in means))
+    assert harmonic["low"] <= harmonic["value"] <= harmonic["high"]
+    assert "harmonic" not in found["means_against_first"][0]["metrics"]
     bare = overall_by_fact(rows_of(place, "whole", "in-context"))
     edited = overall_by_fact(at)
     (apart,) = [

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import truth_of
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.bootstrap import resampled_means
+from goldenlayers.evaluation.bootstrap import harmonic_mean, nan_mean, resampled_means
 from goldenlayers.locating import published_layer
 from goldenlayers.records import entry
 from goldenlayers.store import RunFolder
@@ -26,13 +26,14 @@ from goldenlayers.studying.cell import Cell
 from goldenlayers.studying.file import Study
 from goldenlayers.studying.folders import COMPARE, SCORES, SUMMARY
 from goldenlayers.truth import OVERALL, Interval, Truth
-from goldenlayers.truth.table import eligible_means, ends, nan_mean, row_max
+from goldenlayers.truth.table import eligible_means, ends, row_max
 
 Floats = NDArray[np.float64]
 
 NOWHERE = ""
 """The layer's word of what edits no layer: in-context, and the model as it is."""
 GOLDEN, PUBLISHED = "golden", "published"
+HARMONIC_MEAN = "harmonic"
 RESAMPLES = 2000
 
 
@@ -56,13 +57,18 @@ class Judged:
         """(B,) scores at a layer; of what edits no layer the same at all."""
         return self.truth.table(metric)[:, self.at.get(word, self.at.get(NOWHERE, 0))]
 
+    def parts(self, word: str) -> Floats:
+        """(B, M) scores at a layer in what the harmonic mean is made of."""
+        found = [self.column(word, metric) for metric in self.truth.harmonic_of]
+        return np.stack(found or [np.full(len(self.truth.facts), np.nan)], axis=1)
+
 
 def figures_of(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
     """The content of a study's ``summary.json``, without what is left."""
     names = [one.name for one in study.editors]
     judged = [one for cell in cells for one in _judged(study, cell)]
     metrics = list(dict.fromkeys(m for one in judged for m in one.truth.metrics if m != OVERALL))
-    metrics.append(OVERALL)
+    metrics += [HARMONIC_MEAN, OVERALL]
     firsts = {one.cell: one for one in judged if one.editor == names[0]}
     rows, apart = [], []
     for one in judged:
@@ -70,6 +76,7 @@ def figures_of(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
         first = firsts.get(one.cell, one)
         for word, place in one.at.items():
             columns = {m: one.column(word, m) for m in known}
+            columns[HARMONIC_MEAN] = one.parts(word)
             layer = None if word == NOWHERE else one.truth.layers[place]
             counted = {"n_facts": len(one.truth.facts), "seconds": one.seconds}
             rows.append(_Row(one.cell, one.editor, word, columns, {"layer": layer} | counted))
@@ -90,7 +97,9 @@ def figures_of(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """An editor at a layer in one cell: (B,) scores, or differences, by metric."""
+    """An editor at a layer in one cell: (B,) scores, or differences, by metric; (B, M) those that
+    a harmonic mean is made of.
+    """
 
     cell: str
     editor: str
@@ -165,22 +174,26 @@ def _differences(
 
 
 def _mean(cells: Sequence[Floats], seed: int) -> Interval:
-    """Mean over cells of the mean over facts, with its interval; cells without a score are left.
-
-    ``n`` is the number of facts in all.
+    """Mean over cells of the mean over facts (of several columns the harmonic mean of their means),
+    with its interval; cells without a score are left. ``n`` is the number of facts in all.
     """
-    cells = [values[~np.isnan(values)] for values in cells]
+    cells = [values[~np.isnan(values.reshape(len(values), -1)).all(1)] for values in cells]
     cells = [values for values in cells if len(values)]
     if not cells:
         return Interval(math.nan, math.nan, math.nan, 0)
-    value = float(np.mean([values.mean() for values in cells]))
+    value = float(np.mean([_one(values, nan_mean(values)) for values in cells]))
     count = sum(map(len, cells))
     if any(len(values) < 2 for values in cells):
         return Interval(value, math.nan, math.nan, count)
-    drawn = np.mean(
-        [resampled_means(values, RESAMPLES, seed + i) for i, values in enumerate(cells)], axis=0
-    )
-    return Interval(value, *ends(drawn), count)
+    drawn = [
+        _one(values, resampled_means(values, RESAMPLES, seed + i)) for i, values in enumerate(cells)
+    ]
+    return Interval(value, *ends(np.mean(drawn, axis=0)), count)
+
+
+def _one(values: Floats, means: Floats) -> Floats:
+    """One figure of the means of a column of scores, or of several."""
+    return harmonic_mean(means) if values.ndim == 2 else means
 
 
 # --- layer choices
