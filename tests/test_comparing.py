@@ -30,7 +30,8 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.locating import make_method
 from goldenlayers.locating.fences import tukey_fences
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 

@@ -14,7 +14,7 @@ from goldenlayers.commands.sweep import layers_named
 from goldenlayers.editors import EDITORS, InContext
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating import LGA
-from goldenlayers.locating.ranking import RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
 
 # What a command cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {

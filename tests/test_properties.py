@@ -38,7 +38,8 @@ from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.joints import JOINTS, join
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.models.gguf import check_model, read_header
 from goldenlayers.records import parse_json, parse_yaml
 from goldenlayers.report.figures import ranking_figure

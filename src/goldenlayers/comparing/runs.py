@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-RANKING, ROWS, VERIFIED = "ranking.json", "per_fact.jsonl", "verified.json"
+RANKING, ROWS = "ranking.json", "per_fact.jsonl"
 _PER_LAYER = ("phi", "cosine", "norm_old", "norm_new")
 
 
@@ -44,7 +44,6 @@ class LocateRun:
         settings: of the run ("scope", "loss", "reach", ...).
         data_sha256: hash of the proxy facts' source; "" if unknown.
         fingerprint: of the model's weights; "" if unknown.
-        verified: ``verified.json`` of ``locate --verify``, if the run has one.
     """
 
     run: str
@@ -53,7 +52,6 @@ class LocateRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_sha256: str = ""
     fingerprint: str = ""
-    verified: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> LocateRun:
@@ -71,13 +69,6 @@ class LocateRun:
                 f"{folder.file(RANKING)}: {error.found}", expected=error.expected, fix=error.fix
             ) from error
         depth = len(ranking.layers)
-        verified = None
-        if folder.file(VERIFIED).is_file():
-            verified = folder.json(VERIFIED)
-            named = verified.get("layer") if isinstance(verified, dict) else None
-            if type(named) is not int or named not in range(depth):
-                raise UserError(f"{folder.file(VERIFIED)} names no layer", fix="Locate again")
-            entry(verified, "seconds", float, folder.file(VERIFIED), None)
         rows = folder.read_rows(ROWS)
         refuse_wrong(rows, lambda row: _problem(row, depth), folder.file(ROWS))
         if rows and len(rows) != ranking.n_facts + ranking.n_unscored:
@@ -93,7 +84,6 @@ class LocateRun:
             settings=entry(config, "settings", dict[str, Any], where, {}),
             data_sha256=entry(config.get("data", {}), "sha256", str, where, ""),
             fingerprint=entry(config.get("model", {}), "fingerprint", str, where, ""),
-            verified=verified,
         )
 
     @property
@@ -162,7 +152,7 @@ class LocateRun:
     def order(self) -> list[int]:
         """All layers within the fences, best first; of equal scores the shallower one first."""
         kept = [one for one in self.ranking.layers if one.kept]
-        return [one.layer for one in sorted(kept, key=lambda one: (-one.score, one.layer))]
+        return [one.layer for one in sorted(kept, key=lambda one: (-one.value, one.layer))]
 
 
 def overlap_warnings(
