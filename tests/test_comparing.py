@@ -29,8 +29,8 @@ from goldenlayers.comparing.rules import combined, mean_ranks
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.locating import make_method
-from goldenlayers.locating.fences import tukey_fences
 from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.fences import tukey_fences
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth

@@ -10,8 +10,8 @@ import pytest
 
 from goldenlayers.errors import UserError
 from goldenlayers.locating.base import Scoring
-from goldenlayers.locating.fences import keep, tukey_fences
 from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.fences import keep, tukey_fences
 from goldenlayers.locating.ranking import LayerRanking
 
 

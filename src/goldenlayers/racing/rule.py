@@ -31,7 +31,7 @@ Scorer = Callable[[int, range], Sequence[float]]
 EDITS = 120  # at most, whatever the depth
 FACTS = 3  # tried in a round at each layer that is still in it
 FIRST_SHARE = 0.4  # of the edits may go into the first round
-KEPT = 0.5  # of the layers stay after a round
+KEPT = 0.5  # of the layers but the published depth stay after a round
 PRIOR = 1.0  # standard errors that a layer must be ahead of the published depth
 DOUBT = 3.0  # standard errors beyond which two layers differ beyond doubt,
 LEAST = 6  # on at least so many facts
@@ -169,7 +169,8 @@ def race_on(
             if len(alive) == 2 and _beyond_doubt(table[:done, alive]):
                 why = "the two that were left differ beyond doubt"
                 break
-            alive = sorted({*best[: max(1, math.ceil(len(best) * KEPT))], *best[:2], home})
+            others = [i for i in best if i != home]
+            alive = sorted({home, *others[: math.ceil(len(others) * KEPT)]})
             if step > 1:
                 step = math.ceil(step / 2)
                 near = [j for i in best[:2] for j in (i - step, i + step) if 0 <= j < n_places]
