@@ -76,7 +76,7 @@ def pick_layer(
         say(f"Layer {layer}: the published depth")
         return layer
     if text != "auto":
-        return _of_run(Path(text).expanduser(), model, facts)
+        return _of_run(text, model, facts)
     from goldenlayers.atlas import found_for
 
     if (known := found_for(model, editor, sha256)) is not None:
@@ -85,14 +85,15 @@ def pick_layer(
     return _raced(config, model, editor, facts)
 
 
-def _of_run(path: Path, model: Model, facts: Sequence[Fact]) -> int:
+def _of_run(text: str, model: Model, facts: Sequence[Fact]) -> int:
     """The golden layer of a finished run of ``golden locate`` or ``golden sweep``."""
     from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.comparing.runs import other_weights
     from goldenlayers.store import RunFolder
 
-    if not path.exists():
-        raise UserError(f"--layer is '{path}'", expected=" ".join(LAYERS.split()))
+    path = Path(text).expanduser()
+    if not text or not path.exists():
+        raise UserError(f"--layer is '{text}'", expected=" ".join(LAYERS.split()))
     folder = RunFolder.open(path)
     folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
     run = (SweepRun if folder.kind == "sweep" else LocateRun).read(folder)

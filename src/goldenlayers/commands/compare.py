@@ -146,8 +146,7 @@ def _to_atlas(path: Path, run: Path, sweep: SweepRun) -> None:
     from goldenlayers.commands.which_editor import editor_of
     from goldenlayers.store import RunFolder
 
-    record = RunFolder.open(run).config["settings"]
-    settings = shared.recorded_settings(options_of("sweep"), record)
+    settings = shared.recorded_settings(options_of("sweep"), RunFolder.open(run).config)
     recorded = argparse.Namespace(**settings)
     entry = entry_of(sweep, editor_of(recorded), _command(settings))
     add_entry(path, entry)
