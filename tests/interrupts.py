@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from goldenlayers.locating.ranking import RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
 
 
 def stop_locating_at_the_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:

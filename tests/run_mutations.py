@@ -177,8 +177,6 @@ def some_compared(place: Path) -> None:
     for name, method in (("lga", "lga"), ("transfer", "transfer")):
         rows = lga_rows(n=6)
         files = {"ranking.json": built(method, rows).to_json(), "per_fact.jsonl": rows}
-        if method == "lga":
-            files["verified.json"] = {"schema": 1, "layer": 2, "seconds": 1.0, "n_edits": 4}
         write_run(
             place, name, "locate", files,
             settings={"scope": "mlp", "loss": "sequence"}, data={"name": "p", "sha256": "p"},

@@ -11,7 +11,6 @@ import pytest
 import torch
 from evaluations import Choosy
 from families import build
-from interrupts import stop_locating_at_the_second_batch
 from safetensors.torch import load_file, save_file
 from tokenizers_built import TOKENIZERS
 from transformers import AutoModelForCausalLM
@@ -19,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from goldenlayers import models
 from goldenlayers.cli import main
 from goldenlayers.commands import deciding, edit
-from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
 from goldenlayers.tokens import Encoding
@@ -207,43 +205,6 @@ def test_facts_that_cannot_be_edited_are_left_out(
     refusing("toko")
     status, _, said = golden(*command, tmp_path / "none")
     assert status == 2 and "key is abnormal" in said and not (tmp_path / "none").exists()
-
-
-def test_layer_auto_finds_the_golden_layer_once_and_keeps_it(
-    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("goldenlayers.commands.auto_layer._PROXY_FACTS", 6)
-    command = ("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
-    status, _, said = golden(*command)
-    assert status == 0, said
-    chosen = WeightDelta.load(tmp_path / "run").layers[0]
-    assert f"Layer {chosen}: LGA on 6 starter facts" in said
-    # The second time nothing is located: not for these weights in this number format.
-    with monkeypatch.context() as patch:
-        patch.setattr("goldenlayers.locating.locate", None)
-        assert golden_layer(models.load(str(place / "model"))) == chosen
-        with pytest.raises(TypeError):
-            golden_layer(models.load(str(place / "model"), dtype="bfloat16"))
-    # A kept layer that was altered is not believed.
-    (kept,) = (tmp_path / "cache").rglob("golden/*.json")
-    text = json.loads(kept.read_text())
-    old = f'"golden_layer": {chosen}'
-    assert old in text["ranking"]
-    text["ranking"] = text["ranking"].replace(old, f'"golden_layer": {(chosen + 1) % 4}')
-    kept.write_text(json.dumps(text))
-    status, _, said = golden(*command, "--overwrite")
-    assert status == 0 and "has changed since it was written" in said
-    assert f"Layer {chosen}: LGA on 6 starter facts" in said
-    assert old in json.loads(kept.read_text())["ranking"]
-
-
-def test_a_layer_search_that_was_stopped_is_not_kept(
-    golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_locating_at_the_second_batch(monkeypatch)
-    command = ("edit", place / "model", *FLAGS, *QUICK, "--layer", "auto")
-    assert golden(*command)[0] == 130
-    assert not list((tmp_path / "cache").rglob("golden/*.json"))
 
 
 def test_exports_carry_the_edit(golden: Golden, place: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from evaluation_slow import TEXT, slow_perplexity
 from families import tiny
 
 from goldenlayers.cli import main
-from goldenlayers.commands import evaluate as command
 from goldenlayers.datasets import load_facts, write_jsonl
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import InContext
@@ -333,27 +332,6 @@ def test_an_unknown_metric_is_told_with_its_near_matches_before_the_work(
         message = f"unknown metric '{wrong}'. Did you mean '{near}'"
         assert shown.out == "" and message in " ".join(shown.err.split())
     assert not asked and list(tmp_path.iterdir()) == []
-
-
-def test_the_layer_is_chosen_on_other_facts_than_the_judged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from goldenlayers.commands.evaluate import EvaluateConfig
-    from goldenlayers.datasets import load_facts
-    from goldenlayers.locating.ranking import LayerRanking
-
-    judged = load_facts("starter", limit=10)
-    seen: list[Any] = []
-
-    def locate(_model: Any, facts: Any, *_: Any, **__: Any) -> LayerRanking:
-        seen.extend(facts)
-        return LayerRanking.fixed("lga", 4, 2)
-
-    monkeypatch.setattr("goldenlayers.locating.locate", locate)
-    config = EvaluateConfig(model="none")
-    assert command.auto_layer(config, None, judged) == 2  # type: ignore[arg-type]
-    assert len(seen) >= 50
-    assert not {f.subject.casefold() for f in seen} & {f.subject.casefold() for f in judged}
 
 
 def test_all_probes_counts_in_what_contradicts_the_edit(

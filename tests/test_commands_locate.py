@@ -1,4 +1,4 @@
-"""``golden locate`` with causal tracing token by token, and with settings of the race."""
+"""``golden locate`` with causal tracing token by token, and with the race of layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alike import alike
 from families import tiny
 from interrupts import stop_locating_at_the_second_batch
 from sweep_helpers import some_facts
 
 from goldenlayers.cli import main
+from goldenlayers.comparing import LocateRun
 from goldenlayers.locating.grid import ROLES, TracingGrid
 from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.racing import Contest
 from goldenlayers.store import RunFolder
 
 
@@ -96,25 +99,21 @@ def test_a_stopped_grid_leaves_the_ranking(
     assert "has no heat map" in capsys.readouterr().err
 
 
-def test_stopped_while_locating_it_does_not_go_on_with_the_race(
+def test_stopped_while_locating_it_does_not_go_on_with_the_grid(
     place: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def race(*_args: Any, **_more: Any) -> Any:
-        raise AssertionError("the race began")
-
     stop_locating_at_the_second_batch(monkeypatch)
-    monkeypatch.setattr("goldenlayers.racing.verify", race)
-    more = ("--verify", 2, "--batch-size", 1)
+    monkeypatch.setattr("goldenlayers.locating.tracing.tracing_grid", None)
+    more = ("--method", "cma", "--grid", 2, "--batch-size", 1)
     assert main(command(place, tmp_path / "run", *more)) == 130
     run = RunFolder.open(tmp_path / "run")
     ranking = LayerRanking.from_json(run.json("ranking.json"))
     assert ranking.interrupted and ranking.n_facts == 1 == len(list(run.rows("per_fact.jsonl")))
-    assert not run.file("verified.json").exists()
     shown = capsys.readouterr()
-    assert "the choice is not verified" in shown.err and "1 of 4 facts" in shown.out
+    assert "the choice has no heat map" in shown.err and "1 of 4 facts" in shown.out
 
 
 def test_what_does_not_go_together_is_refused_before_the_work(
@@ -127,9 +126,8 @@ def test_what_does_not_go_together_is_refused_before_the_work(
     for more, words in [
         (["--grid", 2], "--grid is for causal tracing, and the method is lga. Add --method cma"),
         (["--method", "cma", "--grid", 0], "--grid is 0. Expected 1 or more"),
-        (["--verify-set", "steps", 3], "--verify-set is for --verify. Add --verify 5"),
-        (["--verify", 2, "--verify-set", "stepz", 3], "rome has no setting 'stepz'"),
-        (["--verify", 2, "--verify-set", "steps", "x"], "--verify-set steps is 'x'"),
+        (["--editor-set", "steps", 3], "editor is for the method race, not lga"),
+        (["--method", "race", "--editor-set", "steps", "x"], "--editor-set steps is 'x'"),
     ]:
         assert main(command(place, tmp_path / "run", *more)) == 2
         assert words in " ".join(capsys.readouterr().err.split())
@@ -139,23 +137,69 @@ def test_what_does_not_go_together_is_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_race_edits_with_its_settings(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RACE = ("--method", "race", "--editor", "ft-m", "--editor-set", "steps", 1, "ft_lr", 0.01)
+
+
+def test_a_race_is_a_run_as_any_other(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from goldenlayers.racing import verify as real
+    more = (*RACE, "--set", "edits", 40, "prior", 0, "hits", "true")
+    assert main(command(place, tmp_path / "run", *more)) == 0
+    shown = capsys.readouterr()
+    run = RunFolder.open(tmp_path / "run")
+    ranking = LayerRanking.from_json(run.json("ranking.json"))
+    evidence = ranking.evidence
+    assert ranking.method == "race" and evidence is not None and evidence.editor == "ft-m"
+    rows = run.rows("per_fact.jsonl")
+    assert len(rows) == ranking.n_facts and evidence.edits <= 40
+    assert run.config["settings"]["editor_set"] == {"steps": "1", "ft_lr": "0.01"}
+    assert "Racing the layers with ft-m: about" in shown.err
+    said = " ".join(shown.out.split())
+    assert f"was chosen by {evidence.edits} edits with ft-m in" in said
+    assert "facts have no locality probes" in said and "layer score facts wins" in said
+    assert run.file("ranking.svg").read_text("utf-8").count("golden layer: ") == 1
+    read = LocateRun.read(run)
+    assert read.label == "race ft-m prior 0 edits 40 hits" or "race ft-m" in read.label
+    assert main(["run", str(run.path), "--out", str(tmp_path / "again")]) == 0
+    again = RunFolder.open(tmp_path / "again")
+    assert again.rows("per_fact.jsonl") == alike(rows)
 
-    seen: list[Any] = []
 
-    def watched(*arguments: Any, **options: Any) -> Any:
-        seen.append(arguments[3])
-        return real(*arguments, **options)
+def test_a_race_that_is_stopped_leaves_what_it_knows(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = Contest._edited, list[int]()
 
-    monkeypatch.setattr("goldenlayers.racing.verify", watched)
-    race = ("--verify", 2, "--verify-facts", 1, "--verify-method", "ft-m")
-    changes = ("--verify-set", "steps", 1, "ft_lr", 0.01)
-    assert main(command(place, tmp_path / "run", *race, *changes)) == 0
-    assert (seen[0].steps, seen[0].ft_lr) == (1, 0.01)
-    assert RunFolder.open(tmp_path / "run").config["settings"]["verify_set"] == {
-        "steps": "1",
-        "ft_lr": "0.01",
-    }
+    def stopped(self: Contest, layer: int, places: Any) -> list[float]:
+        calls.append(layer)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return real(self, layer, places)
+
+    monkeypatch.setattr(Contest, "_edited", stopped)
+    assert main(command(place, tmp_path / "run", *RACE)) == 130
+    ranking = LayerRanking.from_json(RunFolder.open(tmp_path / "run").json("ranking.json"))
+    assert ranking.interrupted and ranking.n_facts == 3
+    assert "it was interrupted" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_record_with_flags_that_are_gone_says_so(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(place, tmp_path / "run")) == 0
+    record = tmp_path / "run" / "config.yaml"
+    text = record.read_text("utf-8")
+    record.write_text(text.replace("  bootstrap: 0", "  bootstrap: 0\n  verify: 5"), "utf-8")
+    capsys.readouterr()
+    assert main(["run", str(record), "--out", str(tmp_path / "again")]) == 2
+    assert "unknown setting 'verify'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_lga_says_what_other_fences_would_choose(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(place, tmp_path / "run", "--tokens", "no-sink")) == 0
+    shown = capsys.readouterr()
+    assert "Without fences the choice is layer" in shown.out and "with kappa 1.5" in shown.out
+    assert "--method race makes real edits" in shown.err
+    assert LocateRun.read(RunFolder.open(tmp_path / "run")).label == "lga mlp sequence no-sink"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import L, named, sweep_rows, write_run
+from families import tiny
+from sweep_helpers import fast, some_facts
 
 from goldenlayers.cli import main
 from goldenlayers.commands.options import from_record, to_record
@@ -28,9 +31,10 @@ from goldenlayers.comparing import (
 from goldenlayers.comparing.rules import combined, mean_ranks
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import spearman
-from goldenlayers.locating import make_method
+from goldenlayers.locating import Race, locate, make_method
+from goldenlayers.locating.building import RankingBuilder
 from goldenlayers.locating.fences import tukey_fences
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking, LayerScore
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 
@@ -287,12 +291,17 @@ def test_a_choice_outside_the_sweep_is_not_judged():
     assert any(point.unjudged > 0 for point in found.proxy_sizes[0].points)
 
 
-def test_a_verified_choice():
-    run = lga_run(0, verified={"layer": 2, "seconds": 8.0, "n_edits": 28, "method": "rome"})
+def test_a_raced_choice():
+    ranking = locate(tiny("llama"), some_facts(4), Race(editor=fast("ft-m"), edits=30))
+    deep = [LayerScore(i, None, kept=False) for i in range(4, L)]
+    ranking = dataclasses.replace(ranking, layers=(*ranking.layers, *deep), seconds=8.0)
+    rows = [{"fact": f"p{i}", "phi": [1.0] * L} for i in range(ranking.n_facts)]
     truth = Truth.from_rows(sweep_rows())
-    one = named(judged(truth, run, seconds=100.0))["lga mlp sequence tukey verified"]
-    assert (one.layer, one.seconds, one.speed_up) == (2, 10.0, 10.0)
-    assert one.score == pytest.approx(truth.means()[2]) and one.note == "28 edits with rome"
+    found = judged(truth, LocateRun("r", ranking, rows), seconds=80.0)
+    one = named(found)["race rome"]
+    assert one.layer == ranking.golden_layer and one.speed_up == 10.0
+    assert one.score == pytest.approx(truth.means()[one.layer]) and not found.proxy_sizes
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_proxy_facts_that_are_test_facts():

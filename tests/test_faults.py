@@ -102,10 +102,9 @@ COMMANDS: dict[str, Callable[[Place, Path], list[object]]] = {
         *("locate", *_common(p, "gguf", out, model="tiny.gguf"), p.folder / "facts.jsonl"),
         *("--bootstrap", 20),
     ],
-    "verify": lambda p, out: [
-        *("locate", *_common(p, "verify", out), p.folder / "facts.jsonl", "--bootstrap", 20),
-        *("--verify", 2, "--verify-facts", 2, "--verify-set", "steps", 2),
-        *("--verify-method", "ft-m"),
+    "race": lambda p, out: [
+        *("locate", *_common(p, "race", out), p.folder / "facts.jsonl", "--method", "race"),
+        *("--set", "edits", 24, "--editor-set", "steps", 2, "--editor", "ft-m"),
     ],
     "edit": lambda p, out: [
         *("edit", *_common(p, "edit", out), "--facts", p.folder / "facts.jsonl", "--layer", 1),

@@ -229,7 +229,9 @@ def test_flags_become_options() -> None:
     assert of("--kappa", "2", "--known", "--scope", "down") == gl.LGA(
         kappa=2.0, known=True, scope="down"
     )
-    assert of("--method", "transfer", "--reach", "--align") == gl.Transfer(reach=True, align=True)
+    assert of("--method", "transfer", "--set", "reach", "true", "align", "true") == gl.Transfer(
+        reach=True, align=True
+    )
     # To have no fence is what methods without fences do.
     assert of("--method", "saliency", "--fence", "none") == gl.Saliency()
 

@@ -10,8 +10,9 @@ import pytest
 
 from goldenlayers.errors import UserError
 from goldenlayers.locating.base import Scoring
+from goldenlayers.locating.building import RankingBuilder
 from goldenlayers.locating.fences import keep, tukey_fences
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 
 
 def rows_of(phi, **extra):
@@ -108,7 +109,7 @@ def test_score_is_sum_or_mean_over_facts(reduce):
 @pytest.mark.parametrize(("n", "n_layers"), [(7, 5), (40, 12), (3, 2), (11, 1)])
 def test_bootstrap_equals_a_plain_loop(fence, n, n_layers, monkeypatch):
     # Small chunks so that the seams are crossed too.
-    monkeypatch.setattr("goldenlayers.locating.ranking._CHUNK", 7 * n * n_layers)
+    monkeypatch.setattr("goldenlayers.locating.building._CHUNK", 7 * n * n_layers)
     phi = np.random.default_rng(n).normal(size=(n, n_layers)) ** 3
     ranking = rank(phi, fence=fence, bootstrap=200, seed=5)
     draws = np.random.default_rng(5).integers(0, n, size=(200, n))

@@ -37,7 +37,8 @@ from goldenlayers.datasets import load_facts
 from goldenlayers.delta import WeightDelta
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.models.gguf import check_model, read_header
 from goldenlayers.prompts import JOINTS, join
 from goldenlayers.records import parse_json, parse_yaml

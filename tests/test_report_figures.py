@@ -12,7 +12,8 @@ import pytest
 
 from goldenlayers.errors import UserError
 from goldenlayers.locating.base import Scoring
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.report.figures import ranking_figure
 
 

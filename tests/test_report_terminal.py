@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.report import show, show_ranking, table
 
 

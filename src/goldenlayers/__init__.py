@@ -38,11 +38,10 @@ if TYPE_CHECKING:
     from goldenlayers.evaluation import Evaluation, evaluate
     from goldenlayers.export import export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
-    from goldenlayers.locating import CMA, LGA, Fixed, Saliency, Transfer, locate
+    from goldenlayers.locating import CMA, LGA, Fixed, Race, Saliency, Transfer, locate
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import LayerMap, Model, load
     from goldenlayers.progress import Progress
-    from goldenlayers.racing import VerifiedChoice, verify
     from goldenlayers.statistics import KeyStatistics, key_statistics
     from goldenlayers.studying import Study, StudyResult, study
     from goldenlayers.sweeping import Sweep, Workers, sweep
@@ -59,11 +58,10 @@ _ROOMS = {
     "evaluation": "Evaluation evaluate",
     "export": "export_merged export_peft",
     "facts": "Fact Probe",
-    "locating": "CMA Fixed LGA Saliency Transfer locate",
+    "locating": "CMA Fixed LGA Race Saliency Transfer locate",
     "locating.ranking": "LayerRanking",
     "models": "LayerMap Model load",
     "progress": "Progress",
-    "racing": "VerifiedChoice verify",
     "statistics": "KeyStatistics key_statistics",
     "studying": "Study StudyResult study",
     "sweeping": "Sweep Workers sweep",
@@ -95,6 +93,7 @@ __all__ = [
     "Probe",
     "Progress",
     "RRome",
+    "Race",
     "Rome",
     "Saliency",
     "Study",
@@ -102,7 +101,6 @@ __all__ = [
     "Sweep",
     "Transfer",
     "UserError",
-    "VerifiedChoice",
     "WeightDelta",
     "Workers",
     "__version__",
@@ -117,7 +115,6 @@ __all__ = [
     "locate",
     "study",
     "sweep",
-    "verify",
 ]
 
 

@@ -112,6 +112,21 @@ def check_number(
         raise UserError(f"{name} is {value}", expected=f"{high:,} or less")
 
 
+def read_value(text: str, kind: type, what: str) -> float | int | bool | str:
+    """The number, or true or false, that a text writes; for any other kind the text itself.
+
+    Raises:
+        UserError: it writes none; ``what`` says in the message what was to be read.
+    """
+    if kind not in (bool, int, float):
+        return text
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "a whole number"}
+        raise UserError(f"{what} is '{text}'", expected=kinds.get(kind, "a number")) from None
+
+
 def check_seed(seed: object) -> None:
     """Refuse a seed that not every generator of random numbers takes.
 

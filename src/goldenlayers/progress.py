@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What ``evaluate``, ``sweep``, ``locate`` and ``verify`` share; everything may be left out.
+    """What ``evaluate``, ``sweep`` and ``locate`` share; everything may be left out.
 
     Attributes:
         done: rows of an earlier, interrupted call with the same arguments: not made again.
@@ -28,6 +28,7 @@ class Progress:
         on_batch: called with each finished step of a sweep, after its rows.
         on_progress: called with (done, in all).
         on_dropped: called with the error of each fact that is left out.
+        on_note: called with a sentence on what begins, and how long it may take.
     """
 
     done: Iterable[Row] = ()
@@ -37,6 +38,7 @@ class Progress:
     on_batch: Callable[[Any], None] | None = None
     on_progress: Callable[[int, int], None] | None = None
     on_dropped: Callable[[Any], None] | None = None
+    on_note: Callable[[str], None] | None = None
 
     def rows(self, rows: list[Row]) -> None:
         """Report new rows, if there are any and somebody listens."""

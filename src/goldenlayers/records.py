@@ -193,7 +193,8 @@ def typed(value: Any, hint: Any) -> Any:
 
 
 def made(kind: Callable[..., T], record: Mapping[str, Any], where: str | Path) -> T:
-    """A dataclass from a record of its fields, those of dataclasses among them; more are left.
+    """A dataclass from a record of its fields, dataclasses, lists of them or None among them; more
+    fields are left.
 
     Raises:
         UserError: a field of another type, or one that is missing and has no default.
@@ -208,8 +209,11 @@ def made(kind: Callable[..., T], record: Mapping[str, Any], where: str | Path) -
         )
         if optional and name not in record:
             continue
-        inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
-        if hasattr(inner, "__dataclass_fields__"):
+        inner: Any = get_args(hint)[0] if get_args(hint) else None
+        if get_origin(hint) in (Union, types.UnionType) and hasattr(inner, "__dataclass_fields__"):
+            row = entry(record, name, dict[str, Any] | None, where)
+            values[name] = None if row is None else made(inner, row, f"{where}, {name}")
+        elif hasattr(inner, "__dataclass_fields__"):
             rows = entry(record, name, list[dict[str, Any]], where)
             values[name] = tuple(
                 made(inner, row, f"{where}, {name} {i}") for i, row in enumerate(rows)

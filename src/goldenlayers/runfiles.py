@@ -30,7 +30,6 @@ FILES: dict[str, tuple[str, ...]] = {
         "per_fact.jsonl",
         "ranking.svg",
         "ranking.png",
-        "verified.json",
         "grid.json",
         "heatmap.svg",
         "heatmap.png",

@@ -1,55 +1,192 @@
-"""The golden layer that ``--layer auto`` stands for: LGA on the starter facts, found once."""
+"""The layer that ``--layer`` names: a number, the published depth, a run's golden layer, or auto.
+
+Auto is a race with the very editor on starter facts about other subjects, run once and kept; where
+the atlas has the model and the editor, its layer, at no cost.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from goldenlayers.commands import shared
+from goldenlayers.commands.options import default_settings, flag, never_recorded
 from goldenlayers.durable import disk_errors, read_text_file, write_text
 from goldenlayers.errors import UserError
 from goldenlayers.records import entry, json_text, parse_json
-from goldenlayers.shown import say
+from goldenlayers.shown import progress, put, say
 
 if TYPE_CHECKING:
+    from goldenlayers.comparing import SweepRun
+    from goldenlayers.datasets import FactSet
+    from goldenlayers.editors import Editor
+    from goldenlayers.facts import Fact
+    from goldenlayers.locating import Race
     from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import Model
 
-_PROXY_FACTS = 200
-_VERSION = 3  # of what is kept: to be raised when LGA's scores change, or what may be kept
+LAYERS = """a layer number (negative ones count from the end), auto, published, or the folder of
+a finished run of golden locate or sweep"""
+_FEWEST = 12  # proxy facts
+_VERSION = 4  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
-def whole(ranking: LayerRanking) -> LayerRanking:
-    """The ranking, unless Ctrl-C cut it short: then the command that needs it ends, too."""
-    if ranking.interrupted:
-        raise KeyboardInterrupt
-    return ranking
+def unsettled(layer: str) -> bool:
+    """Whether ``--layer`` names a layer that only the model can tell the number of."""
+    return re.fullmatch("[0-9]{1,18}", layer) is None
 
 
-def golden_layer(model: Model, cache_dir: Path | None = None) -> int:
-    """The layer LGA chooses on a fixed sample of the starter facts.
+def check_budget(config: Any) -> None:
+    """Refuse a ``--budget`` that is no time, or where no layer is looked for.
 
-    Kept for the same weights, number format, configuration and tokenizer.
+    Raises:
+        UserError: it is.
     """
-    from goldenlayers.datasets import load_facts
-    from goldenlayers.locating import locate
-    from goldenlayers.models.cache import models_root
-    from goldenlayers.statistics.cache import model_settings
+    if config.budget is None:
+        return
+    from goldenlayers.locating.race import seconds_of
 
-    facts = load_facts("starter", limit=_PROXY_FACTS)
-    found_by = json_text([_VERSION, _PROXY_FACTS, facts.sha256, model_settings(model)])
-    path = models_root(cache_dir).parent / "golden" / f"{_sha256(found_by)[:32]}.json"
+    seconds_of(config.budget)
+    if config.layer != "auto":
+        raise UserError("--budget is for --layer auto", fix="Leave one of them out")
+
+
+def pick_layer(
+    config: Any, model: Model, editor: Editor, facts: Sequence[Fact], sha256: str = ""
+) -> int:
+    """The layer ``--layer`` names.
+
+    Args:
+        config: of the command.
+        model: its model.
+        editor: that is to edit.
+        facts: that are to be edited, or judged: none about their subjects chooses the layer.
+        sha256: of the data they come from; an atlas entry of the same data is not used.
+
+    Raises:
+        UserError: not a layer of the model, and no run that names one.
+    """
+    text = config.layer
+    if re.fullmatch("-?[0-9]{1,18}", text):
+        return model.layers[int(text)].index
+    if text == "published":
+        from goldenlayers.locating import published_layer
+
+        layer = published_layer(len(model.layers))
+        say(f"Layer {layer}: the published depth")
+        return layer
+    if text != "auto":
+        return _of_run(text, model, facts)
+    from goldenlayers.atlas import found_for
+
+    if (known := found_for(model, editor, sha256)) is not None:
+        say(f"Layer {known.layer}: {known.sentence()}")
+        return known.layer
+    return _raced(config, model, editor, facts)
+
+
+def _of_run(text: str, model: Model, facts: Sequence[Fact]) -> int:
+    """The golden layer of a finished run of ``golden locate`` or ``golden sweep``."""
+    from goldenlayers.comparing import LocateRun, SweepRun
+    from goldenlayers.comparing.runs import other_weights
+    from goldenlayers.store import RunFolder
+
+    path = Path(text).expanduser()
+    if not text or not path.exists():
+        raise UserError(f"--layer is '{text}'", expected=" ".join(LAYERS.split()))
+    folder = RunFolder.open(path)
+    folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
+    run = (SweepRun if folder.kind == "sweep" else LocateRun).read(folder)
+    if isinstance(run, SweepRun):
+        layer, by, used = run.truth.golden_layer(), f"the sweep with {run.editor}", run.truth.facts
+    else:
+        layer, by, used = run.ranking.golden_layer, run.ranking.method, run.facts
+    for warning in other_weights(
+        f"run '{path}'", run.fingerprint, "this model", model.fingerprint(),
+        fix="Give a run on this model",
+    ):  # fmt: skip
+        say(f"Warning: {warning}")
+    if both := {fact.id for fact in facts} & set(used):
+        say(f"Warning: {len(both)} of the facts are among those that {path} chose the layer with")
+    say(f"Layer {layer}: the golden layer of {path}, by {by}")
+    return model.layers[layer].index
+
+
+def _raced(config: Any, model: Model, editor: Editor, facts: Sequence[Fact]) -> int:
+    from goldenlayers.locating import Race
+    from goldenlayers.models.cache import models_root
+
+    how = Race(editor=editor, budget=config.budget)
+    proxy = _proxy(facts)
+    path = models_root(config.cache_dir).parent / "golden"
+    path /= f"{_key(config, model, how, proxy)[:32]}.json"
     ranking = _kept(path)
     if ranking is None:
-        ranking = whole(locate(model, facts))
+        ranking = _race(config, model, how, proxy)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         record = json_text(ranking.to_json())
         write_text(path, json_text({"sha256": _sha256(record), "ranking": record}))
-    say(f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts")
-    for warning in ranking.warnings:
-        say(f"  {warning}")
+    for line in (*ranking.notes, *ranking.warnings):
+        say(line)
     return ranking.golden_layer
+
+
+def _proxy(facts: Sequence[Fact]) -> FactSet:
+    """Starter facts, none of which is about a subject of ``facts``.
+
+    Raises:
+        UserError: too few are left.
+    """
+    from goldenlayers.datasets import load_facts
+
+    pool = load_facts("starter")
+    left = pool.without((), [fact.subject for fact in facts])
+    if len(left) < _FEWEST:
+        raise UserError(
+            f"only {len(left)} starter facts are left to choose a layer with, the others are about "
+            "subjects that are to be edited",
+            fix="Use fewer facts (--limit), or give --layer N (golden locate finds one)",
+        )
+    return left
+
+
+def _race(config: Any, model: Model, how: Race, proxy: FactSet) -> LayerRanking:
+    from goldenlayers.commands.deciding import statistics_of
+    from goldenlayers.locating import locate
+    from goldenlayers.progress import Progress
+
+    say(
+        f"No layer is known for {how.editor.name} on {model.name}: it is chosen once, by real "
+        "edits of starter facts (--layer published takes the depth of published settings at once)"
+    )
+    statistics = statistics_of(config, model, how.editor, range(len(model.layers)))
+    with progress("choosing the layer", "edits") as bar:
+        tell = Progress(on_progress=bar, on_note=say)
+        ranking = locate(model, proxy, how, statistics=statistics, progress=tell)
+    if ranking.interrupted:  # then the command that needs it ends, too
+        raise KeyboardInterrupt
+    return ranking
+
+
+def _key(config: Any, model: Model, how: Race, proxy: FactSet) -> str:
+    """Hash of all that decides the choice.
+
+    Of the facts only those count that the race may use: leaving out others changes nothing.
+    """
+    from goldenlayers.commands.shared import inputs_of
+    from goldenlayers.racing import drawn
+    from goldenlayers.statistics.cache import model_settings
+
+    options = [how.label, how.editor.to_json(), config.budget]
+    text = [config.statistics, inputs_of(config).get("statistics")]
+    ids = [fact.id for fact in drawn(proxy)]
+    found_by = [_VERSION, options, text, config.seed, ids, proxy.sha256, model_settings(model)]
+    return _sha256(json_text(found_by))
 
 
 def _kept(path: Path) -> LayerRanking | None:
@@ -65,9 +202,65 @@ def _kept(path: Path) -> LayerRanking | None:
             raise UserError(f"{path} has changed since it was written")
         return LayerRanking.from_json(text)
     except UserError as error:
-        say(f"The kept golden layer cannot be used, so it is located again: {error}")
+        say(f"The kept golden layer cannot be used, so it is chosen again: {error}")
         return None
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_atlas(path: Path, run: Path, sweep: SweepRun) -> None:
+    """Put the sweep's golden layer into an atlas, with the command that measured it."""
+    from goldenlayers.atlas import add_entry, entry_of
+    from goldenlayers.commands import options_of
+    from goldenlayers.commands.deciding import editor_of
+    from goldenlayers.store import RunFolder
+
+    settings = shared.recorded_settings(options_of("sweep"), RunFolder.open(run).config)
+    recorded = argparse.Namespace(**settings)
+    entry = entry_of(sweep, editor_of(recorded), _command(settings))
+    add_entry(path, entry)
+    say(f"{path}: layer {entry.layer} for {entry.editor} on {entry.model}, {entry.kind}")
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """The ``golden sweep`` that has these settings; files by their names alone."""
+    from goldenlayers.commands import options_of
+
+    kind = options_of("sweep")
+    usual, here = default_settings(kind), (*never_recorded(kind), "joints", "model", "data")
+    words = ["golden sweep", *(Path(settings[name]).name for name in ("model", "data"))]
+    for name, value in settings.items():
+        if name in here or value in (usual.get(name), None, [], {}):
+            continue
+        many = [x for pair in value.items() for x in pair] if isinstance(value, dict) else value
+        many = many if isinstance(many, list) else [] if many is True else [many]
+        words += [flag(name), *(Path(str(one)).name for one in many)]
+    return " ".join(words)
+
+
+def show_atlas(model: Model) -> None:
+    """The golden layers that were measured for these weights, and by which commands."""
+    from goldenlayers.atlas import read_atlas
+    from goldenlayers.report import show, table
+
+    mine, depth = model.fingerprint(), len(model.layers)
+    entries = [one for one in read_atlas() if one.fingerprint == mine]
+    if not entries:
+        put(f"The atlas has no golden layer of these weights ({depth} layers).")
+        return
+    rows = [
+        (
+            one.editor + "".join(f" {name} {value}" for name, value in one.settings.items()),
+            one.kind,
+            one.n_facts,
+            one.layer,
+            "{:.1f} ({:.1f} to {:.1f})".format(*one.overall),
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*one.lead),
+        )
+        for one in entries
+    ]
+    columns = ("editor", "facts of", "facts", "layer", "Overall", "against the published depth")
+    show(table("Golden layers in the atlas", columns, rows))
+    put(*(f"  {one.command}" for one in entries))

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from goldenlayers.commands.options import whole_number
 from goldenlayers.errors import UserError, shortened
 from goldenlayers.shown import say
 
@@ -104,30 +103,20 @@ def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:
         raise one_at_a_time(editor, n_facts)
 
 
-def editor_and_layer(config: Any, model: Model) -> tuple[Editor, int]:
-    """The editor, and the layer to edit: a preset's own where none is named."""
+def editor_and_layer(
+    config: Any, model: Model, facts: Sequence[Fact], sha256: str = ""
+) -> tuple[Editor, int]:
+    """The editor, and the layer to edit: a preset's own where none is named.
+
+    The other arguments are those of :func:`goldenlayers.commands.auto_layer.pick_layer`.
+    """
+    from goldenlayers.commands.auto_layer import pick_layer
     from goldenlayers.editors import PRESETS
 
     editor = editor_of(config, model)
     if config.preset is not None and config.layer == "auto":
         return editor, PRESETS[config.preset].layer
-    return editor, pick_layer(config, model)
-
-
-def pick_layer(config: Any, model: Model) -> int:
-    """The layer ``--layer`` names; for auto the golden layer by LGA, found once and kept.
-
-    Raises:
-        UserError: not a number, or no layer of the model.
-    """
-    if config.layer != "auto":
-        layer = whole_number(config.layer)
-        if layer is None:
-            raise UserError(f"--layer is '{config.layer}'", expected="a layer number, or auto")
-        return model.layers[layer].index
-    from goldenlayers.commands.auto_layer import golden_layer
-
-    return golden_layer(model, cache_dir=config.cache_dir)
+    return editor, pick_layer(config, model, editor, facts, sha256)
 
 
 def unfinished(config: Any) -> RunFolder | None:

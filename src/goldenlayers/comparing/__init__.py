@@ -199,8 +199,6 @@ def compare(
         rules += own
         choices.append(judge.as_run(run))
         choices += [judge.by_rule(rule) for rule in own[1:]]
-        if run.verified is not None:
-            choices.append(judge.verified(run, run.verified))
     for one, other in product(runs, runs):
         if other.method not in one.how.joined_with:
             continue
@@ -295,7 +293,7 @@ class _Judge:
 
     def as_run(self, run: LocateRun) -> Choice:
         variant = VARIANTS.get(run.fence or "", "")
-        scores = [one.score for one in run.ranking.layers]
+        scores = [one.value for one in run.ranking.layers]
         name = f"{run.label} {variant}".strip()
         order = [run.ranking.golden_layer]  # what the run says, whatever its scores
         order += [layer for layer in run.order() if layer != order[0]]
@@ -313,25 +311,11 @@ class _Judge:
             variant=rule.variant, **more,
         )  # fmt: skip
 
-    def verified(self, run: LocateRun, record: Mapping[str, Any]) -> Choice:
-        """The choice of ``locate --verify``; its order puts the verified layer first."""
-        layer = int(record["layer"])
-        order = [layer, *(one for one in run.order() if one != layer)]
-        return self._choice(
-            f"{self.as_run(run).name} verified",
-            run.method,
-            order,
-            seconds=_added(run.ranking.seconds, record.get("seconds")),
-            variant="verified",
-            note=f"{record.get('n_edits')} edits with {record.get('method')}",
-            **_origin(run),
-        )
-
     def together(self, one: LocateRun, other: LocateRun) -> Choice:
         """Two runs (LGA and transfer, say) as they were made: the mean of their ranks."""
         total = np.zeros((1, len(one.ranking.layers)))
         for run in (one, other):
-            scores = np.array([[layer.score for layer in run.ranking.layers]])
+            scores = np.array([[layer.value for layer in run.ranking.layers]])
             kept = np.array([[layer.kept for layer in run.ranking.layers]])
             total -= mean_ranks(scores, kept) / 2
         method = f"{one.method}+{other.method}"

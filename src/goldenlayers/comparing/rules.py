@@ -74,9 +74,9 @@ def rules_of(run: LocateRun) -> list[Rule]:
     last two have no fence. Facts whose scores are not finite are left out, as when locating; a
     cosine of a vanishing gradient counts as missing.
 
-    Other methods serve the mean of their scores. A run without rows serves none.
+    Other methods serve the mean of their scores. A run without rows serves none, nor does a race.
     """
-    if not run.rows:
+    if not run.rows or run.ranking.evidence is not None:  # a race tries few facts everywhere
         return []
     phi = run.array("phi")
     usable = np.flatnonzero(np.isfinite(phi).all(axis=1))

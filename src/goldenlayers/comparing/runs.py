@@ -29,7 +29,7 @@ from goldenlayers.truth import OVERALL, Truth
 
 Floats = NDArray[np.float64]
 
-RANKING, ROWS, VERIFIED = "ranking.json", "per_fact.jsonl", "verified.json"
+RANKING, ROWS = "ranking.json", "per_fact.jsonl"
 SCORES, SUMMARY = "scores.jsonl", "summary.json"
 _PER_LAYER = ("phi", "cosine", "norm_old", "norm_new")
 
@@ -45,7 +45,6 @@ class LocateRun:
         settings: of the run ("scope", "loss", "reach", ...).
         data_sha256: hash of the proxy facts' source; "" if unknown.
         fingerprint: of the model's weights; "" if unknown.
-        verified: ``verified.json`` of ``locate --verify``, if the run has one.
     """
 
     run: str
@@ -54,7 +53,6 @@ class LocateRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_sha256: str = ""
     fingerprint: str = ""
-    verified: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> LocateRun:
@@ -72,13 +70,6 @@ class LocateRun:
                 f"{folder.file(RANKING)}: {error.found}", expected=error.expected, fix=error.fix
             ) from error
         depth = len(ranking.layers)
-        verified = None
-        if folder.file(VERIFIED).is_file():
-            verified = folder.json(VERIFIED)
-            named = verified.get("layer") if isinstance(verified, dict) else None
-            if type(named) is not int or named not in range(depth):
-                raise UserError(f"{folder.file(VERIFIED)} names no layer", fix="Locate again")
-            entry(verified, "seconds", float, folder.file(VERIFIED), None)
         rows = folder.read_rows(ROWS)
         refuse_wrong(rows, lambda row: _ranking_problem(row, depth), folder.file(ROWS))
         if rows and len(rows) != ranking.n_facts + ranking.n_unscored:
@@ -94,7 +85,6 @@ class LocateRun:
             settings=entry(config, "settings", dict[str, Any], where, {}),
             data_sha256=entry(config.get("data", {}), "sha256", str, where, ""),
             fingerprint=entry(config.get("model", {}), "fingerprint", str, where, ""),
-            verified=verified,
         )
 
     @property
@@ -153,7 +143,7 @@ class LocateRun:
     def order(self) -> list[int]:
         """All layers within the fences, best first; of equal scores the shallower one first."""
         kept = [one for one in self.ranking.layers if one.kept]
-        return [one.layer for one in sorted(kept, key=lambda one: (-one.score, one.layer))]
+        return [one.layer for one in sorted(kept, key=lambda one: (-one.value, one.layer))]
 
 
 def _ranking_problem(row: Mapping[str, Any], depth: int) -> str:
@@ -293,7 +283,7 @@ def overlap_warnings(
     found: list[str] = []
     truth, data_sha256 = sweep.truth, sweep.data_sha256
     for one in runs:
-        found += _other_weights(
+        found += other_weights(
             f"run '{one.run}'", one.fingerprint, "the sweep", sweep.fingerprint,
             fix="Locate with the sweep's model",
         )  # fmt: skip
@@ -324,7 +314,7 @@ def overlap_warnings(
     return found
 
 
-def _other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) -> list[str]:
+def other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) -> list[str]:
     """What the reader has to know of the weights of two runs, by their fingerprints ("": unknown).
 
     Raises:
@@ -354,7 +344,7 @@ def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) 
     found = []
     for one in others:
         name = f"sweep '{one.label}'"
-        found += _other_weights(
+        found += other_weights(
             name, one.fingerprint, f"'{sweep.run}'", sweep.fingerprint,
             fix="Compare sweeps of one model: layers of another mean something else",
         )  # fmt: skip

@@ -25,7 +25,7 @@ from goldenlayers.editors.locate_then_edit import (
     Rome,
     RRome,
 )
-from goldenlayers.errors import UserError, check_number, near_matches, shortened
+from goldenlayers.errors import UserError, check_number, near_matches, read_value, shortened
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
@@ -187,16 +187,8 @@ def read_settings(one: S, texts: Mapping[str, str], flag: str = "--set") -> S:
     values: dict[str, Any] = dict(texts)
     for f in dataclasses.fields(one):
         if f.name in texts and type(f.default) in (bool, int, float):
-            values[f.name] = _value(texts[f.name], type(f.default), f"{flag} {f.name}")
+            values[f.name] = read_value(texts[f.name], type(f.default), f"{flag} {f.name}")
     return with_settings(one, values)
-
-
-def _value(text: str, kind: type, what: str) -> float | int | bool:
-    try:
-        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (ValueError, KeyError):
-        kinds = {bool: "true or false", int: "a whole number"}
-        raise UserError(f"{what} is '{text}'", expected=kinds.get(kind, "a number")) from None
 
 
 def _kinds() -> Iterable[tuple[str, type[Settings]]]:

@@ -16,6 +16,7 @@ from goldenlayers.locating.methods import (
     LGA,
     METHODS,
     Fixed,
+    Race,
     Saliency,
     Transfer,
     make_method,
@@ -38,6 +39,7 @@ __all__ = [
     "METHODS",
     "Fixed",
     "LayerMethod",
+    "Race",
     "Saliency",
     "Scoring",
     "Transfer",
@@ -85,7 +87,8 @@ def locate(
         UserError: unknown method, an option that the method does not have, no facts, no known
             facts, scores that tell no layer from another.
     """
-    from goldenlayers.locating.ranking import LayerRanking, RankingBuilder
+    from goldenlayers.locating.building import RankingBuilder
+    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import check_model
 
     how = make_method(method, **options)
@@ -123,8 +126,10 @@ def locate(
         if progress is None:
             bar = progress_bar(f"locating with {how.name}", "facts")
             tell = Progress(on_progress=stack.enter_context(bar))
+        work = Work(model, todo, seed, statistics or {})
+        ranking = how.ranking(work, tell, top_k)
         try:
-            for rows in how.rows(Work(model, todo, seed, statistics or {})):
+            for rows in () if ranking else how.rows(work):
                 builder.update(rows)
                 plain += [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]
                 tell.rows(rows)
@@ -133,14 +138,16 @@ def locate(
             if not len(builder):
                 raise
             interrupted = True
-    ranking = builder.result(
-        seconds=time.perf_counter() - start,
-        peak_memory_bytes=_peak_memory(model.device),
-        model=model.name,
-        data=data,
-        dropped=Counter(error.reason for error in dropped),
-        why_not=lambda: _why_not(model),
-    )
+    told: dict[str, Any] = {
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": _peak_memory(model.device),
+        "model": model.name,
+        "data": data,
+        "dropped": Counter(error.reason for error in dropped),
+    }
+    if ranking is not None:
+        return dataclasses.replace(ranking, **told)
+    ranking = builder.result(**told, why_not=lambda: _why_not(model))
     for warning in how.warnings(n_layers, plain):
         ranking = ranking.warned(warning)
     if interrupted:

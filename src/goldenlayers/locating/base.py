@@ -12,12 +12,20 @@ from goldenlayers.errors import UserError, check_number, near_matches
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
+    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import Model
+    from goldenlayers.progress import Progress
     from goldenlayers.statistics.moments import Covariance
+
+# Published ROME/MEMIT settings edit layer 5 of 28-32 layer models and 17 of 48 for GPT-2 XL; as a
+# fraction of depth: 5/28 .. 5/32 and 17/48.
+_PUBLISHED_DEPTH = 5 / 30
+_PUBLISHED_DEEP = (48, 17 / 48)
 
 Row = dict[str, Any]
 Scope = Literal["mlp", "down", "attention", "block"]
 Loss = Literal["sequence", "answer"]
+Tokens = Literal["all", "no-sink", "lookup"]
 Fence = Literal["tukey", "last", "none"]
 Kind = Literal["mlp", "attention", "block"]
 Reduce = Literal["sum", "mean"]
@@ -80,6 +88,7 @@ class LayerMethod:
         fills_old_answers: whether facts without old answer get the model's own.
         needs_statistics: whether :meth:`rows` needs the key statistics of every layer.
         traces_tokens: whether it has :meth:`grids`.
+        verdict: what edits have shown of its choices, in a sentence or two; "" where nothing.
         scoring: how the scores of facts become a choice.
     """
 
@@ -88,6 +97,7 @@ class LayerMethod:
     fills_old_answers: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     traces_tokens: ClassVar[bool] = False
+    verdict: ClassVar[str] = ""
     joined_with: ClassVar[tuple[str, ...]] = ()
     """Methods whose ranks a comparison also averages with this one's."""
 
@@ -136,6 +146,12 @@ class LayerMethod:
         """
         raise NotImplementedError(f"{type(self).__name__} scores no facts")
 
+    def ranking(self, work: Work, tell: Progress, top_k: int) -> LayerRanking | None:
+        """The layers ranked, by a method that tries some facts at some layers only; its rows go to
+        ``tell``. None: the method scores every fact at every layer by :meth:`rows`.
+        """
+        del work, tell, top_k
+
     def warnings(self, n_layers: int, rows: Sequence[Row]) -> Iterable[str]:
         """Whole sentences on what to know of the rows (here without their lists)."""
         del n_layers, rows
@@ -156,3 +172,10 @@ def refuse_unknown(name: str, value: Any, known: Sequence[Any]) -> None:
         raise UserError(
             f"unknown {name} '{value}'", fix=near_matches(str(value), filter(None, known))
         )
+
+
+def published_layer(n_layers: int) -> int:
+    """The layer that published configurations copy from one another, at this depth."""
+    deep, fraction = _PUBLISHED_DEEP
+    depth = fraction if n_layers >= deep else _PUBLISHED_DEPTH
+    return min(n_layers - 1, round(depth * n_layers))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import final_hidden, graph_from_embedding, observe, token_nll
-from goldenlayers.locating.base import Loss, Scope
+from goldenlayers.locating.base import Loss, Scope, Tokens
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
@@ -48,12 +48,42 @@ class _Input:
         self.gram: Tensor | None = None
 
 
+OnFactors = Callable[[int, "Matrix", _Input, Tensor], None]
+
+
+def only(tokens: Tokens, encodings: Sequence[Encoding], on_factors: OnFactors) -> OnFactors:
+    """``on_factors`` told of the factors of some tokens alone; those of the others are zero.
+
+    What is left of Σ_t g_t x_tᵀ is the exact share of these tokens in the weight gradient. The
+    backward pass itself is that of the whole text.
+
+    Args:
+        tokens: "all"; "no-sink", all but the first; "lookup", the subject's last alone.
+        encodings: the texts, B.
+        on_factors: see :func:`observe_factors`.
+    """
+    if tokens == "all":
+        return on_factors
+    width = max(map(len, encodings)) - 1  # the last token predicts nothing
+    keep = torch.zeros(len(encodings), width, 1)
+    for row, encoding in enumerate(encodings):
+        if tokens == "no-sink":
+            keep[row, 1:] = 1.0
+        elif encoding.lookup is not None:
+            keep[row, encoding.lookup] = 1.0
+
+    def some(layer: int, matrix: Matrix, source: _Input, g: Tensor) -> None:
+        on_factors(layer, matrix, source, g * keep.to(g))
+
+    return some
+
+
 def observe_factors(
     model: Model,
     encodings: Sequence[Encoding],
     scope: Scope,
     loss: Loss,
-    on_factors: Callable[[int, Matrix, _Input, Tensor], None],
+    on_factors: OnFactors,
     *,
     same_as: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> Tensor:
@@ -124,8 +154,11 @@ def pair_products(
     *,
     scope: Scope = "mlp",
     loss: Loss = "sequence",
+    tokens: Tokens = "all",
 ) -> PairProducts:
     """Gram products of the old and new gradients of B facts for every layer.
+
+    With ``tokens`` of the gradients only the share of some tokens counts: see :func:`only`.
 
     Products are taken in float32, or in the model's own precision where that is higher. Source:
     LGA's φ (Datta, Liu, Chhabra, arXiv 2602.20207, section 5.1).
@@ -151,7 +184,8 @@ def pair_products(
         totals[1, :, layer] += blocks[:, 0, 0]
         totals[2, :, layer] += blocks[:, 1, 1]
 
-    nll = observe_factors(model, pairs, scope, loss, on_factors, same_as=same_as).double().cpu()
+    some = only(tokens, pairs, on_factors)
+    nll = observe_factors(model, pairs, scope, loss, some, same_as=same_as).double().cpu()
     return PairProducts(totals[0], totals[1], totals[2], nll[0::2], nll[1::2])
 
 

@@ -13,8 +13,8 @@ import torch
 
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating.base import Loss, Row, Scope
-from goldenlayers.locating.gradients import observe_factors, pair_products
+from goldenlayers.locating.base import Loss, Row, Scope, Tokens
+from goldenlayers.locating.gradients import observe_factors, only, pair_products
 from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import Encoding, length_batches
 
@@ -31,6 +31,7 @@ def lga_rows(
     facts: Sequence[Fact],
     scope: Scope = "mlp",
     loss: Loss = "sequence",
+    tokens: Tokens = "all",
     *,
     batch_size: int = 16,
 ) -> Iterator[list[Row]]:
@@ -43,7 +44,7 @@ def lga_rows(
 
     def run(members: list[int]) -> list[Row]:
         old, new = zip(*(encoded[i] for i in members), strict=True)
-        products = pair_products(model, old, new, scope=scope, loss=loss)
+        products = pair_products(model, old, new, scope=scope, loss=loss, tokens=tokens)
         old_norm, new_norm = products.old_squared.sqrt(), products.new_squared.sqrt()
         # A vanishing gradient has no direction: its cosine is NaN, which JSON keeps as null.
         cosine = products.inner / (old_norm * new_norm)
@@ -69,6 +70,7 @@ def saliency_rows(
     facts: Sequence[Fact],
     scope: Scope = "mlp",
     loss: Loss = "sequence",
+    tokens: Tokens = "all",
     *,
     batch_size: int = 16,
 ) -> Iterator[list[Row]]:
@@ -92,7 +94,8 @@ def saliency_rows(
             for b in range(len(members)):
                 total[b, layer] += float((g[b].T @ x[b]).abs().sum())
 
-        observe_factors(model, [encoded[i] for i in members], scope, loss, on_factors)
+        some = [encoded[i] for i in members]
+        observe_factors(model, some, scope, loss, only(tokens, some, on_factors))
         scores = total / torch.tensor(sizes, dtype=torch.float64)
         return [_row(facts[i]) | {"phi": scores[b].tolist()} for b, i in enumerate(members)]
 

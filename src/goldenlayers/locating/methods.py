@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from goldenlayers.errors import UserError, check_number, near_matches
+from goldenlayers.errors import UserError, check_number, near_matches, read_value
 from goldenlayers.locating.base import (
     Fence,
     Kind,
@@ -21,19 +21,17 @@ from goldenlayers.locating.base import (
     Row,
     Scope,
     Scoring,
+    Tokens,
     Work,
+    published_layer,
     refuse_unknown,
 )
+from goldenlayers.locating.race import Race
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
-
-# Published ROME/MEMIT settings edit layer 5 of 28-32 layer models and 17 of 48 for GPT-2 XL; as a
-# fraction of depth: 5/28 .. 5/32 and 17/48.
-_PUBLISHED_DEPTH = 5 / 30
-_PUBLISHED_DEEP = (48, 17 / 48)
 
 # What stands in for probes that the data does not have, by the field of a row that tells of it.
 _STAND_INS = {
@@ -53,12 +51,18 @@ class _OfGradients(LayerMethod):
     loss: Loss = "sequence"
     """Cross-entropy over the whole text (the paper's), or over the answer tokens only."""
 
+    tokens: Tokens = "all"
+    """Whose share of the gradients counts: that of all tokens (the paper's), of all but the first
+    (no-sink: it draws attention and activations many times the others'), or of the lookup token,
+    the subject's last, alone (lookup: where an edit writes)."""
+
     known: bool = False
     """Keep only facts whose old answer the model gives by itself."""
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.scope} {self.loss}"
+        some = "" if self.tokens == "all" else f" {self.tokens}"
+        return f"{self.name} {self.scope} {self.loss}{some}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,10 @@ class LGA(_OfGradients):
     """
 
     name = "lga"
+    verdict = (
+        "In our study a layer chosen by lga lost to the published depth. --method race makes real "
+        "edits with your editor (docs/results/golden-layers.md)."
+    )
     axis = ("score: inner product of\nthe two answers' gradients", "nats²")
     fills_old_answers = True
     joined_with = ("transfer",)
@@ -99,7 +107,8 @@ class LGA(_OfGradients):
     def rows(self, work: Work) -> Iterator[list[Row]]:
         from goldenlayers.locating.lga import lga_rows
 
-        return lga_rows(work.model, work.facts, self.scope, self.loss, batch_size=self.batch_size)
+        how = (self.scope, self.loss, self.tokens)
+        return lga_rows(work.model, work.facts, *how, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +121,8 @@ class Saliency(_OfGradients):
     def rows(self, work: Work) -> Iterator[list[Row]]:
         from goldenlayers.locating.lga import saliency_rows
 
-        return saliency_rows(
-            work.model, work.facts, self.scope, self.loss, batch_size=self.batch_size
-        )
+        how = (self.scope, self.loss, self.tokens)
+        return saliency_rows(work.model, work.facts, *how, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,16 +286,12 @@ class Fixed(LayerMethod):
         return range(n_layers)[self.layer]
 
 
-def published_layer(n_layers: int) -> int:
-    """The layer that published configurations copy from one another, at this depth."""
-    deep, fraction = _PUBLISHED_DEEP
-    depth = fraction if n_layers >= deep else _PUBLISHED_DEPTH
-    return min(n_layers - 1, round(depth * n_layers))
-
+FLAGS = ("scope", "loss", "tokens", "known", "fence", "kappa", "window", "editor", "budget")
+"""Options that have a flag of their own; the others are given by ``--set``."""
 
 METHODS: Registry[Callable[..., LayerMethod]] = Registry("method", "goldenlayers.methods")
 """All layer methods by name: what makes one from its options."""
-for _method in (LGA, Transfer, CMA, Saliency):
+for _method in (LGA, Transfer, CMA, Saliency, Race):
     METHODS.register(_method.name, _method)
 METHODS.register("middle", partial(Fixed, "middle"))
 METHODS.register("published", partial(Fixed, "published"))
@@ -325,6 +329,21 @@ def make_method(method: str | LayerMethod, **options: Any) -> LayerMethod:
     return make(**options)
 
 
+def read_options(name: str, texts: Mapping[str, str], flag: str) -> dict[str, Any]:
+    """Options of a registered method that are given as text, by NAME VALUE pairs.
+
+    Numbers and true or false are read as such; all else is left as it is, for the method to check.
+
+    Raises:
+        UserError: no value for a switch.
+    """
+    known = {**inspect.signature(METHODS[name]).parameters}
+    return {
+        one: read_value(text, type(known[one].default), f"{flag} {one}") if one in known else text
+        for one, text in texts.items()
+    }
+
+
 def options_of(name: str) -> list[str]:
     """The names of a registered method's options."""
     return list(inspect.signature(METHODS[name]).parameters)
@@ -339,4 +358,9 @@ def recorded_method(name: str, settings: Mapping[str, Any]) -> LayerMethod:
     if name not in METHODS:
         return type("Unknown", (LayerMethod,), {"name": name, "label": name})()
     own = options_of(name)
-    return make_method(name, **{one: value for one, value in settings.items() if one in own})
+    given = {one: value for one, value in settings.items() if one in own}
+    more = settings.get("set")
+    if isinstance(more, Mapping):
+        texts = {one: str(text) for one, text in more.items() if one in own}
+        given |= read_options(name, texts, "set")
+    return make_method(name, **given)

@@ -1,179 +1,192 @@
-"""The verified choice: the best candidate layers raced on a few facts with real edits.
+"""The race of layers: real edits of a few facts, more of them where the layers are good.
 
-All candidates are tried on a few facts, the worse half is dropped, the others are tried on more
-(successive halving). A difference that is beyond doubt ends the race early.
+:mod:`goldenlayers.racing.rule` says which layers are tried on which facts, and which one is chosen;
+here the edits are made and scored.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from goldenlayers.errors import UserError, check_number
-from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
-from goldenlayers.models import check_model
+from goldenlayers.editors import Editing, Editor
+from goldenlayers.errors import UserError
+from goldenlayers.evaluation.metrics import DEFAULT_METRICS, metrics_of
+from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
-from goldenlayers.racing.race import Evidence, VerifiedChoice, race
+from goldenlayers.racing.rule import EDITS, FACTS, MOST_FACTS, PRIOR, Raced, TimeUp, decide, race_on
+from goldenlayers.racing.rule import replay as replay
+from goldenlayers.racing.scores import Worth, table_of
 
 if TYPE_CHECKING:
-    from goldenlayers.editors import Editor
     from goldenlayers.facts import Fact
-    from goldenlayers.locating.ranking import LayerRanking
     from goldenlayers.models import Model
-    from goldenlayers.progress import Progress
+    from goldenlayers.statistics.moments import Covariance
 
-__all__ = ["Evidence", "VerifiedChoice", "best_layers", "race", "verify", "with_neighbours"]
+__all__ = ["Contest", "Worth", "decide", "drawn", "race_on", "replay", "table_of"]
+
+_SLACK = 1.2  # what a race may take of its time: edits are not all alike
 
 
-def verify(
-    model: Model,
-    facts: Sequence[Fact],
-    candidates: Sequence[int],
-    method: str | Editor = "rome",
-    *,
-    n_facts: int = 8,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
-    progress: Progress | None = None,
-    **more: Any,
-) -> VerifiedChoice:
-    """Race candidate layers on a few facts with real edits; the model is left as it is.
+@dataclass(eq=False)
+class Contest:
+    """A race of a model's layers with one editor; the model is left as it is.
 
-    Each fact is edited by itself at a layer and scored by Overall, the mean of ``metrics`` that it
-    has probes for, as a sweep scores it. At most K x N edits are made, usually some two thirds.
-
-    Args:
+    Attributes:
         model: a loaded model.
         facts: the proxy facts, never those that the choice is to be judged on. Those with the most
             kinds of probes are taken first, drawn with ``seed`` among equals.
-        candidates: layers, in any order; see :func:`best_layers` and :func:`with_neighbours`.
-        method: an editor or its name.
-        n_facts: N, the most facts to edit at one layer.
-        metrics: what Overall is made of.
-        progress: ``on_progress`` is called with (edits done, edits at most).
-        more: ``seed`` (see :class:`VerifiedChoice`), ``statistics`` of all candidates (collected in
-            one pass when left out), ``value_cache`` (values found before are not searched for
-            again; see :class:`Editing`), and settings of the editor.
-
-    Raises:
-        UserError: no fact, no candidate, a layer out of range, an unknown editor, setting or
-            metric, no edit that could be scored, or memory that runs out on a single fact.
+        editor: that is to edit later, too.
+        home: the published depth.
+        edits: that may be made.
+        seconds: that they may take; None for as long as it takes.
+        prior: see :func:`goldenlayers.racing.rule.decide`.
+        worth: what an edit is worth.
+        statistics: key statistics of all layers, where the editor reads them.
+        seed: of the draw of facts, and of the editor's prefixes.
+        on_progress: told (edits made, edits at most).
+        on_note: told, in a sentence, how long it may take, once the first edits have been timed.
     """
-    from goldenlayers.decoding import settle_joints
-    from goldenlayers.editors import Options, make_editor, statistics_for
-    from goldenlayers.evaluation.plan import EvaluationPlan
-    from goldenlayers.evaluation.summary import overall_by_fact
 
-    start = time.perf_counter()
-    if not facts:
-        raise UserError("there are no facts to verify with", expected="at least one fact")
-    check_number("the number of facts", n_facts, 1, 10**9)
-    options, settings = Options.split(more)
-    seed = options.seed
-    editor, asked = make_editor(method, **settings), metrics_of(metrics)
-    names = tuple(metric.name for metric in asked)
-    layers = sorted({check_model(model).layers[layer].index for layer in candidates})
-    drawn = settle_joints(model, _drawn(facts, names, n_facts, seed))
-    if len(layers) > 1 and options.statistics is None:
-        found = statistics_for(model, editor, layers, seed=seed)
-        options = replace(options, statistics=found)
-    work = options.editing(model, editor, layers[0] if layers else 0)
-    plans: list[EvaluationPlan] = []
-    failures: list[UserError] = []
+    model: Model
+    facts: Sequence[Fact]
+    editor: Editor
+    home: int
+    edits: int = EDITS
+    seconds: float | None = None
+    prior: float = PRIOR
+    worth: Worth = field(default_factory=Worth)
+    statistics: Mapping[int, Covariance] | None = None
+    seed: int = 0
+    on_progress: Callable[[int, int], None] | None = None
+    on_note: Callable[[str], None] | None = None
 
-    def score(layer: int, places: Sequence[int]) -> list[float]:
-        if not plans:
-            plans.append(EvaluationPlan(model, drawn, asked, seed=seed))
-        here, some = work.at(layer), [drawn[i] for i in places]
+    def __post_init__(self) -> None:
+        """Draw the facts.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not self.facts:
+            raise UserError("there are no facts to race with", expected="at least one fact")
+        self.drawn = drawn(self.facts, self.seed)
+        self.rows: list[dict[str, Any]] = []
+        self.failures: list[UserError] = []
+        self._first: dict[tuple[int, int], list[float]] = {}
+        self._made, self._start = 0, time.monotonic()
+        self._work = Editing(
+            self.model, self.editor, self.home, seed=self.seed, statistics=self.statistics
+        )
+        self._plan = EvaluationPlan(
+            self.model, self.drawn, metrics_of(DEFAULT_METRICS), seed=self.seed
+        )
+
+    def run(self) -> Raced:
+        """Race. Ctrl-C after the first round ends it with what is known by then.
+
+        Raises:
+            UserError: no edit could be scored, or memory runs out on a single fact.
+        """
+        with memory_errors(f"memory ran out in racing the layers of {self.model.name}"):
+            edits = self._timed()
+            found = race_on(
+                self._score,
+                len(self.drawn),
+                len(self.model.layers),
+                self.home,
+                edits=edits,
+                prior=self.prior,
+            )
+        if found.edits and np.isnan(found.table).all():
+            if self.failures:
+                raise self.failures[0]
+            raise UserError("no edit could be scored, so no layer can be chosen")
+        return found
+
+    def layer_by(self, found: Raced, worth: Worth) -> int:
+        """The layer that the same edits choose where an edit is worth something else."""
+        table = np.full_like(found.table, math.nan)
+        facts = {fact.id: i for i, fact in enumerate(self.drawn[: len(table)])}
+        ids, layers, scores = table_of(self.rows, worth)
+        for i, one in enumerate(ids):
+            if one in facts:
+                table[facts[one], layers] = scores[i]
+        return decide(table, found.home, self.prior)
+
+    def _timed(self) -> int:
+        """How many edits the time allows, by the first few, which the race then need not make."""
+        facts = range(min(FACTS, len(self.drawn)))
+        self._plan.baseline()
+        self._work.prepare()
+        began = time.monotonic()
+        self._first[self.home, 0] = self._edited(self.home, facts)
+        each = (time.monotonic() - began) / len(facts)
+        edits = self.edits
+        if self.seconds is not None:
+            left = self.seconds - (time.monotonic() - self._start)
+            edits = min(edits, len(facts) + max(0, int(left / max(each, 1e-9))))
+        if self.on_note is not None:
+            self.on_note(
+                f"Racing the layers with {self.editor.name}: about {in_words(each * edits)} for at "
+                f"most {edits} edits of {len(self.drawn)} facts"
+            )
+        self.edits = edits
+        return edits
+
+    def _score(self, layer: int, facts: range) -> list[float]:
+        if self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds:
+            raise TimeUp
+        found = self._first.pop((layer, facts.start), None)
+        if found is None or len(found) != len(facts):
+            found = self._edited(layer, facts)
+        self._made += len(facts)
+        if self.on_progress is not None:
+            self.on_progress(self._made, self.edits)
+        return found
+
+    def _edited(self, layer: int, places: Sequence[int]) -> list[float]:
+        """Facts edited at a layer, each by itself on the untouched model, and scored."""
+        here, some = self._work.at(layer), [self.drawn[i] for i in places]
 
         def edit(members: Sequence[int]) -> list[Any]:
             part = [some[m] for m in members]
             try:
                 return list(here.each_safely(part))
+            except OutOfMemory:
+                raise
             except UserError as error:  # every fact fails alike: the layer's fault
                 return [error] * len(part)
 
         def what(member: int) -> str:
             return f"fact '{some[member].id}' at layer {layer}"
 
-        everyone = [list(range(len(some)))]
-        edits = [one for _, part in in_smaller_batches(everyone, edit, what) for one in part]
-        failures.extend(edit for edit in edits if isinstance(edit, UserError))
-        found = overall_by_fact(plans[0].score(edits, facts=places), names)
+        batches = in_smaller_batches([list(range(len(some)))], edit, what)
+        edits = [one for _, part in batches for one in part]
+        self.failures += [one for one in edits if isinstance(one, UserError)]
+        rows = self._plan.score(edits, facts=list(places))
+        self.rows += [{"layer": layer} | row for row in rows]
+        found = self.worth.by_fact(rows)
         return [found.get(fact.id, math.nan) for fact in some]
 
-    try:
-        with memory_errors(f"memory ran out in verifying layers of {model.name}"):
-            tell = None if progress is None else progress.on_progress
-            choice = race(layers, len(drawn), score, seed=seed, on_progress=tell)
-    except OutOfMemory:
-        raise
-    except UserError as error:
-        raise (failures[0] if failures else error) from error
-    return replace(
-        choice,
-        method=editor.name,
-        facts=tuple(fact.id for fact in drawn),
-        seconds=time.perf_counter() - start,
-        warnings=(*choice.warnings, *_lacking(drawn, names)),
-    )
+
+def in_words(seconds: float) -> str:
+    """A length of time, roughly."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def best_layers(ranking: LayerRanking, k: int, *, spacing: int = 1) -> list[int]:
-    """The ``k`` best layers within the fences, best first, however many candidates were listed.
-
-    Args:
-        ranking: of a locate run.
-        k: how many layers.
-        spacing: layers at least so far apart are taken first. Neighbours score alike, so a race
-            among layers spread over the depth has more to choose from for the same edits. Where
-            too few are so far apart, the best of the others fill up.
-    """
-    kept = [one for one in ranking.layers if one.kept and one.layer != ranking.golden_layer]
-    rest = sorted(kept, key=lambda one: (-one.score, one.layer))
-    order = [ranking.golden_layer, *(one.layer for one in rest)]
-    spread: list[int] = []
-    for layer in order:
-        if all(abs(layer - other) >= spacing for other in spread):
-            spread.append(layer)
-    spread = spread[:k]
-    others = [layer for layer in order if layer not in spread]
-    return [*spread, *others[: k - len(spread)]]
-
-
-def with_neighbours(layers: Sequence[int], n_layers: int) -> list[int]:
-    """The layers and those just below and above each of them, as far as the model has them."""
-    near = [one for layer in layers for one in (layer - 1, layer + 1) if 0 <= one < n_layers]
-    return list(dict.fromkeys([*layers, *near]))
-
-
-def _drawn(facts: Sequence[Fact], metrics: Sequence[str], count: int, seed: int) -> list[Fact]:
+def drawn(facts: Sequence[Fact], seed: int = 0) -> list[Fact]:
     """The facts to race on: most kinds of probes first, shuffled among equals, ids once."""
     distinct = list({fact.id: fact for fact in facts}.values())
     order = np.random.default_rng(seed).permutation(len(distinct))
-    shuffled = [distinct[i] for i in order]
-    return sorted(shuffled, key=lambda fact: -len(_kinds(fact, metrics)))[:count]
+    return sorted((distinct[i] for i in order), key=lambda fact: -sum(_kinds(fact)))[:MOST_FACTS]
 
 
-def _kinds(fact: Fact, metrics: Sequence[str]) -> set[str]:
-    there = {
-        "rewrite": True,
-        "rephrase": bool(fact.rephrasings),
-        "locality": bool(fact.locality),
-        "portability": bool(fact.portability),
-    }
-    return {name for name in metrics if there.get(name, True)}
-
-
-def _lacking(facts: Sequence[Fact], metrics: Sequence[str]) -> list[str]:
-    """What the facts cannot tell."""
-    found = []
-    for name, probes in (("rephrase", "rephrasings"), ("locality", "locality probes")):
-        without = sum(name not in _kinds(fact, metrics) for fact in facts)
-        if name in metrics and without:
-            found.append(f"{without} of the {len(facts)} facts have no {probes}")
-    return found
+def _kinds(fact: Fact) -> tuple[bool, bool, bool]:
+    return bool(fact.rephrasings), bool(fact.must_stay), bool(fact.portability)

@@ -55,6 +55,8 @@ def ranking_table(
 ) -> Table:
     """A ranking as a table: one line per layer with a bar, the golden layer and the left-out named.
 
+    The golden layer's star is hollow where the resamples do not agree on it.
+
     Bars start at zero, to the left for negative scores, and are scaled to the kept layers; the bar
     of an excluded layer that is longer ends in an arrow. ``ascii_only`` is for terminals that
     have no block characters; ``cosine=False`` leaves that column out, to save room.
@@ -66,6 +68,7 @@ def ranking_table(
     rank = {layer: place for place, layer in enumerate(ranking.candidates, start=1)}
     has_cosine = cosine and any(row.cosine is not None for row in ranking.layers)
     has_wins = any(row.wins is not None for row in ranking.layers)
+    has_facts = any(row.facts is not None for row in ranking.layers)
     bars = _bars(ranking, bar_width, ascii_only)
     made = Table(
         title=Text(headline(ranking), style="bold"),
@@ -74,7 +77,15 @@ def ranking_table(
         padding=(0, 1),
         pad_edge=False,
     )
-    for name in ("layer", "score", "bar", *["cosine"] * has_cosine, *["wins"] * has_wins, "note"):
+    for name in (
+        "layer",
+        "score",
+        "bar",
+        *["cosine"] * has_cosine,
+        *["facts"] * has_facts,
+        *["wins"] * has_wins,
+        "note",
+    ):
         bare = name in ("bar", "note")
         made.add_column(
             "" if bare else name,
@@ -83,18 +94,22 @@ def ranking_table(
             overflow="crop",
             width=bar_width + 1 if name == "bar" else None,
         )
-    star = "*" if ascii_only else "★"
+    star = ("*" if ascii_only else "★") if ranking.firm else ("?" if ascii_only else "☆")
     for row, bar in zip(ranking.layers, bars, strict=True):
         golden = row.layer == ranking.golden_layer
         if golden:
             note, look = f"{star} golden", "bold yellow"
+        elif row.score is None:
+            note, look = "not tried", "dim"
         elif not row.kept:
             note, look = "left out", "dim"
         else:
             note, look = f"#{rank[row.layer]}" if row.layer in rank else "", ""
-        cells = [str(row.layer), f"{row.score:.3g}", bar]
+        cells = [str(row.layer), "-" if row.score is None else f"{row.score:.3g}", bar]
         if has_cosine:
             cells.append("-" if row.cosine is None else f"{row.cosine:+.3f}")
+        if has_facts:
+            cells.append(str(row.facts or "-"))
         if has_wins:
             cells.append("-" if row.wins is None else f"{100 * row.wins:.0f} %")
         made.add_row(*(Text(cell) for cell in [*cells, note]), style=look)
@@ -139,6 +154,8 @@ def show_ranking(ranking: LayerRanking, console: Console | None = None) -> None:
     console.print(ranking_table(ranking, bar_width=max(4, min(40, room)), **how))
     for warning in ranking.warnings:
         console.print(Text.assemble(("Warning: ", "bold"), shown(warning)))
+    for note in ranking.notes:
+        console.print(Text(shown(note)))
 
 
 def _cell(value: Any) -> str:
@@ -151,7 +168,7 @@ def _cell(value: Any) -> str:
 
 def _bars(ranking: LayerRanking, width: int, ascii_only: bool) -> list[str]:
     """One bar per layer, each at most ``width`` + 1 characters (the last for an arrow)."""
-    kept = [row.score for row in ranking.layers if row.kept]
+    kept = [row.value for row in ranking.layers if row.kept]
     low, high = min(0.0, *kept), max(0.0, *kept)
     if low == high:  # nothing but zeros
         return [""] * len(ranking.layers)
@@ -161,6 +178,9 @@ def _bars(ranking: LayerRanking, width: int, ascii_only: bool) -> list[str]:
     full = "#" if ascii_only else "█"
     bars = []
     for row in ranking.layers:
+        if row.score is None:
+            bars.append("")
+            continue
         length = row.score / unit
         over = length > width - zero + 0.5 or length < -zero - 0.5
         if row.score >= 0:

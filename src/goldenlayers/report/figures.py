@@ -124,7 +124,8 @@ def ranking_figure(
 ) -> list[Path]:
     """Draw the scores by layer, and below them how often each layer wins under resampling.
 
-    The golden layer bears a star; excluded layers are hollow and hatched. The axis ends near the
+    The golden layer bears a star, a hollow one where the resamples do not agree on it; excluded
+    layers are hollow and hatched. The axis ends near the
     fences: a bar that goes on beyond ends in an arrow and bears its value. Where zero is too far
     away for bars, the scores are points on an axis without zero.
 
@@ -161,16 +162,17 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
     scale = 10.0**power
     low, high = low / scale, high / scale
     span = high - low
-    scores = {row.layer: row.score / scale for row in ranking.layers}
+    rows = [row for row in ranking.layers if row.score is not None]
+    scores = {row.layer: row.value / scale for row in rows}
     place = "the last block" if ranking.fence == "last" else "outside the fences"
     names = {
         "kept": "kept",
-        "golden": f"golden layer: {ranking.golden_layer}",
+        "golden": f"golden layer: {ranking.golden_layer}" + " (not firm)" * (not ranking.firm),
         "left out": f"left out ({place})",
     }
     axes.set_ylim(low, high)
     for kind, name in names.items():
-        layers = [row.layer for row in ranking.layers if _kind(row, ranking) == kind]
+        layers = [row.layer for row in rows if _kind(row, ranking) == kind]
         inside = [layer for layer in layers if low <= scores[layer] <= high]
         heights = [min(max(scores[layer], low), high) for layer in layers]
         if layers and at_zero:
@@ -183,8 +185,10 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
             heights = [scores[layer] for layer in inside]
         if layers and (kind == "golden" or not at_zero):
             look = {"linestyle": "none", "markeredgewidth": 0.7, "zorder": 4, "clip_on": False}
+            if kind == "golden" and not ranking.firm:  # a star that is not full
+                look["fillstyle"] = "none"
             axes.plot(inside, heights, label=name, **look, **_POINTS[kind])
-    for row in ranking.layers:
+    for row in rows:
         if not low <= scores[row.layer] <= high:
             _draw_cut(axes, row, up=scores[row.layer] > high)
     if at_zero:
@@ -248,7 +252,7 @@ def _draw_cut(axes: Axes, row: LayerScore, *, up: bool) -> None:
     axes.text(
         row.layer,
         high - 0.05 * (high - low) if up else low + 0.05 * (high - low),
-        _short(row.score),
+        _short(row.value),
         rotation=90,
         ha="center",
         va="top" if up else "bottom",
@@ -280,7 +284,7 @@ def _range(ranking: LayerRanking) -> tuple[float, float, bool]:
     The axis holds the kept scores and the fences near them. Zero is left out where it is so far
     away that the differences could not be seen.
     """
-    values = [row.score for row in ranking.layers if row.kept]
+    values = [row.value for row in ranking.layers if row.kept]
     inside = max(values) - min(values)
     for fence in ranking.fences or ():
         if min(values) - inside <= fence <= max(values) + inside:

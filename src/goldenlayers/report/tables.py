@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from goldenlayers.comparing import Choice, Comparison
     from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models import Model
-    from goldenlayers.racing import VerifiedChoice
     from goldenlayers.truth import TransferMatrix, Truth
 
 _SHOWN = 20
@@ -359,28 +358,3 @@ def _from_to(low: float | None, high: float | None) -> str | None:
 def facts_of(summary: dict[str, Any]) -> str:
     """How many facts of what, and how many layers, of a sweep's summary."""
     return f"{summary['n_facts']} facts of {summary['data']}, {len(summary['layers'])} layers"
-
-
-def show_verified(choice: VerifiedChoice) -> None:
-    """Print the evidence and the verified golden layer."""
-    rows = [
-        (
-            one.layer,
-            one.n_facts,
-            _number(one.mean.value),
-            _from_to(one.mean.low, one.mean.high),
-            None if i == 0 else _number(one.behind.value),
-            # Overall lies between 0 and 100: a difference goes no further than 100.
-            None if i == 0 else _from_to(max(one.behind.low, -100), min(one.behind.high, 100)),
-            "chosen" if i == 0 else f"out in round {one.dropped_in}" if one.dropped_in else "",
-        )
-        for i, one in enumerate(choice.evidence)
-    ]
-    columns = ("layer", "facts", "Overall", "95 % interval", "behind", "95 % interval", "")
-    show(table(f"Verified with {choice.method} on proxy facts", columns, rows))
-    for warning in choice.warnings:
-        put(f"Warning: {warning}.")
-    put(
-        f"Golden layer {choice.layer}, verified with {choice.n_edits} edits in "
-        f"{choice.seconds:.1f} s: {choice.stopped_because}."
-    )

@@ -16,6 +16,7 @@ from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating import LayerMethod, published_layer
+from goldenlayers.locating.methods import FLAGS
 from goldenlayers.models import absolute_name as absolute_model
 from goldenlayers.models.cache import sha256_file
 from goldenlayers.records import entry
@@ -96,7 +97,9 @@ class Cell:
             self._add(one.name, command, own, self.inputs)
         apart = {"apart_from": ids_digest(f.id for f in self.test)}
         for one in study.methods:
-            own = common | {"limit": n_proxy, "method": one.called, **one.options}
+            flags = {name: value for name, value in one.options.items() if name in FLAGS}
+            own = common | {"limit": n_proxy, "method": one.called, **flags}
+            own["set"] = {n: str(value) for n, value in one.options.items() if n not in FLAGS}
             own["apart_from"] = [str(self.folder / study.editors[0].name)]
             self._add(f"locate/{one.name}", "locate", own, self.inputs | apart)
 
