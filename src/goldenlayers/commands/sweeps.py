@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
     from goldenlayers.store import RunFolder
 
-
 ROWS, SUMMARY, FIGURE = "scores.jsonl", "summary.json", "sweep"
 # These change how fast the work is done, not what comes out.
 _FREE = ("device", "chunk")
@@ -389,15 +388,9 @@ def run_study(config: StudyConfig) -> int:
     if config.file is None or config.out is None:
         missing = "FILE" if config.file is None else "--out"
         raise UserError(f"{missing} is missing", fix="See golden study --help, or --example")
-    found = study(
-        Study.read(config.file, config.base),
-        config.out,
-        minutes=config.minutes,
-        only=config.only,
-        cache_dir=config.cache_dir,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-    )
+    names = ("minutes", "only", "cache_dir", "device", "trust_remote_code")
+    how = {name: getattr(config, name) for name in names}
+    found = study(Study.read(config.file, config.base), config.out, **how)
     from goldenlayers.report import show_study
 
     show_study(found.summary)
