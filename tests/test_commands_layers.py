@@ -274,7 +274,7 @@ def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, s
     assert found.fingerprint == models.load(str(place / "model")).fingerprint()
     place_of = summary["layers"].index(found.layer)
     assert found.overall[0] == pytest.approx(
-        summary["metrics"]["overall"]["means"][place_of], abs=0.01
+        summary["metrics"]["overall"]["mean"][place_of], abs=0.01
     )
     words = "golden sweep model facts.jsonl --limit 3 --method ft-m --set steps 1"
     assert sorted(found.command.split()) == sorted(words.split())

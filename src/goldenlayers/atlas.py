@@ -157,7 +157,7 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
     if any(value != value for value in (*overall, lead.low)):
         raise UserError(f"the sweep '{sweep.run}' has too few facts for an interval")
     return Entry(
-        model=sweep.model,
+        model=Path(sweep.model).name,
         fingerprint=sweep.fingerprint,
         n_layers=n_layers,
         editor=sweep.editor,

@@ -6,6 +6,7 @@ the atlas has the model and the editor, its layer, at no cost.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
@@ -31,9 +32,14 @@ _FEWEST = 12  # proxy facts
 _VERSION = 4  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
-def unsettled(layer: str) -> bool:
-    """Whether ``--layer`` names a layer that only the model can tell the number of."""
-    return re.fullmatch("[0-9]{1,18}", layer) is None
+def open_settings(config: Any) -> tuple[str, ...]:
+    """The settings that :func:`with_layer` replaces: they tell no unfinished run apart."""
+    return () if re.fullmatch("[0-9]{1,18}", config.layer) else ("layer", "budget")
+
+
+def with_layer(config: Any, layer: int) -> Any:
+    """The config with the layer that was meant, as a run records it."""
+    return dataclasses.replace(config, layer=str(layer), budget=None)
 
 
 def check_budget(config: Any) -> None:

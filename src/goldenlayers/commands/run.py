@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from goldenlayers.commands import call, options_of
 from goldenlayers.commands.options import (
+    RARE,
     Consent,
     LoadOptions,
     Out,
@@ -46,6 +47,9 @@ class RunConfig(WorkerOptions, LoadOptions, OutputOptions):
 
     allow_overlap: Consent = False
     """Of `golden compare`: go on where a run chose with facts of the sweep."""
+
+    atlas: Annotated[Path | None, arg(metavar="FILE"), Role.PLACE, RARE] = None
+    """Of `golden compare`: put the sweep's golden layer into this atlas."""
 
 
 def run(config: RunConfig) -> int:
