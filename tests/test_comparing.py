@@ -93,7 +93,7 @@ def test_each_choice_is_judged_as_a_slow_loop_would(seed: int):
         "lga mlp sequence normalised", "cma",
     }  # fmt: skip
     scores = {
-        "lga mlp sequence tukey": [one.score for one in run.ranking.layers],
+        "lga mlp sequence tukey": [one.value for one in run.ranking.layers],
         "cma": [one.score for one in cma.ranking.layers],
     }
     for one in choices.values():

@@ -1,6 +1,6 @@
 """The atlas: golden layers that sweeps have measured, by model, editor and kind of fact.
 
-``atlas.json`` in the package holds the entries. docs/editing.md says how one is added.
+``entries.json`` beside this file holds the entries. docs/editing.md says how one is added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from goldenlayers.editors import Editor
     from goldenlayers.models.model import Model
 
-ATLAS = Path(__file__).with_name("atlas.json")
+ATLAS = Path(__file__).with_name("entries.json")
 SCHEMA = 1
 _LEAST = 20  # facts behind an entry that decides for others
 
