@@ -58,8 +58,8 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     look at no facts (half depth; that of published settings)."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Further settings of the method, as NAME VALUE pairs (race: edits, prior, subject, neighbour,
-    hits; transfer: reach, align)."""
+    """Further settings of the method (race: edits, prior, subject, neighbour, hits; transfer:
+    reach, align)."""
 
     statistics: Statistics = "model"
     """transfer, race: text for the key statistics: model (sampled from the model itself), a
@@ -102,7 +102,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     map; needs --out."""
 
     editor: Annotated[str, RACE] = "rome"
-    """The editor that is to edit later: layers that suit one need not suit another."""
+    """The editor that is to edit later."""
 
     editor_set: Annotated[dict[str, str], RACE] = dataclasses.field(default_factory=dict)
     """Its settings, as NAME VALUE pairs; see `golden editors`."""
