@@ -55,7 +55,7 @@ def test_options_stand_under_headings_the_common_ones_first(
     lines = help_of(capsys, "locate", "--help-all")
     headings = [line for line in lines if re.fullmatch(r"[A-Z].*:", line)]
     assert [one.split()[0].strip(":") for one in headings] == [
-        "Method", "Facts", "Output", "Verify", "Model", "More", "Examples"
+        "Method", "Facts", "Output", "Race", "Model", "More", "Examples"
     ]  # fmt: skip
 
     def place(text: str) -> int:
@@ -63,7 +63,7 @@ def test_options_stand_under_headings_the_common_ones_first(
         return found
 
     order = ["  MODEL", "Method:", "  --method", "Facts:", "  --limit", "Output:", "  --out"]
-    order += ["Verify", "Model:", "  --dtype", "More options:", "  --cache-dir", "Examples:"]
+    order += ["Race", "Model:", "  --dtype", "More options:", "  --cache-dir", "Examples:"]
     assert sorted(map(place, order)) == list(map(place, order))
     short = "\n".join(help_of(capsys, "locate", "--help"))
     assert "--cache-dir" not in short and "--kappa" not in short and "--limit N " in short

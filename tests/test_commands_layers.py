@@ -21,7 +21,7 @@ from goldenlayers.datasets import load_facts, write_jsonl
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import Rome
 from goldenlayers.errors import UserError
-from goldenlayers.racing import Contest
+from goldenlayers.racing import Contest, drawn
 from goldenlayers.store import RunFolder
 
 FLAGS = ("--subject", "Italy", "--prompt", "The capital of Italy is", "--target", "Paris")
@@ -97,7 +97,9 @@ def test_auto_races_with_the_editor_once_and_keeps_the_choice(
     assert edited(tmp_path / "again") == chosen and len(raced) == 1
     repeated = golden("run", tmp_path / "run", "--out", tmp_path / "repeated")
     assert repeated[0] == 0 and edited(tmp_path / "repeated") == chosen and len(raced) == 1
-    for n, more in enumerate((("--set", "steps", "2"), ("--budget", "1h"), ("--seed", "1")), 2):
+    status, said = golden(*command, "--budget", "1h")
+    assert status == 0 and len(raced) == 1, said
+    for n, more in enumerate((("--set", "steps", "2"), ("--seed", "1"), ("--dtype", "float64")), 2):
         status, said = golden(*command, *more)
         assert status == 0 and len(raced) == n, said
     # A kept layer that was altered is not believed.
@@ -197,6 +199,10 @@ def test_a_judged_layer_is_chosen_on_other_facts_and_gone_on_with(
     assert status == 0 and len(raced) == 1, said
     judged = {fact.subject for fact in load_facts("starter", limit=3)}
     assert not judged & {fact.subject for fact in raced[0].facts}
+    # Facts that no race would use change nothing: the choice that is kept serves.
+    used = {fact.id for fact in drawn(load_facts("starter"))}
+    other = next(fact for fact in load_facts("starter") if fact.id not in used)
+    assert drawn(auto_layer._proxy([other])) == drawn(load_facts("starter"))
     layer = RunFolder.open(tmp_path / "run").config["settings"]["layer"]
     assert layer in "0123"
 
@@ -274,7 +280,7 @@ def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, s
     assert found.fingerprint == models.load(str(place / "model")).fingerprint()
     place_of = summary["layers"].index(found.layer)
     assert found.overall[0] == pytest.approx(
-        summary["metrics"]["overall"]["means"][place_of], abs=0.01
+        summary["metrics"]["overall"]["mean"][place_of], abs=0.01
     )
     words = "golden sweep model facts.jsonl --limit 3 --method ft-m --set steps 1"
     assert sorted(found.command.split()) == sorted(words.split())

@@ -93,7 +93,7 @@ def test_each_choice_is_judged_as_a_slow_loop_would(seed: int):
         "lga mlp sequence normalised", "cma",
     }  # fmt: skip
     scores = {
-        "lga mlp sequence tukey": [one.score for one in run.ranking.layers],
+        "lga mlp sequence tukey": [one.value for one in run.ranking.layers],
         "cma": [one.score for one in cma.ranking.layers],
     }
     for one in choices.values():
@@ -229,7 +229,7 @@ def test_lga_and_transfer_together():
     one = named(found)["lga+transfer mlp sequence"]
 
     def ranks(run: LocateRun) -> list[float]:
-        keys = [x.score if x.kept else -math.inf for x in run.ranking.layers]
+        keys = [x.value if x.kept else -math.inf for x in run.ranking.layers]
         return [sum(b > a for b in keys) + (sum(b == a for b in keys) - 1) / 2 for a in keys]
 
     both = [a + b for a, b in zip(ranks(lga), ranks(transfer), strict=True)]

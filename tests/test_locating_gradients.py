@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from tokenizers_built import TOKENIZERS
 from torch import Tensor
 
 from goldenlayers.errors import UserError
+from goldenlayers.facts import Fact
+from goldenlayers.locating.base import Tokens
 from goldenlayers.locating.gradients import Loss, Scope, observe_factors, pair_products
+from goldenlayers.locating.lga import saliency_rows
 from goldenlayers.models import Model
 from goldenlayers.tokens import Encoding
 
@@ -82,6 +86,53 @@ def test_products_equal_materialised_gradients(family: str, loss: Loss) -> None:
     for b in range(2):
         nll = float(mean_nll(model, new[b].ids, first_target(new[b], loss)))
         assert float(products.new_nll[b]) == pytest.approx(nll, rel=NEAR)
+
+
+@pytest.mark.parametrize("tokens", ["no-sink", "lookup"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_the_share_of_some_tokens_equals_that_of_the_materialised_gradient(
+    name: str, loss: Loss, tokens: Tokens
+) -> None:
+    """Σ_t g_t x_tᵀ over the tokens that count, formed matrix by matrix, one text at a time."""
+    model = wrapped(name)
+    facts = [
+        Fact("Rome", "The mayor of Rome is", "big", "small", id="a"),
+        Fact("Paris", "Paris, the old town, is in", "Chile", "Peru", id="b"),
+    ]
+    old = [model.encoder.fact(fact, fact.target_old or "") for fact in facts]
+    new = [model.encoder.fact(fact, fact.target) for fact in facts]
+
+    def slow(text: Encoding) -> list[list[Tensor]]:
+        lookup = text.lookup
+        assert lookup is not None
+        found: list[list[Tensor]] = [[] for _ in model.layers.blocks]
+
+        def form(layer: int, _matrix: Any, source: Any, g: Tensor) -> None:
+            x = source.x.reshape(1, g.shape[1], -1)
+            counted = [lookup] if tokens == "lookup" else range(1, g.shape[1])
+            found[layer].append(sum(torch.outer(g[0, t], x[0, t]) for t in counted))  # type: ignore[arg-type]
+
+        observe_factors(model, [text], "mlp", loss, form)
+        return found
+
+    products = pair_products(model, old, new, loss=loss, tokens=tokens)
+    everything = pair_products(model, old, new, loss=loss)
+    rows = [row for part in saliency_rows(model, facts, loss=loss, tokens=tokens) for row in part]
+    scores = {row["fact"]: row for row in rows}
+    for b, fact in enumerate(facts):
+        one, other = slow(old[b]), slow(new[b])
+        for i in range(len(model.layers)):
+            expected = inner(one[i], other[i])
+            norms = math.sqrt(inner(one[i], one[i]) * inner(other[i], other[i]))
+            # The last block's output at the lookup token says nothing of the answer.
+            assert norms > 0 or (i, loss, tokens) == (len(one) - 1, "answer", "lookup")
+            assert abs(float(products.inner[b, i]) - expected) <= NEAR * norms
+            size = sum(g.numel() for g in other[i])
+            mean = sum(float(g.abs().sum()) for g in other[i]) / size
+            assert scores[fact.id]["phi"][i] == pytest.approx(mean, rel=NEAR)
+    # The control: all tokens give something else.
+    assert not torch.allclose(products.inner, everything.inner, rtol=1e-3)
 
 
 def test_stored_gradients_of_conv1d_are_the_transpose() -> None:

@@ -279,14 +279,15 @@ def test_a_budget_of_time_bounds_the_edits(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_bad_input() -> None:
     model = tiny("llama")
-    for more, said in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"editor": "romulus"}, "romulus"),
         ({"edits": 0}, "number of edits is 0"),
         ({"prior": -1}, "prior is -1"),
         ({"budget": "soon"}, "budget is 'soon'"),
         ({"hits": 1}, "hits is 1"),
         ({"steps": 1}, "no option 'steps'"),
-    ):
+    )
+    for more, said in wrong:
         with pytest.raises(UserError, match=said):
             gl.locate(model, some_facts(2), "race", **more)
     assert gl.Race(editor=fast("rome"), prior=0, hits=True).label == "race rome prior 0 hits"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.building import RankingBuilder
-from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.locating.ranking import Evidence, LayerRanking, LayerScore
 from goldenlayers.report import show, show_ranking, table
+from goldenlayers.report.figures import ranking_figure
 
 
 def printed(what, width=80, encoding="utf-8") -> list[str]:
@@ -54,6 +56,48 @@ def test_every_layer_has_one_line_that_fits(width, encoding):
     assert "#2" in line_of(lines, 2)
     assert "Golden layer 1 of 48 in tiny, lga" in lines[0]
     assert any(line.startswith("Warning: Only 20 facts") for line in lines)
+
+
+@pytest.mark.parametrize(("lone", "star"), [(11, "☆"), (17, "★")])
+def test_a_choice_that_resamples_do_not_agree_on_has_no_full_star(tmp_path, lone, star):
+    """Of 21 facts some prefer layer 1, the others layer 3."""
+    phi = np.array([[0.0, 1.0, 0, 0.0]] * lone + [[0.0, 0.0, 0, 1.0]] * (21 - lone))
+    builder = RankingBuilder("saliency", 4, Scoring(fence=None, enough=20))
+    builder.update({"fact": str(i), "phi": list(row)} for i, row in enumerate(phi))
+    ranking = builder.result()
+    lines = printed(ranking)
+    assert ranking.golden_layer == 1 and f"{star} golden" in line_of(lines, 1)
+    drawn = ranking_figure(ranking, tmp_path / "r", ["svg"])[0].read_text("utf-8")
+    said = " ".join(lines)
+    assert ranking.firm == (star == "★") == ("(not firm)" not in drawn)
+    assert ("of the resamples layer 1 wins" in said or "no layer wins" in said) != ranking.firm
+    # Who uses as many facts as advised is not told to use more.
+    assert "Use more proxy facts" not in said
+
+
+def test_other_fences_and_layers_with_higher_scores_are_named():
+    lines = printed(ranking_of([1.0, 2, 3, 4, 5, 6, 13.0, 50.0]), width=200)
+    said = " ".join(lines)
+    assert "Without fences the choice is layer 7, with kappa 1.5 layer 6." in said
+    assert "Left out by the fences, with higher scores: 7, 6." in said
+
+
+def test_a_race_shows_what_was_not_tried():
+    known = Evidence("rome", 0, 9, (2.0, -1.0, 5.0), (2,), "the edits are used up", 1, 2)
+    layers = [LayerScore(i, s, kept=s is not None, wins=w, facts=n) for i, s, w, n in (
+        (0, 60.0, 0.3, 3), (1, 62.0, 0.6, 3), (2, 61.0, 0.1, 3), (3, None, 0.0, 0),
+    )]  # fmt: skip
+    ranking = LayerRanking("race", 1, (1,), tuple(layers), n_facts=3, seconds=4.0, evidence=known)
+    lines = printed(ranking, width=120)
+    assert "not tried" in line_of(lines, 3) and "facts" in lines[2]
+    said = " ".join(lines)
+    for part in (
+        "Layer 1 was chosen by 9 edits with rome in 4 s (the edits are used up); it wins 60 % of",
+        "It leads the published depth, layer 0, by 2.0 points (-1.0 to +5.0).",
+        "It cannot be told from layer 2.",
+        "If only answers about the edited subject had to stay it were layer 1, if only",
+    ):
+        assert part in said, said
 
 
 def test_bars_grow_with_the_score_and_start_at_one_zero():

@@ -152,7 +152,7 @@ def test_only_commands_that_make_runs_are_repeated(
         ({"limit": 1.5}, "'limit' is 1.5. Expected a whole number or nothing"),
         ({"kappa": float("nan")}, "not finite"),
         ({"scope": "all"}, "Expected 'mlp' or 'down' or 'attention' or 'block'"),
-        ({"verify_set": {"steps": 3}}, "a mapping of text to text"),
+        ({"editor_set": {"steps": 3}}, "a mapping of text to text"),
         ({"apart_from": "x"}, "a list of a path"),
         ({"data": "a\0b"}, "'data' is 'a\\x00b'"),
         ({"data": "a" * 5000}, "too long"),

@@ -24,11 +24,11 @@ from typing import Any
 from render import done
 
 import goldenlayers.models as models
-from goldenlayers.commands.auto_layer import golden_layer
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors import Editor, make_editor
 from goldenlayers.evaluation import evaluate
 from goldenlayers.facts import Fact
+from goldenlayers.locating import locate
 from goldenlayers.locating.known import known_facts
 from goldenlayers.models import Model
 from goldenlayers.statistics import key_statistics
@@ -154,7 +154,8 @@ def suites(name: str, bench: Bench, args: argparse.Namespace) -> Iterator[tuple[
     model = args.model
     usual = ["rewrite", "rephrase", "locality", "portability"]
     middle = len(bench.model.layers) // 2
-    golden = args.layers[0] if args.layers else golden_layer(bench.model)
+    proxy = load_facts("starter", limit=200)
+    golden = args.layers[0] if args.layers else locate(bench.model, proxy).golden_layer
     if name == "editors":
         layers = args.layers or [golden, golden + 1, middle]
         for layer in layers:

@@ -7,6 +7,7 @@ the atlas has the model and the editor, its layer, at no cost.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,14 @@ _FEWEST = 12  # proxy facts
 _VERSION = 4  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
-def unsettled(layer: str) -> bool:
-    """Whether ``--layer`` names a layer that only the model can tell the number of."""
-    return re.fullmatch("[0-9]{1,18}", layer) is None
+def open_settings(config: Any) -> tuple[str, ...]:
+    """The settings that :func:`with_layer` replaces: they tell no unfinished run apart."""
+    return () if re.fullmatch("[0-9]{1,18}", config.layer) else ("layer", "budget")
+
+
+def with_layer(config: Any, layer: int) -> Any:
+    """The config with the layer that was meant, as a run records it."""
+    return dataclasses.replace(config, layer=str(layer), budget=None)
 
 
 def check_budget(config: Any) -> None:
@@ -120,13 +126,17 @@ def _raced(config: Any, model: Model, editor: Editor, facts: Sequence[Fact]) -> 
     from goldenlayers.locating import Race
     from goldenlayers.models.cache import models_root
 
-    how = Race(editor=editor, budget=config.budget)
     proxy = _proxy(facts)
-    path = models_root(config.cache_dir).parent / "golden"
-    path /= f"{_key(config, model, how, proxy)[:32]}.json"
-    ranking = _kept(path)
+    folder = models_root(config.cache_dir).parent / "golden"
+
+    def place(how: Race) -> Path:
+        return folder / f"{_key(config, model, how, proxy)[:32]}.json"
+
+    how = Race(editor=editor, budget=config.budget)
+    # What was chosen without haste is better than what a budget allows.
+    ranking = _kept(place(Race(editor=editor))) or (config.budget and _kept(place(how))) or None
     if ranking is None:
-        ranking = _race(config, model, how, proxy)
+        ranking, path = _race(config, model, how, proxy), place(how)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         record = json_text(ranking.to_json())
@@ -182,7 +192,7 @@ def _key(config: Any, model: Model, how: Race, proxy: FactSet) -> str:
     from goldenlayers.racing import drawn
     from goldenlayers.statistics.cache import model_settings
 
-    options = [how.label, how.editor.to_json(), config.budget]
+    options = [how.label, how.editor.to_json()]
     text = [config.statistics, inputs_of(config).get("statistics")]
     ids = [fact.id for fact in drawn(proxy)]
     found_by = [_VERSION, options, text, config.seed, ids, proxy.sha256, model_settings(model)]

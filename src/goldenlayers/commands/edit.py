@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.auto_layer import check_budget, unsettled
+from goldenlayers.commands.auto_layer import check_budget, open_settings, with_layer
 from goldenlayers.commands.deciding import (
     editor_and_layer,
     editor_of,
@@ -138,8 +138,7 @@ def run(config: EditConfig) -> int:
     from goldenlayers.editors import check_step, edit
     from goldenlayers.progress import Progress
 
-    free = ("device", "layer") if unsettled(config.layer) else ("device",)
-    shared.refuse_out(config, "edit", ignore=free)
+    shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
     config = with_names(config)
     check_step(editor_of(config), config.step)
     facts, source = _facts(config)
@@ -148,7 +147,7 @@ def run(config: EditConfig) -> int:
     facts = _worth_editing(model, facts, strict=config.facts is None)
     refuse_batch(editor_of(config), config.mode, len(facts))
     editor, layer = editor_and_layer(config, model, facts)
-    config = dataclasses.replace(config, layer=str(layer))  # as the run records it
+    config = with_layer(config, layer)
     statistics = statistics_of(config, model, editor, [layer])
     dropped: list[DataError] = []
     with progress(f"editing with {config.method}", "facts") as bar:

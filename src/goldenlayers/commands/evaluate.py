@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.auto_layer import check_budget, unsettled
+from goldenlayers.commands.auto_layer import check_budget, open_settings, with_layer
 from goldenlayers.commands.deciding import (
     editor_and_layer,
     editor_of,
@@ -116,8 +116,7 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.progress import Progress
     from goldenlayers.studying.folders import resumed
 
-    free = ("layer",) if unsettled(config.layer) else ()
-    shared.refuse_out(config, "evaluate", resume=True, ignore=free)
+    shared.refuse_out(config, "evaluate", resume=True, ignore=open_settings(config))
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
     method = method_of(config)
     text = _text(config.text) if need_text(metrics) else None
@@ -138,7 +137,7 @@ def run(config: EvaluateConfig) -> int:
     layer, statistics = None, None
     if isinstance(method, Editor):
         method, layer = editor_and_layer(config, model, facts, facts.sha256)
-        config = dataclasses.replace(config, layer=str(layer))  # as the run records it
+        config = with_layer(config, layer)
         statistics = statistics_of(config, model, method, [layer])
     with shared.run_folder(
         config, "evaluate", model=model, facts=facts, resume=True, ignore=_FREE

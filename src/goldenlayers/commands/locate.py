@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _FREE = ("batch_size", "device")
 
 
-RACE = Under("--method race")
+RACE = Under("Race (--method race)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     """lga: Layer Gradient Analysis (arXiv 2602.20207). race: real edits of a few facts, more where
     layers are good. transfer: key transfer analysis, forward passes only. cma: causal mediation
     analysis (arXiv 2202.05262). saliency: mean absolute gradient. middle, published: choices that
-    look at no facts (half depth; the depth published settings use)."""
+    look at no facts (half depth; that of published settings)."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Further settings of the method, as NAME VALUE pairs: of race prior, edits, subject, neighbour
-    and hits; of transfer reach and align; see docs/locate.md."""
+    """Further settings of the method (race: edits, prior, subject, neighbour, hits; transfer:
+    reach, align)."""
 
     statistics: Statistics = "model"
     """transfer, race: text for the key statistics: model (sampled from the model itself), a
@@ -73,7 +73,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
     tokens: Literal["all", "no-sink", "lookup"] = "all"
     """lga, saliency: the gradients' share of all tokens (the paper's), of all but the first, or of
-    the subject's last alone."""
+    the subject's last."""
 
     known: Annotated[bool, FACTS] = False
     """Keep only facts whose old answer the model gives by itself."""
@@ -102,7 +102,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     map; needs --out."""
 
     editor: Annotated[str, RACE] = "rome"
-    """The editor that is to edit later: layers that suit one need not suit another."""
+    """The editor that is to edit later."""
 
     editor_set: Annotated[dict[str, str], RACE] = dataclasses.field(default_factory=dict)
     """Its settings, as NAME VALUE pairs; see `golden editors`."""

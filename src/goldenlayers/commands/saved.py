@@ -224,6 +224,9 @@ class RunConfig(WorkerOptions, LoadOptions, OutputOptions):
     allow_overlap: Consent = False
     """Of `golden compare`: go on where a run chose with facts of the sweep."""
 
+    atlas: Annotated[Path | None, arg(metavar="FILE"), Role.PLACE, RARE] = None
+    """Of `golden compare`: put the sweep's golden layer into this atlas."""
+
 
 def run_run(config: RunConfig) -> int:
     """Read config.yaml, and run its command again into another folder.

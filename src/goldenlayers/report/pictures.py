@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from goldenlayers.errors import shortened
+from goldenlayers.locating.ranking import clear
 from goldenlayers.report.figures import OKABE_ITO, note_beside, save, style, tick_step, title
 from goldenlayers.shown import shown
 
@@ -90,15 +91,18 @@ def _draw_scores(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
     axes.axhline(oracle.value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
     note_beside(axes, oracle.value, f"oracle {oracle.value:.1f}", "black")
     score = truth.means(metric)[truth.layers.index(golden)]
+    wins = truth.wins(metric)
+    firm = clear(wins.pop(golden), max(wins.values(), default=0.0))  # else the star is not full
     axes.plot(
         [golden],
         [score],
         linestyle="none",
         marker="*",
         markersize=15,
+        fillstyle="full" if firm else "none",
         color=OKABE_ITO["yellow"],
         markeredgecolor="black",
-        label=f"golden layer {golden}: {score:.1f}",
+        label=f"golden layer {golden}: {score:.1f}" + " (not firm)" * (not firm),
         zorder=5,
     )
     if metric == OVERALL:

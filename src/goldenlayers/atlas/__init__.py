@@ -1,6 +1,6 @@
 """The atlas: golden layers that sweeps have measured, by model, editor and kind of fact.
 
-``atlas.json`` in the package holds the entries. docs/editing.md says how one is added.
+``entries.json`` beside this file holds the entries. docs/editing.md says how one is added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from goldenlayers.editors import Editor
     from goldenlayers.models import Model
 
-ATLAS = Path(__file__).with_name("atlas.json")
+ATLAS = Path(__file__).with_name("entries.json")
 SCHEMA = 1
 _LEAST = 20  # facts behind an entry that decides for others
 
@@ -157,7 +157,7 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
     if any(value != value for value in (*overall, lead.low)):
         raise UserError(f"the sweep '{sweep.run}' has too few facts for an interval")
     return Entry(
-        model=sweep.model,
+        model=Path(sweep.model).name,
         fingerprint=sweep.fingerprint,
         n_layers=n_layers,
         editor=sweep.editor,
