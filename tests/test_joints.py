@@ -265,7 +265,7 @@ def test_everyone_reads_the_decision(model: Model, monkeypatch: pytest.MonkeyPat
             want = model.encoder.encode(
                 question.prompt, spec.answer, joint=settled.joint_of(question.prompt, spec.answer)
             )
-            (reading, *_) = [r for r in texts.readings(u, "", None) if r.targets == spec.targets]
+            (reading, *_) = [r for r in texts.readings(u, "") if r.targets == spec.targets]
             assert reading.targets == want.answer_ids
             seen += (question.prompt, spec.answer) in glued
     assert seen >= 7
