@@ -129,7 +129,7 @@ BAD: dict[str, list[tuple[tuple[str, ...], str]]] = {
     ],
     "edit": [
         (("--method", "roem"), "roem"),
-        (("--layer", "-1"), "--layer is"),
+        (("--layer", "-99"), "there is no layer -99"),
         (("--layer", "9" * 30), "--layer is"),
         (("--layer", "٣"), "--layer is"),
         (("--method", "ft-m", "--layer", "1", "--set", "steps", "1000000000000"), "steps is"),

@@ -143,6 +143,15 @@ def test_time_that_is_over_and_ctrl_c() -> None:
     assert (small.place, small.edits) == (2, FACTS) and "budget is too small" in small.why
 
 
+def test_a_race_that_gets_slower_ends_with_a_whole_round() -> None:
+    table, rooms = noisy(np.arange(12.0) * 5), iter([100, 30, 4, 0])
+    asked: list[tuple[int, int]] = []
+    found = race_on(spy(table, asked), 32, 12, 2, left=lambda: next(rooms))
+    facts = (~np.isnan(found.table)).sum(axis=0)
+    assert found.rounds == 3 and found.why == "the edits are used up" and found.edits < 75
+    assert facts.max() == facts[2] == len(found.table) < 9
+
+
 def test_a_sweep_of_some_layers_is_replayed_from_the_nearest() -> None:
     table = np.full((8, 5), 50.0)
     table[:, 3] = 90

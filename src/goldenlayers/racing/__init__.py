@@ -80,6 +80,7 @@ class Contest:
         self.failures: list[UserError] = []
         self._first: dict[tuple[int, int], list[float]] = {}
         self._made, self._start = 0, time.monotonic()
+        self._began = self._start
         self._work = Editing(
             self.model, self.editor, self.home, seed=self.seed, statistics=self.statistics
         )
@@ -102,6 +103,7 @@ class Contest:
                 self.home,
                 edits=edits,
                 prior=self.prior,
+                left=self._left,
             )
         if found.edits and np.isnan(found.table).all():
             if self.failures:
@@ -124,7 +126,7 @@ class Contest:
         facts = range(min(FACTS, len(self.drawn)))
         self._plan.baseline()
         self._work.prepare()
-        began = time.monotonic()
+        began = self._began = time.monotonic()
         self._first[self.home, 0] = self._edited(self.home, facts)
         each = (time.monotonic() - began) / len(facts)
         edits = self.edits
@@ -138,6 +140,14 @@ class Contest:
             )
         self.edits = edits
         return edits
+
+    def _left(self) -> int:
+        """How many edits there is time for, by what those so far have taken."""
+        now = time.monotonic()
+        if self.seconds is None or not self._made:
+            return self.edits
+        each = (now - self._began) / self._made
+        return max(0, int((self.seconds - (now - self._start)) / max(each, 1e-9)))
 
     def _score(self, layer: int, facts: range) -> list[float]:
         if self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds:

@@ -108,6 +108,7 @@ def race_on(
     *,
     edits: int = EDITS,
     prior: float = PRIOR,
+    left: Callable[[], int] | None = None,
 ) -> Raced:
     """Race the layers; at most ``edits`` edits are made, each layer × fact at most once.
 
@@ -133,6 +134,7 @@ def race_on(
         home: place of the published depth.
         edits: that may be made.
         prior: see :func:`decide`.
+        left: asked before each round how many edits there is still time for.
     """
     table = np.full((min(n_facts, MOST_FACTS), n_places), np.nan)
     tried = [0] * n_places
@@ -159,6 +161,8 @@ def race_on(
             done = min(FACTS, len(table), edits)
             bring(alive, done)
         while len(alive) > 1:
+            if left is not None:
+                edits = min(edits, spent + left())
             facts = min(FACTS, len(table) - done, (edits - spent) // len(alive))
             if facts < 1:
                 why = "the facts are used up" if done == len(table) else "the edits are used up"
