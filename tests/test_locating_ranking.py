@@ -134,7 +134,7 @@ def test_properties_on_random_scores():
         assert ranking.golden_layer == ranking.candidates[0]
         assert by_layer[ranking.golden_layer].kept
         assert all(
-            by_layer[ranking.golden_layer].score >= x.score for x in ranking.layers if x.kept
+            by_layer[ranking.golden_layer].value >= x.value for x in ranking.layers if x.kept
         )
         # A scale changes nothing (a power of two is exact), nor does the order of the facts.
         scaled = rank(phi * 1024.0, bootstrap=20, seed=seed)
