@@ -33,8 +33,7 @@ from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import spearman
 from goldenlayers.locating import Race, locate, make_method
 from goldenlayers.locating.building import RankingBuilder
-from goldenlayers.locating.fences import tukey_fences
-from goldenlayers.locating.ranking import LayerRanking, LayerScore
+from goldenlayers.locating.ranking import LayerRanking, LayerScore, tukey_fences
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth
 

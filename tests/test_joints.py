@@ -15,7 +15,7 @@ from reference import full_logits
 
 from goldenlayers import decoding
 from goldenlayers.decoding import Settled, joints_record, settle_joints
-from goldenlayers.editors.incontext import in_context_prefix
+from goldenlayers.editors.named import in_context_prefix
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.errors import DataError
 from goldenlayers.evaluation.metrics import questions

@@ -16,8 +16,7 @@ from torch import Tensor
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating.base import Tokens
-from goldenlayers.locating.gradients import Loss, Scope, observe_factors, pair_products
-from goldenlayers.locating.lga import saliency_rows
+from goldenlayers.locating.lga import Loss, Scope, observe_factors, pair_products, saliency_rows
 from goldenlayers.models import Model
 from goldenlayers.tokens import Encoding
 
@@ -191,7 +190,7 @@ def test_batched_equals_single(family: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_sharing_the_prompt_changes_nothing(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
-    from goldenlayers.locating import gradients
+    from goldenlayers.locating import lga as gradients
 
     model = wrapped("gemma2")
     prompt = "The capital of Italy is"
@@ -236,7 +235,7 @@ def test_bfloat16_products_are_those_of_its_factors(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """float32 Gram products of bfloat16 factors against their float64 outer products."""
-    from goldenlayers.locating import gradients
+    from goldenlayers.locating import lga as gradients
 
     # Both passes compute the same rows, or bfloat16 would round them otherwise.
     monkeypatch.setattr(gradients, "_common_prefix", lambda a, b: 0)

@@ -11,8 +11,7 @@ import pytest
 from goldenlayers.errors import UserError
 from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.building import RankingBuilder
-from goldenlayers.locating.fences import keep, tukey_fences
-from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.locating.ranking import LayerRanking, keep, tukey_fences
 
 
 def rows_of(phi, **extra):

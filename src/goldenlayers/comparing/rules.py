@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import LocateRun
 from goldenlayers.locating.base import Fence
-from goldenlayers.locating.fences import choose, keep
+from goldenlayers.locating.ranking import choose, keep
 from goldenlayers.truth.table import plain
 
 Floats = NDArray[np.float64]

@@ -11,7 +11,6 @@ from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_layers
 from goldenlayers.editors.editing import Editing, Options, statistics_for
 from goldenlayers.editors.finetune import FtL, FtM
-from goldenlayers.editors.incontext import InContext, in_context_prefix
 from goldenlayers.editors.locate_then_edit import (
     AlphaEdit,
     ClearRome,
@@ -24,8 +23,10 @@ from goldenlayers.editors.locate_then_edit import (
 from goldenlayers.editors.named import (
     EDITORS,
     PRESETS,
+    InContext,
     Preset,
     check_step,
+    in_context_prefix,
     make_editor,
     one_at_a_time,
     preset,

@@ -9,13 +9,13 @@ the published range.
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from goldenlayers.editors.base import Clearing, Editor, Settings
 from goldenlayers.editors.finetune import FtL, FtM
-from goldenlayers.editors.incontext import InContext
 from goldenlayers.editors.locate_then_edit import (
     AlphaEdit,
     ClearRome,
@@ -26,10 +26,59 @@ from goldenlayers.editors.locate_then_edit import (
     RRome,
 )
 from goldenlayers.errors import UserError, check_number, near_matches, read_value, shortened
+from goldenlayers.facts import Fact
+from goldenlayers.prompts import join
 from goldenlayers.registry import Registry
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContext(Settings):
+    """The baseline that changes no weights."""
+
+    name: ClassVar[str] = "in-context"
+
+    demonstrations: int = 8
+    """Worked examples put before the prompt."""
+
+    def prefix(self, fact: Fact, pool: Sequence[Fact], seed: int) -> str:
+        """What to put before a fact's probes, its examples drawn from other subjects' facts."""
+        subject = fact.subject.casefold()
+        free = [one for one in pool if one.subject.casefold() != subject and one.id != fact.id]
+        count = min(self.demonstrations, len(free))
+        drawn = random.Random(f"{seed}/demonstrations/{fact.id}").sample(free, count)
+        return in_context_prefix(fact, drawn, seed=seed)
+
+
+def in_context_prefix(fact: Fact, demonstrations: Sequence[Fact], *, seed: int = 0) -> str:
+    """What to put before a probe's prompt so that the model knows ``fact``.
+
+    Args:
+        fact: the edit.
+        demonstrations: other facts, whose new answers, rephrasings and locality probes make the
+            worked examples; the fact itself is passed over.
+        seed: of the order of the examples.
+    """
+    examples: list[str] = []
+    for i, other in enumerate(d for d in demonstrations if d.id != fact.id):
+        told = _told(other, other.prompt, other.target)
+        keeps = [p for p in other.must_stay if p.answer]
+        if i % 3 == 1 and other.rephrasings:
+            asked, answer = other.rephrasings[0], other.target
+        elif i % 3 == 2 and keeps:
+            asked, answer = keeps[0].prompt, keeps[0].answer or ""
+        else:
+            asked, answer = other.prompt, other.target
+        examples.append(f"New fact: {told}.\n{_told(other, asked, answer)}.\n\n")
+    random.Random(f"{seed}/{fact.id}").shuffle(examples)
+    told = _told(fact, fact.prompt, fact.target)
+    return "".join(examples) + f"New fact: {told}.\n"
+
+
+def _told(fact: Fact, prompt: str, answer: str) -> str:
+    return join(prompt, answer, fact.joint_of(prompt, answer))[0]
 
 
 @dataclass(frozen=True)

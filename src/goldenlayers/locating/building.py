@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.locating.base import Scoring
-from goldenlayers.locating.fences import (
+from goldenlayers.locating.ranking import (
+    LayerRanking,
+    LayerScore,
     choose,
+    clear,
     counted,
     keep,
     left_out,
@@ -23,7 +26,6 @@ from goldenlayers.locating.fences import (
     ties,
     tukey_fences,
 )
-from goldenlayers.locating.ranking import LayerRanking, LayerScore, clear
 
 Array = NDArray[np.float64]
 

@@ -61,7 +61,7 @@ class Race(LayerMethod):
 
     def __post_init__(self) -> None:
         from goldenlayers.editors import make_editor
-        from goldenlayers.racing.scores import Worth
+        from goldenlayers.racing import Worth
 
         super().__post_init__()
         check_number("the number of edits", self.edits, 1, 1_000_000)

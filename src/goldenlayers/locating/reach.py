@@ -19,8 +19,7 @@ from torch import Tensor
 
 from goldenlayers.hooks import observe
 from goldenlayers.locating.base import Row
-from goldenlayers.locating.gradients import observe_factors
-from goldenlayers.locating.lga import backing_off
+from goldenlayers.locating.lga import backing_off, observe_factors
 from goldenlayers.locating.methods import Transfer
 from goldenlayers.tokens import Encoding
 

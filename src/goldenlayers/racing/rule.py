@@ -232,7 +232,7 @@ def replay(table: Floats, layers: Sequence[int], published: int, **rule: float) 
     """The race on a sweep's scores (N, K) of ``layers``: (the layer it chooses, edits it costs).
 
     Args:
-        table: see :func:`goldenlayers.racing.scores.table_of`.
+        table: see :func:`goldenlayers.racing.table_of`.
         layers: the swept layers, ascending; the nearest to the published depth stands for it.
         published: the published depth.
         rule: ``edits`` and ``prior`` of :func:`race_on`.
