@@ -308,10 +308,12 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
     wins = ranking.layers[golden].wins
     cost = f"{counted(known.edits, 'edit')} with {known.editor}"
     cost += "" if ranking.seconds is None else f" in {ranking.seconds:.0f} s"
-    sure = "" if wins is None else f"; it wins {100 * wins:.0f} % of the resamples"
+    tried = sum(row.score is not None for row in ranking.layers)
+    alone = wins is None or tried < 2
+    sure = "" if alone else f"; it wins {100 * (wins or 0):.0f} % of the resamples"
     found = [f"Layer {golden} was chosen by {cost} ({known.why}){sure}."]
     value, low, high = known.gain
-    if golden == known.published:
+    if golden == known.published and tried > 1:
         found.append("It is the published depth: no other layer was clearly ahead of it.")
     elif value is not None:
         ends = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
