@@ -50,7 +50,7 @@ def draw(cells: Sequence[Cell], stem: Path) -> None:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(4.2 * len(cells), 4.6), layout="constrained")
+        figure = Figure(figsize=(max(8.0, 4.2 * len(cells)), 4.6), layout="constrained")
         axes = figure.subplots(1, len(cells), squeeze=False)[0]
         for ax, cell in zip(axes, cells, strict=True):
             found = figures(cell)
