@@ -40,10 +40,8 @@ class Cell:
         self.name = f"{self.model}, {self.data}"
         self.truths: dict[str, Truth] = {}
         for editor, rows in unpack(kept):
-            self.truths[editor] = Truth.from_rows(rows)
             every = [dict(row, metric=BENT) for row in rows if counts_as_published(row)]
-            if every:
-                self.truths[editor + BENT] = Truth.from_rows([*rows, *every])
+            self.truths[editor] = Truth.from_rows([*rows, *every])
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -55,7 +53,7 @@ class Cell:
     @functools.cache  # noqa: B019 - a script's cells live as long as it does
     def scores(self, editor: str, depth: int, metric: str) -> Floats:
         """(B,), facts in one order for all editors; NaN where a fact has no such probe."""
-        truth = self.truths[editor + BENT if metric == BENT else editor]
+        truth = self.truths[editor]
         order = sorted(self.truths["rome"].facts)
         if metric not in truth.scores:
             return np.full(len(order), np.nan)

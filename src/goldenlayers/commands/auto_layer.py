@@ -252,13 +252,12 @@ def _command(settings: Mapping[str, Any]) -> str:
 
 def show_atlas(model: Model) -> None:
     """The golden layers that were measured for these weights, and by which commands."""
-    from goldenlayers.atlas import read_atlas
+    from goldenlayers.atlas import known_of
     from goldenlayers.report import show, table
 
-    mine, depth = model.fingerprint(), len(model.layers)
-    entries = [one for one in read_atlas() if one.fingerprint == mine]
+    entries = known_of(model)
     if not entries:
-        put(f"The atlas has no golden layer of these weights ({depth} layers).")
+        put(f"The atlas has no golden layer of these weights ({len(model.layers)} layers).")
         return
     rows = [
         (

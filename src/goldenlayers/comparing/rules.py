@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import LocateRun
+from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.locating.base import Fence
 from goldenlayers.locating.ranking import choose, keep
 from goldenlayers.truth.table import plain
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Scores = Callable[[Floats], tuple[Floats, Bools]]
 

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.evaluation.rows import each_once, problem, refuse_wrong
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import recorded_method
@@ -26,8 +26,6 @@ from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import OVERALL, Truth
-
-Floats = NDArray[np.float64]
 
 RANKING, ROWS = "ranking.json", "per_fact.jsonl"
 SCORES, SUMMARY = "scores.jsonl", "summary.json"

@@ -29,6 +29,7 @@ from goldenlayers.evaluation.reading import (
 from goldenlayers.evaluation.scoring import (
     FAILED,
     Outcome,
+    Scored,
     ScoreRow,
     Words,
     outcome_of,
@@ -83,6 +84,7 @@ class EvaluationPlan:
             raise no_text()
         self._texts = Texts(self.model, self.questions, self.facts)
         self._before: dict[int, Outcome] | None = None
+        self._scores: dict[int, Scored] = {}  # of the untouched model
         self._states: States | None = None
         self._words = Words(self.model.tokenizer)
 
@@ -171,8 +173,16 @@ class EvaluationPlan:
             if u in self._texts.reasons:
                 rows += unscored(fact, question, self._texts.reasons[u])
             else:
-                rows += rows_of(fact, question, before[u], after[u], self._words)
+                rows += rows_of(fact, question, before[u], after[u], self._words, self._was(u))
         return rows
+
+    def _was(self, u: int) -> Scored:
+        """What the untouched model scores on a question: found once, whatever is edited."""
+        if u not in self._scores:
+            one, question = self.baseline()[u], self.questions[u]
+            scored = [] if one.reason else question.scoring.score(question, one, one, self._words)
+            self._scores[u] = scored
+        return self._scores[u]
 
     def _with_deltas(
         self, chosen: Sequence[int], deltas: Mapping[int, WeightDelta]

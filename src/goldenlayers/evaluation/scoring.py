@@ -114,15 +114,21 @@ class Scoring:
 
 
 def rows_of(
-    fact: Fact, question: Question, before: Outcome, after: Outcome, words: Words
+    fact: Fact,
+    question: Question,
+    before: Outcome,
+    after: Outcome,
+    words: Words,
+    was: Scored,
 ) -> list[ScoreRow]:
-    """The question's rows: one, or two where it gives two metrics (success and magnitude)."""
+    """The question's rows: one, or two where it gives two metrics (success and magnitude).
+
+    ``was`` are the scores of the untouched model; there are none where it said nothing.
+    """
     reason = after.reason or before.reason
     if reason:
         return unscored(fact, question, reason)
-    score = question.scoring.score
-    found = score(question, before, after, words)
-    was = found if after is before else score(question, before, before, words)
+    found = was if after is before else question.scoring.score(question, before, after, words)
     return [
         _row(fact, question, metric, one, was=old.value)
         if math.isfinite(one.value)

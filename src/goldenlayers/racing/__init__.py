@@ -22,16 +22,28 @@ from goldenlayers.evaluation.metrics import DEFAULT_METRICS, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
-from goldenlayers.racing.rule import EDITS, FACTS, MOST_FACTS, PRIOR, Raced, TimeUp, decide, race_on
-from goldenlayers.racing.rule import replay as replay
+from goldenlayers.racing.rule import (
+    EDITS,
+    FACTS,
+    MOST_FACTS,
+    PRIOR,
+    Raced,
+    TimeUp,
+    decide,
+    race_on,
+    replay,
+)
 
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
+__all__ = ["Contest", "Worth", "decide", "drawn", "race_on", "replay", "table_of"]
 
 Row = Mapping[str, Any]
+
+_SLACK = 1.2  # what a race may take of its time: edits are not all alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +119,6 @@ def table_of(
         for fact, score in (worth or Worth()).by_fact(by_layer[layer]).items():
             table[facts[fact], column] = score
     return list(facts), layers, table
-
-
-__all__ = ["Contest", "Worth", "decide", "drawn", "race_on", "replay", "table_of"]
-
-_SLACK = 1.2  # what a race may take of its time: edits are not all alike
 
 
 @dataclass(eq=False)

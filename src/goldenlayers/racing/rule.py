@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.truth.table import (
     MIN_COVERAGE,
     Interval,
@@ -24,7 +25,6 @@ from goldenlayers.truth.table import (
     nan_mean,
 )
 
-Floats = NDArray[np.float64]
 Scorer = Callable[[int, range], Sequence[float]]
 """Place of a layer, facts → each fact's score after its own edit there; NaN where unscored."""
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from goldenlayers.comparing.runs import truth_of
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.bootstrap import harmonic_mean, nan_mean, resampled_means
+from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, nan_mean, resampled_means
 from goldenlayers.locating import published_layer
 from goldenlayers.records import entry
 from goldenlayers.store import RunFolder
@@ -27,8 +26,6 @@ from goldenlayers.studying.file import Study
 from goldenlayers.studying.folders import COMPARE, SCORES, SUMMARY
 from goldenlayers.truth import OVERALL, Interval, Truth
 from goldenlayers.truth.table import eligible_means, ends, row_max
-
-Floats = NDArray[np.float64]
 
 NOWHERE = ""
 """The layer's word of what edits no layer: in-context, and the model as it is."""
