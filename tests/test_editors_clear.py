@@ -183,7 +183,7 @@ def test_over_two_layers_each_has_the_names_keys_of_its_own(method: str) -> None
         model, work.prefixes, metric, steps=s.steps, clamp=s.clamp, kl_factor=s.kl_factor,
         weight_decay=s.weight_decay,
     )  # fmt: skip
-    work.editor = dataclasses.replace(s, lr=0.5, lr_absolute=True, stop_loss=0.05)
+    work.editor = dataclasses.replace(s, adam=True, lr=0.5, lr_absolute=True, stop_loss=0.05)
     delta = work.together(FACTS)
     # Names are chosen by the keys as edited so far: so few of them that the choice is the same.
     wanted = slow.memit(FACTS, (1, 2), 20.0) if unit else slow.emmet(FACTS, (1, 2), 0.0)

@@ -28,7 +28,7 @@ LAYERS = (1, 2)
 # Transposed weights and everything in float64; norms computed in float32 whatever the weights are.
 KINDS = {"gpt2": 1e-6, "llama": 1e-5}
 ROME = {
-    "steps": 4, "lr": 0.5, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
+    "steps": 4, "lr": 0.5, "adam": True, "lr_absolute": True, "clamp": 4.0, "kl_factor": 0.0625,
     "weight_decay": 0.5, "prefixes": 3, "prefix_tokens": 4,
 }  # fmt: skip
 MEMIT = {

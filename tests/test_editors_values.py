@@ -111,7 +111,7 @@ def slow(model: Model, fact: Fact, s: ValueSearch, modules: tuple[str, ...]) -> 
 def test_equal_to_whole_model_passes(name: str, with_attention: bool) -> None:
     """In float64, so that steps of Adam agree to many digits; KL and decay have weight."""
     model = wrapped(name, torch.float64)
-    s = settings(steps=4, kl_factor=0.5, weight_decay=0.7, lr=0.5)
+    s = settings(steps=4, kl_factor=0.5, weight_decay=0.7, lr=0.5, adam=True)
     values = optimise_values(model, FACTS, LAYER, PREFIXES, s, with_attention=with_attention)
     modules = ("mlp", "attention") if with_attention else ("mlp",)
     for value in values[2:] if with_attention else values[1:2]:
@@ -127,7 +127,7 @@ def test_equal_to_whole_model_passes(name: str, with_attention: bool) -> None:
 def test_the_kl_term_is_there_and_can_be_left_out() -> None:
     model = wrapped("llama", torch.float64)
     for kl in (0.0, 2.0):
-        s = settings(steps=4, kl_factor=kl)
+        s = settings(steps=4, kl_factor=kl, adam=True)
         (value,) = optimise_values(model, FACTS[:1], LAYER, PREFIXES, s)
         delta, losses, _ = slow(model, FACTS[0], s, ("mlp",))
         assert value.loss == pytest.approx(losses[-1], rel=1e-5)
@@ -253,7 +253,7 @@ def test_published_clamps_count_in_lengths_of_the_blocks_output(name: str) -> No
 
 def test_published_step_sizes_are_per_coordinate() -> None:
     model = wrapped("llama")
-    s = settings(steps=2, lr=0.01, lr_absolute=True)
+    s = settings(steps=2, lr=0.01, lr_absolute=True, adam=True)
     (value,) = optimise_values(model, FACTS[:1], LAYER, PREFIXES, s)
     # Adam's first step moves every coordinate by the step size.
     assert torch.allclose(value.delta.abs(), torch.full((32,), 0.01), rtol=1e-3)

@@ -344,7 +344,7 @@ def test_the_example_and_the_studies_of_the_repository(tmp_path: Path, capsys: A
     (tmp_path / "study.yaml").write_text(EXAMPLE)
     found = Study.read(tmp_path / "study.yaml")
     rome, memit, told = found.editors
-    assert rome.editor == Rome(steps=15, prefixes=2) and memit.name == "memit-3"
+    assert rome.editor == Rome(steps=10, prefixes=2) and memit.name == "memit-3"
     assert getattr(memit.editor, "layers_before", 0) == 3 and told.settings == {}
     assert found.counts(found.models[0], found.data[0]) == (40, 100)
     assert found.counts(found.models[1], found.data[0]) == (12, 100)

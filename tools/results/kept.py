@@ -3,7 +3,8 @@
     python tools/results/kept.py STUDY_FOLDER docs/results/cells/clear
 
 From the run folders below STUDY_FOLDER, as `golden study` writes them. A file holds, for each
-editor, the score of every probe at every layer, and of the untouched model; see :func:`unpack`.
+editor, the score and the soft score of every probe at every layer, and the score of the untouched
+model; see :func:`unpack`. And the layers that the study's methods chose, by method.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def pack(folder: Path) -> Cell | None:
         rows = run.rows("scores.jsonl")
         layers = sorted({row.get("layer", -1) for row in rows})
         probes: dict[tuple[Any, ...], list[float | None]] = {}
+        softs: dict[tuple[Any, ...], list[float | None]] = {}
         before: dict[tuple[Any, ...], float | None] = {}
         for row in rows:
             key = row["fact"], row["metric"], row["probe"], row.get("kind", "")
@@ -40,10 +42,16 @@ def pack(folder: Path) -> Cell | None:
             scores[layers.index(row.get("layer", -1))] = _short(row["score"])
             if "before" in row:
                 before[key] = _short(row["before"])
+            if "soft" in row:
+                soft = softs.setdefault(key, [None] * len(layers))
+                soft[layers.index(row.get("layer", -1))] = _short(row["soft"], 1)
         editors[path.name] = {
             "layers": layers,
             "seconds": summary.get("seconds"),
-            "probes": [[*key, before.get(key), scores] for key, scores in probes.items()],
+            "probes": [
+                [*key, before.get(key), scores, *([softs[key]] if key in softs else [])]
+                for key, scores in probes.items()
+            ],
         }
         settings = run.config["settings"]
         cell = {
@@ -55,24 +63,34 @@ def pack(folder: Path) -> Cell | None:
             "settings": settings["set"] or cell.get("settings", {}),
             "package": run.config.get("package"),
         }
-    return {**cell, "editors": editors} if editors else None
+    if not editors:
+        return None
+    chosen = {
+        path.name: RunFolder.open(path).json("ranking.json")["golden_layer"]
+        for path in sorted(folder.glob("locate/*"))
+        if (path / "ranking.json").is_file() and not path.name.endswith(".part")
+    }
+    return {**cell, "choices": chosen, "editors": editors}
 
 
-def _short(score: float | None) -> float | None:
-    return score if score is None else round(score, 3)
+def _short(score: float | None, digits: int = 3) -> float | None:
+    return score if score is None else round(score, digits)
 
 
 def unpack(cell: Cell) -> Iterator[tuple[str, list[Row]]]:
     """Each editor's rows, as a sweep has them; of in-context all have layer -1."""
     for name, one in cell["editors"].items():
         rows = []
-        for fact, metric, probe, kind, before, scores in one["probes"]:
-            for layer, score in zip(one["layers"], scores, strict=True):
+        for fact, metric, probe, kind, before, scores, *more in one["probes"]:
+            softs = more[0] if more else [None] * len(scores)
+            for layer, score, soft in zip(one["layers"], scores, softs, strict=True):
                 row: Row = {"fact": fact, "layer": layer, "metric": metric, "probe": probe}
                 row |= {"kind": kind} if kind else {}
                 row["score"] = score
                 if before is not None and score is not None:
                     row["before"] = before
+                if soft is not None:
+                    row["soft"] = soft
                 rows.append(row)
         yield name, rows
 

@@ -74,14 +74,17 @@ class Settings:
 class ValueSearch(Settings):
     """Settings of the value search: see :func:`goldenlayers.editors.values.optimise_values`."""
 
-    steps: int = 25
+    steps: int = 12
     """Most optimisation steps per fact."""
 
-    lr: float = 0.25
-    """Length of a step as a share of the clean value's length."""
+    lr: float = 1.0
+    """Length of the first step (with adam: of each) as a share of the clean value's length."""
+
+    adam: bool = False
+    """Steps of Adam, as published, which take two to three times as many as quasi-Newton steps."""
 
     lr_absolute: bool = False
-    """Take lr as it stands, per coordinate, as published settings do."""
+    """With adam: take lr as it stands, per coordinate, as published settings do."""
 
     clamp: float = 4.0
     """Longest change of a value, in lengths of the clean value."""
@@ -104,6 +107,11 @@ class ValueSearch(Settings):
 
     prefix_tokens: int = 8
     """Tokens of each sampled text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_absolute and not self.adam:
+            raise UserError("lr_absolute is for steps of Adam", fix="Set adam true, too")
 
     @property
     def of_values(self) -> tuple[float | int | bool, ...]:

@@ -98,10 +98,10 @@ _GPT_J = (28, 4096, 16384, 50400)
 _LLAMA_2_7B = (32, 4096, 11008, 32000)
 _LLAMA_3_8B = (32, 4096, 14336, 128256)
 
-_ROME: dict[str, Any] = {"lr": 0.5, "lr_absolute": True, "prefixes": 20}
+_ADAM: dict[str, Any] = {"adam": True, "steps": 25, "lr": 0.5, "lr_absolute": True}
+_ROME: dict[str, Any] = {**_ADAM, "prefixes": 20}
 _SPREAD: dict[str, Any] = {
-    "lr": 0.5,
-    "lr_absolute": True,
+    **_ADAM,
     "weight_decay": 0.5,
     "block_norm": True,
     "prefix_tokens": 10,
@@ -117,8 +117,8 @@ _FT_L: dict[str, Any] = {
 }
 
 PRESETS: dict[str, Preset] = {
-    "rome/gpt2-xl": Preset(Rome(**_ROME, steps=20, weight_decay=0.5), 17, _GPT2_XL),
-    "rome/gpt-j-6b": Preset(Rome(**_ROME, steps=20, weight_decay=0.5), 5, _GPT_J),
+    "rome/gpt2-xl": Preset(Rome(**{**_ROME, "steps": 20}, weight_decay=0.5), 17, _GPT2_XL),
+    "rome/gpt-j-6b": Preset(Rome(**{**_ROME, "steps": 20}, weight_decay=0.5), 5, _GPT_J),
     "rome/llama-2-7b": Preset(Rome(**_ROME), 5, _LLAMA_2_7B),
     "memit/gpt2-xl": Preset(
         Memit(**{**_MEMIT, "steps": 20, "memit_lambda": 20000.0}), 17, _GPT2_XL
@@ -127,7 +127,7 @@ PRESETS: dict[str, Preset] = {
     "memit/llama-2-7b": Preset(
         Memit(**{**_MEMIT, "weight_decay": 1e-3, "clamp": 4.0}), 8, _LLAMA_2_7B
     ),
-    "emmet/gpt2-xl": Preset(Emmet(**_SPREAD, steps=20, emmet_lambda=0.1), 17, _GPT2_XL),
+    "emmet/gpt2-xl": Preset(Emmet(**{**_SPREAD, "steps": 20}, emmet_lambda=0.1), 17, _GPT2_XL),
     "pmet/gpt-j-6b": Preset(
         Pmet(
             **{

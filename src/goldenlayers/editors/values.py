@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.editors.base import ValueSearch
+from goldenlayers.editors.descent import Adam, Descent, QuasiNewton
 from goldenlayers.editors.prompt_batches import Part, Row, parts_of
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import wide
@@ -213,19 +214,24 @@ class _Group:
         # What clamp and weight decay count in.
         limit = {name: norms["block" if s.block_norm else name] for name in self.sites}
         width = next(iter(clean.values())).shape[1]
-        rate = {
-            name: torch.full_like(norm, s.lr) if s.lr_absolute else s.lr * norm / width**0.5
-            for name, norm in base.items()
-        }
-        delta = {name: torch.zeros_like(out) for name, out in clean.items()}
-        first = {name: torch.zeros_like(out) for name, out in clean.items()}
-        second = {name: torch.zeros_like(out) for name, out in clean.items()}
+        longest = {name: s.clamp * limit[name] for name in self.sites}
+        walk: Descent
+        if s.adam:
+            rate = {
+                name: torch.full_like(norm, s.lr) if s.lr_absolute else s.lr * norm / width**0.5
+                for name, norm in base.items()
+            }
+            walk = Adam(rate, longest, width)
+        else:
+            walk = QuasiNewton(base, longest, width, s.lr)
         nll_before: list[float] = []
         place = list(range(len(facts)))  # of each active fact in the group
         for step in range(s.steps):
             last = step == s.steps - 1
-            loss, nll, slopes = self._at(delta, limit, slopes=not last)
-            if not bool(torch.isfinite(loss).all()):
+            trial = walk.trial
+            loss, nll, slopes = self._at(trial, limit, slopes=not last)
+            # Later ones of quasi-Newton steps are tried again, shorter.
+            if (step == 0 or s.adam) and not bool(torch.isfinite(loss).all()):
                 bad = facts[place[int(torch.nonzero(~torch.isfinite(loss))[0])]]
                 raise not_a_number(
                     self.model.hf,
@@ -234,43 +240,32 @@ class _Group:
                 )
             if step == 0:
                 nll_before = nll.tolist()
-            finished = (loss < s.stop_loss) | last
+            lost = torch.zeros_like(loss, dtype=torch.bool)
             if step == 0 and self.is_last_block and not last:
-                finished |= self._out_of_reach(delta, limit)
+                lost = self._out_of_reach(trial, limit)
+            walk.take(loss, nll, slopes)
+            finished = (walk.loss < s.stop_loss) | lost | last
             for b in torch.nonzero(finished).flatten().tolist():
                 i = place[b]
                 yield (
                     i,
                     Value(
                         facts[i],
-                        delta["mlp"][b].detach().cpu(),
+                        walk.best["mlp"][b].detach().cpu(),
                         keys_of[i],
                         values_of[i],
                         nll_before[i],
-                        float(nll[b]),
-                        float(loss[b]),
+                        float(walk.nll[b]),
+                        float(walk.loss[b]),
                         step,
                     ),
                 )
             if last or bool(finished.all()):
                 return
-            with torch.no_grad():
-                for (name, change), g in zip(delta.items(), slopes, strict=True):
-                    # Adam (betas 0.9, 0.999), written out so that facts can leave the batch.
-                    first[name].lerp_(g, 0.1)
-                    second[name].lerp_(g * g, 0.001)
-                    mean = first[name] / (1 - 0.9 ** (step + 1))
-                    square = second[name] / (1 - 0.999 ** (step + 1))
-                    moved = change - rate[name][:, None] * mean / (square.sqrt() + 1e-8)
-                    # Projected on the ball ‖δ‖ ≤ clamp · limit.
-                    length = moved.norm(dim=1).clamp_min(1e-30)
-                    moved *= (s.clamp * limit[name] / length).clamp_max(1.0)[:, None]
-                    delta[name] = moved
             if bool(finished.any()):
                 keep = torch.nonzero(~finished).flatten()
                 place = [place[b] for b in keep.tolist()]
-                for store in (delta, first, second, base, limit, rate):
-                    for name in store:
-                        store[name] = store[name][keep]
+                walk.keep(keep)
+                limit = {name: length[keep] for name, length in limit.items()}
                 new = {old: b for b, old in enumerate(keep.tolist())}
                 self.parts = [part for part in self.parts if part.keep(new)]

@@ -31,7 +31,7 @@ editors:                     # the first one is what the others are compared wit
   - rome
   - {editor: memit, name: memit-3, settings: {layers_before: 3}}
   - in-context
-settings: {steps: 15, prefixes: 2}   # of all editors that have them
+settings: {steps: 10, prefixes: 2}   # of all editors that have them
 layers: [1/6, 1/3, 1/2]      # all, every 2, numbers, shares of the depth, published, middle
 facts: {test: 40, proxy: 100}        # proxy facts, about other subjects, choose; test facts judge
 methods:                     # layer choices to be judged; none if left out
