@@ -4,6 +4,8 @@ do where memory runs out: smaller batches, or words for it.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from goldenlayers.errors import UserError
+from goldenlayers.shown import console, say, shown
 
 Row = dict[str, Any]
 
@@ -49,6 +52,109 @@ class Progress:
         """Report how far the call has come."""
         if self.on_progress is not None:
             self.on_progress(done, total)
+
+
+@contextmanager
+def progress(
+    what: str, unit: str, *, estimate: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; where that is no terminal, a line now and then.
+
+    Once it is known, it is said how long it will take, unless it is soon over, or not ``estimate``.
+    """
+    pace = Pace(f"{what}: ", unit, estimate=estimate)
+    if not sys.stderr.isatty():
+        yield pace
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn(shown(what), markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    pace.every = float("inf")
+    with bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            pace(done, total)
+
+        yield tell
+
+
+class Pace:
+    """Lines on how far a long call is: called with (done, total), a line now and then.
+
+    Args:
+        before: what each line begins with.
+        unit: what is counted.
+        tell: what the lines are given to.
+        every: seconds between two lines.
+        estimate: say how long it takes, once some of it is done, where it is a minute or more.
+    """
+
+    def __init__(
+        self,
+        before: str = "",
+        unit: str = "",
+        tell: Callable[[str], object] = say,
+        *,
+        every: float = 30.0,
+        estimate: bool = True,
+    ) -> None:
+        self.before, self.unit, self.tell, self.every = before, f" {unit}".rstrip(), tell, every
+        self._told = self._start = time.monotonic()
+        self._base: int | None = None
+        self._estimate = estimate
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._base is None:  # what an earlier call has done tells nothing of the pace
+            self._base, self._start = done, now
+        new, spent = done - self._base, now - self._start
+        if new <= 0 or done >= total:
+            return
+        left = spent / new * (total - done)
+        if self._estimate and spent >= _HONEST:
+            self._estimate = False
+            if left >= _LONG:
+                self.tell(
+                    f"{self.before}about {in_words(spent + left)} on this machine for "
+                    f"{total - self._base:,}{self.unit} (by the first {new:,})"
+                )
+                self._told = now
+        if now - self._told >= self.every:
+            self._told = now
+            self.tell(
+                f"{self.before}{done:,} of {total:,}{self.unit}, {in_words(spent)} so far, about "
+                f"{in_words(left)} left"
+            )
+
+
+_HONEST = 1.0  # seconds of work that an estimate must rest on
+_LONG = 60.0  # seconds that are worth an estimate
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, roughly."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 # Files that hold several commands; the others bear their command's name.
 _SHARED = {
     "listings": ("models", "datasets", "editors"),
-    "saved": ("ask", "export", "run"),
+    "saved": ("export", "run"),
     "sweeps": ("sweep", "compare", "study"),
 }
 

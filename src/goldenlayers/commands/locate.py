@@ -25,8 +25,8 @@ from goldenlayers.commands.options import (
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import FLAGS, make_method, options_of, read_options
-from goldenlayers.progress import Progress
-from goldenlayers.shown import progress, say
+from goldenlayers.progress import Progress, progress
+from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -185,6 +185,7 @@ def run(config: LocateConfig) -> int:
                     on_rows=take, on_progress=bar, on_dropped=dropped.append, on_note=say
                 ),
             )
+        result(**ranking.to_json())
         if dropped:
             shared.tell_dropped(dropped)
         stopped: UserError | KeyboardInterrupt | None = None
@@ -213,7 +214,7 @@ def run(config: LocateConfig) -> int:
         _tell_files(folder)
     if stopped is not None:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
-        say(f"Warning: the choice has no heat map, the work was stopped before that{kept}.")
+        warn(f"the choice has no heat map, the work was stopped before that{kept}.")
         raise stopped
     return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
 

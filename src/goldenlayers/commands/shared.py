@@ -23,7 +23,7 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.records import plain
-from goldenlayers.shown import say
+from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -83,7 +83,7 @@ def tell_data(facts: FactSet) -> None:
         say(*facts.summary().split("\n"))
         return
     for warning in facts.warnings:
-        say(f"Warning: {facts.source}: {warning}")
+        warn(f"{facts.source}: {warning}")
 
 
 def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
@@ -187,6 +187,7 @@ def run_folder(
     """
     from goldenlayers.store import RunFolder
 
+    result(out=config.out)
     if config.out is None:
         yield None
         return

@@ -31,7 +31,8 @@ from goldenlayers.commands.options import (
     roles,
 )
 from goldenlayers.errors import UserError
-from goldenlayers.shown import progress, put, say
+from goldenlayers.progress import progress
+from goldenlayers.shown import put, result, say
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import LocateRun, SweepRun
@@ -102,7 +103,9 @@ def run_sweep(config: SweepConfig) -> int:
         say(f"{finished.path} is finished already; this is what it holds")
         from goldenlayers.report.tables import show_finished
 
-        show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
+        summary = finished.json(SUMMARY)
+        show_finished(truth_of(finished), summary, finished.file(SUMMARY))
+        result(out=finished.path, **summary)
         return 0
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
@@ -148,6 +151,7 @@ def run_sweep(config: SweepConfig) -> int:
             )
         source = replace(source, facts=tuple(facts))
         truth, summary = finish_sweep(folder, found, model, source, config.seed)
+        result(**summary)
     from goldenlayers.report.tables import show_sweep
 
     show_sweep(truth, summary)
@@ -310,9 +314,11 @@ def run_compare(config: CompareConfig) -> int:
         seed=config.seed,
     )
     found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
+    record = found.to_json() | {"sweep": sweep.to_json()}
+    result(**record)
     with shared.run_folder(config, "compare") as folder:
         if folder is not None:
-            folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
+            folder.write_json(COMPARE, record)
             folder.finish()
     show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
     if config.atlas is not None:
@@ -384,6 +390,7 @@ def run_study(config: StudyConfig) -> int:
 
     if config.example:
         put(*EXAMPLE.rstrip("\n").split("\n"))
+        result(example=EXAMPLE)
         return 0
     if config.file is None or config.out is None:
         missing = "FILE" if config.file is None else "--out"
@@ -394,5 +401,6 @@ def run_study(config: StudyConfig) -> int:
     from goldenlayers.report import show_study
 
     show_study(found.summary)
+    result(out=found.folder, **found.summary)
     say(f"Written to {found.folder}: summary.json, table.md")
     return LEFT if found.left else 0

@@ -23,7 +23,7 @@ from goldenlayers.locating.methods import (
     published_layer,
 )
 from goldenlayers.progress import Progress
-from goldenlayers.shown import progress as progress_bar
+from goldenlayers.progress import progress as progress_bar
 
 if TYPE_CHECKING:
     import torch
