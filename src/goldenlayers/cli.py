@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from goldenlayers.commands import COMMANDS, GROUPS, call, options_of
+from goldenlayers.commands import CALL_FLAGS, COMMANDS, GROUPS, call, options_of
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.shown import (
     Call,
@@ -33,7 +33,6 @@ ABOUT = (
     "what changed."
 )
 _HELP = ("-h", "--help", "--help-all")
-CALL_FLAGS = ("json", "quiet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +128,7 @@ def overview() -> list[str]:
         *lines,
         "",
         "golden COMMAND --help says more, golden --version which version this is.",
-        "Every command takes --json (its result as one JSON object) and --quiet.",
+        "All take --json (the result as one JSON object) and --quiet.",
     ]
 
 

@@ -4,7 +4,6 @@ do where memory runs out: smaller batches, or words for it.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from goldenlayers.errors import UserError
-from goldenlayers.shown import console, say, shown
+from goldenlayers.shown import console, on_terminal, say, shown
 
 Row = dict[str, Any]
 
@@ -43,6 +42,28 @@ class Progress:
     on_dropped: Callable[[Any], None] | None = None
     on_note: Callable[[str], None] | None = None
 
+    @classmethod
+    def told(
+        cls,
+        unit: str = "",
+        tell: Callable[[str], object] = print,
+        *,
+        every: float = 10.0,
+        **more: Any,
+    ) -> Progress:
+        """One that tells how far the call is and how long the rest takes, in a line now and then.
+
+            gl.edit(model, facts, layer=4, progress=gl.Progress.told("facts"))
+
+        Args:
+            unit: what is counted.
+            tell: what the lines are given to, such as ``logging.getLogger("mine").info``.
+            every: seconds between two lines.
+            more: further fields.
+        """
+        more = {"on_note": tell} | more
+        return cls(on_progress=Pace("", unit, tell, every=every), **more)
+
     def rows(self, rows: list[Row]) -> None:
         """Report new rows, if there are any and somebody listens."""
         if rows and self.on_rows is not None:
@@ -63,7 +84,7 @@ def progress(
     Once it is known, it is said how long it will take, unless it is soon over, or not ``estimate``.
     """
     pace = Pace(f"{what}: ", unit, estimate=estimate)
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield pace
         return
     from rich.progress import (
@@ -132,7 +153,7 @@ class Pace:
         left = spent / new * (total - done)
         if self._estimate and spent >= _HONEST:
             self._estimate = False
-            if left >= _LONG:
+            if left >= WORTH_SAYING:
                 self.tell(
                     f"{self.before}about {in_words(spent + left)} on this machine for "
                     f"{total - self._base:,}{self.unit} (by the first {new:,})"
@@ -147,7 +168,7 @@ class Pace:
 
 
 _HONEST = 1.0  # seconds of work that an estimate must rest on
-_LONG = 60.0  # seconds that are worth an estimate
+WORTH_SAYING = 60.0  # seconds: what takes less needs no estimate
 
 
 def in_words(seconds: float) -> str:

@@ -111,6 +111,11 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=unescaped(sys.stderr if stderr else sys.stdout), stderr=stderr)
 
 
+def on_terminal() -> bool:
+    """Whether standard error is a terminal, where lines can be drawn anew."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def unescaped(stream: Any) -> Any:
     """The stream without what ``showing`` holds back, for colours around text that is safe."""
     return stream.plain if isinstance(stream, _Stream) else stream

@@ -175,8 +175,7 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.report.tables import show_evaluation
 
     show_evaluation(found, facts.name)
-    if folder is not None:
-        say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
+    shared.tell_written(folder, SUMMARY, ROWS)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tyro.conf import Positional, Suppress, arg
 
+from goldenlayers.commands import CALL_FLAGS
 from goldenlayers.commands.options import (
     RARE,
     Checked,
@@ -260,6 +261,8 @@ def command_help(command: str, kind: type[Any], *, rare: bool = False) -> list[s
         if usual not in (None, "", dataclasses.MISSING, [], {}) and not isinstance(usual, bool):
             text += f" (default: {' '.join(map(str, usual)) if isinstance(usual, list) else usual})"
         groups.setdefault(heading, []).extend(_entry(f"{left} {value}".rstrip(), text))
+    told = [line for name, text in CALL_FLAGS.items() for line in _entry(flag(name), text)]
+    groups.setdefault("Output", []).extend(told)
     hidden = not rare and groups.pop(RARE, None)
     usage += ["[OPTIONS]"] * any(groups)
     lines = [" ".join(usage), "", *textwrap.wrap(about, width())]

@@ -210,8 +210,8 @@ def run(config: LocateConfig) -> int:
         show_ranking(ranking)
     if how.verdict:
         say(how.verdict)
-    if folder is not None:
-        _tell_files(folder)
+    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
+    shared.tell_written(folder, "ranking.json", "grid.json", "per_fact.jsonl", *pictures)
     if stopped is not None:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
         warn(f"the choice has no heat map, the work was stopped before that{kept}.")
@@ -247,10 +247,3 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
     facts = {name: grid.to_json() for name, grid in grids.items()}
     folder.write_json("grid.json", {"schema": 1, "mean": mean.to_json(), "facts": facts})
     tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
-
-
-def _tell_files(folder: RunFolder) -> None:
-    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
-    names = ("ranking.json", "grid.json", "per_fact.jsonl", *pictures)
-    there = ", ".join(name for name in names if folder.file(name).exists())
-    say(f"Written to {folder.path}: {there}")

@@ -120,6 +120,13 @@ def tell_dropped(dropped: Sequence[DataError]) -> None:
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
 
 
+def tell_written(folder: RunFolder | None, *names: str) -> None:
+    """Say which of these files a finished run folder has, if there is one."""
+    if folder is not None:
+        there = ", ".join(name for name in names if folder.file(name).exists())
+        say(f"Written to {folder.path}: {there}")
+
+
 def tell_rounding(delta: WeightDelta, model: Model) -> None:
     """Say it where an edit is used in a number format too narrow for the one it was made in."""
     import torch

@@ -28,7 +28,7 @@ from goldenlayers.commands.options import (
     Statistics,
     Under,
     WorkerOptions,
-    roles,
+    never_recorded,
 )
 from goldenlayers.errors import UserError
 from goldenlayers.progress import progress
@@ -92,6 +92,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 def run_sweep(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
+    from goldenlayers.report.tables import show_finished, show_sweep
 
     editor_of(config)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
@@ -101,8 +102,6 @@ def run_sweep(config: SweepConfig) -> int:
         from goldenlayers.comparing.runs import truth_of
 
         say(f"{finished.path} is finished already; this is what it holds")
-        from goldenlayers.report.tables import show_finished
-
         summary = finished.json(SUMMARY)
         show_finished(truth_of(finished), summary, finished.file(SUMMARY))
         result(out=finished.path, **summary)
@@ -115,15 +114,15 @@ def run_sweep(config: SweepConfig) -> int:
     config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
+    from goldenlayers.studying.folders import finish_sweep, sweep_progress
+    from goldenlayers.sweeping import Workers, sweep
+
     with shared.run_folder(
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
     ) as folder:
         assert folder is not None  # --out is no option here
-        from goldenlayers.studying.folders import finish_sweep, sweep_progress
-        from goldenlayers.sweeping import Workers, sweep
-
         statistics = statistics_of(config, model, editor, layers)
-        with progress(f"sweeping with {config.method}", "layer × fact") as bar:
+        with progress(f"sweeping with {config.method}", "edits", estimate=False) as bar:
             found = sweep(
                 model,
                 facts,
@@ -147,17 +146,14 @@ def run_sweep(config: SweepConfig) -> int:
                     layers=layers,
                     chunk=None if config.chunk == "auto" else int(config.chunk),
                     on_progress=bar,
+                    on_note=say,
                 ),
             )
-        source = replace(source, facts=tuple(facts))
-        truth, summary = finish_sweep(folder, found, model, source, config.seed)
-        result(**summary)
-    from goldenlayers.report.tables import show_sweep
-
+        swept = replace(source, facts=tuple(facts))
+        truth, summary = finish_sweep(folder, found, model, swept, config.seed)
+    result(**summary)
     show_sweep(truth, summary)
-    names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
-    there = ", ".join(name for name in names if folder.file(name).exists())
-    say(f"Written to {folder.path}: {there}")
+    shared.tell_written(folder, SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
     return 0
 
 
@@ -204,11 +200,11 @@ def _finished(config: SweepConfig) -> RunFolder | None:
         old |= {f"content of {name}": sha256 for name, sha256 in inputs.items()}
         now = shared.inputs_of(config)
         new |= {f"content of {name}": sha256 for name, sha256 in now.items()}
-    here = [name for name, role in roles(SweepConfig).items() if role is not Role.SOURCE]
+    free = (*never_recorded(SweepConfig), "joints", *_FREE)
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()
-        if name not in (*here, "joints", *_FREE) and old.get(name, "(not set)") != value
+        if name not in free and old.get(name, "(not set)") != value
     ]
     if folder.kind != "sweep" or changes:
         other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"
@@ -224,8 +220,7 @@ def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
         return list(source)
     from goldenlayers.locating.known import known_facts
 
-    known = known_facts(model, source)
-    if not known:
+    if not (known := known_facts(model, source)):
         raise UserError(
             f"the model gives the old answer of none of the {len(source)} facts",
             fix="Use other facts, a larger model, or leave out --known",
@@ -325,8 +320,7 @@ def run_compare(config: CompareConfig) -> int:
         from goldenlayers.commands.auto_layer import to_atlas
 
         to_atlas(config.atlas, config.sweep, sweep)
-    if folder is not None:
-        say(f"Written to {folder.path}: {COMPARE}")
+    shared.tell_written(folder, COMPARE)
     return 0
 
 

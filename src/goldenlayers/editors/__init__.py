@@ -130,6 +130,7 @@ def edit(
         facts = settle_joints(model, facts)
     total = len(facts)
     work.on_done = lambda done: tell.tell(done, total)
+    work.on_done(0)
 
     def drop(fact: Fact, error: UserError) -> None:
         if tell.on_dropped is not None:

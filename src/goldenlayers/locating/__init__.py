@@ -129,6 +129,8 @@ def locate(
         work = Work(model, todo, seed, statistics or {})
         ranking = how.ranking(work, tell, top_k)
         try:
+            if ranking is None:
+                tell.tell(0, len(todo))
             for rows in () if ranking else how.rows(work):
                 builder.update(rows)
                 plain += [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]

@@ -265,7 +265,7 @@ class Work:
         extra = {"layers": cell.layers_text(len(self.model.layers)), "joints": joints_record(facts)}
         with (
             contextlib.ExitStack() as stack,
-            progress(f"sweeping {cell.name}", "editor × layer × fact") as bar,
+            progress(f"sweeping {cell.name}", "edits", estimate=False) as bar,
         ):
 
             def tell(run: str, done: int, total: int) -> None:
