@@ -1,4 +1,4 @@
-"""Every command with ``--json`` and ``--quiet``: one strict object, and nothing else that is shown."""
+"""Every command with ``--json`` and ``--quiet``: one strict object, and nothing else shown."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def run(config: AskConfig) -> int:
     if prompts is None:
         for prompt in _typed():
             try:
-                found += _show(_answers(model, [prompt], versions, config))
+                found += _show(_answers(model, [prompt], versions, config), typed=True)
             except UserError as error:  # such as one that is too long: the next may be shorter
                 warn(error)
     else:
@@ -197,11 +197,15 @@ def _answers(
     return found
 
 
-def _show(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print prompts and answers; no line of theirs can pass for one of ours."""
+def _show(found: list[dict[str, Any]], *, typed: bool = False) -> list[dict[str, Any]]:
+    """Print prompts (unless they were typed, and so are seen) and answers, which it hands back.
+
+    No line of theirs can pass for one of ours.
+    """
     for one in found:
         first, *others = one["prompt"].split("\n")
-        put(f"> {first}", *(f"  | {line}" for line in others), limit=None)
+        if not typed:
+            put(f"> {first}", *(f"  | {line}" for line in others), limit=None)
         room = max(len(answer["label"]) for answer in one["answers"])
         for answer in one["answers"]:
             first, *others = answer["text"].split("\n")

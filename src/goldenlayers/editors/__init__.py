@@ -162,6 +162,7 @@ def edit_each(
     work = options.editing(model, make_editor(method, **settings), layer)
     if progress is not None:
         work.on_done = lambda done: progress.tell(done, len(facts))
+        work.on_done(0)
     with untouched(model):
         facts = settle_joints(model, facts)
     return work.each(facts)
