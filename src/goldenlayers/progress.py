@@ -151,7 +151,7 @@ class Pace:
         if new <= 0 or done >= total:
             return
         left = spent / new * (total - done)
-        if self._estimate and spent >= _HONEST:
+        if self._estimate and (spent >= _LONG or (new >= _FEW and spent >= _SHORT)):
             self._estimate = False
             if left >= WORTH_SAYING:
                 self.tell(
@@ -167,7 +167,9 @@ class Pace:
             )
 
 
-_HONEST = 1.0  # seconds of work that an estimate must rest on
+# An estimate rests on so many of what is counted, as the first takes longer than the others, and on
+# so many seconds; or on so many that whoever waits must be told something.
+_FEW, _SHORT, _LONG = 3, 1.0, 30.0
 WORTH_SAYING = 60.0  # seconds: what takes less needs no estimate
 
 
