@@ -205,7 +205,7 @@ def test_ask_asks_what_was_typed(golden: Golden, model: Path, seen: list[str], p
     status, printed, said = golden("ask", model, prompt, "--tokens", 1)
     assert status == 0 and seen == [prompt]
     assert ("ends in a space" in said) == prompt.endswith(" ")
-    assert printed.startswith(f"  {prompt}"[:4])
+    assert printed.startswith(f"> {prompt}"[:4])
 
 
 @pytest.mark.parametrize("command", ["edit", "locate", "evaluate", "sweep"])

@@ -19,7 +19,7 @@ from goldenlayers.locating.building import RankingBuilder
 # What a command cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
     "edit": {"model": "m", "facts": "f"},
-    "ask": {"model": "m", "prompt": "p"},
+    "ask": {"model": "m"},
     "export": {"run": "r", "out": "o"},
     "sweep": {"model": "m", "out": "o"},
     "compare": {"sweep": "s"},

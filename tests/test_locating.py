@@ -125,7 +125,7 @@ def test_progress_and_rows_are_told() -> None:
             on_rows=rows.extend, on_progress=lambda a, b: done.append((a, b)), chunk=2
         ),
     )
-    assert done == [(2, 5), (4, 5), (5, 5)]
+    assert done == [(0, 5), (2, 5), (4, 5), (5, 5)]
     assert sorted(row["fact"] for row in rows) == sorted(f.id for f in FACTS)
 
 

@@ -80,9 +80,9 @@ def test_errors_warnings_and_logs_are_single_lines(capsys: pytest.CaptureFixture
     ):
         assert not raw(str(error)) and "\n" not in str(error)
     assert len(str(UserError("k" * 400_000, fix="k" * 400_000))) < 5_000
-    say(UserError(WILD), WILD)
     put(WILD)
     with showing():
+        say(UserError(WILD), WILD)
         told = warnings.formatwarning(UserWarning(WILD), UserWarning, "file", 1)
         print("a library's line", WILD, file=sys.stderr)
     out, err = capsys.readouterr()

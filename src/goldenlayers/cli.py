@@ -1,6 +1,8 @@
 """The command ``golden``: parse, check, hand over to one function per command.
 
 Exit status: 0 done, 2 the user's input (one message, no traceback), 1 a defect, 130 interrupted.
+Every command takes ``--json`` (its result as one JSON object) and ``--quiet``: they say how a call
+is told, not what it does, so no command sees them and no run records them.
 """
 
 from __future__ import annotations
@@ -13,9 +15,18 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from goldenlayers.commands import COMMANDS, GROUPS, call, options_of
-from goldenlayers.errors import UserError
-from goldenlayers.shown import OutputLost, put, say, showing, width, without_styles
+from goldenlayers.commands import CALL_FLAGS, COMMANDS, GROUPS, call, options_of
+from goldenlayers.errors import DataError, UserError
+from goldenlayers.shown import (
+    Call,
+    OutputLost,
+    complain,
+    put,
+    result,
+    showing,
+    width,
+    without_styles,
+)
 
 ABOUT = (
     "Find the golden layer of a language model, edit its knowledge there, and measure honestly "
@@ -27,37 +38,85 @@ _HELP = ("-h", "--help", "--help-all")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    how = {flag: _taken(arguments, f"--{flag}") for flag in CALL_FLAGS}
     try:
-        with showing():
-            return _run(arguments)
+        with showing(**how) as call:
+            return _told(call, arguments)
     except OutputLost as error:
-        say(f"golden: {error}. What was written to files is whole.")
+        with showing():
+            complain(f"{error}. What was written to files is whole.")
         return 2
+
+
+def _taken(arguments: list[str], flag: str) -> bool:
+    """Whether a flag is among the arguments, which then have it no more; behind "--" none is."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    there = flag in arguments[:end]
+    arguments[:end] = [one for one in arguments[:end] if one != flag]
+    return there
+
+
+def _told(call: Call, arguments: Sequence[str]) -> int:
+    """Run, and with ``--json`` put the one object: what was found, or why nothing was."""
+    error: BaseException | None = None
+    try:
+        return _run(arguments)
+    except UserError as why:
+        error = why
+        complain(why)
+        return 2
+    except KeyboardInterrupt as why:
+        error = why
+        complain("interrupted")
+        return 130
+    except Exception as why:
+        error = why
+        raise
+    finally:
+        if call.json:
+            from goldenlayers.records import json_line
+
+            found = call.found if error is None else {"error": _record(error)}
+            told = [*found.get("warnings", []), *call.warnings]
+            command = {"command": arguments[0] if arguments else ""}
+            call.write(json_line({**command, **found, "warnings": told}))
+
+
+def _record(error: BaseException) -> dict[str, Any]:
+    """An error as ``--json`` tells it."""
+    if isinstance(error, KeyboardInterrupt):
+        return {"message": "interrupted", "expected": "", "fix": "", "where": None}
+    if not isinstance(error, UserError):
+        message = f"a defect: {type(error).__name__}: {error}"
+        return {"message": message, "expected": "", "fix": "", "where": None}
+    where = None
+    if isinstance(error, DataError):
+        where = {"source": error.source, "row": error.row, "field": error.field}
+    return {
+        "message": error.found, "expected": error.expected, "fix": error.fix, "where": where
+    }  # fmt: skip
 
 
 def _run(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else "--help"
     asked = [one for one in arguments if one in _HELP]
-    try:
-        if command in ("--version", "-V"):
-            from goldenlayers import __version__
+    if command in ("--version", "-V"):
+        from goldenlayers import __version__
 
-            put(f"goldenlayers {__version__}")
-        elif command in _HELP:
-            put(*overview())
-        elif command in COMMANDS and asked:
+        put(f"goldenlayers {__version__}")
+        result(version=__version__)
+    elif command in _HELP or (command in COMMANDS and asked):
+        if command in _HELP:
+            lines = overview()
+        else:
             from goldenlayers.commands.listings import command_help
 
-            put(*command_help(command, options_of(command), rare="--help-all" in asked))
-        else:
-            return call(command, parse(arguments))
-        return 0
-    except UserError as error:
-        say(f"golden: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("golden: interrupted")
-        return 130
+            lines = command_help(command, options_of(command), rare="--help-all" in asked)
+        put(*lines)
+        result(help="\n".join(lines))
+    else:
+        return call(command, parse(arguments))
+    return 0
 
 
 def overview() -> list[str]:
@@ -65,7 +124,12 @@ def overview() -> list[str]:
     lines = ["usage: golden COMMAND ...", "", *textwrap.wrap(ABOUT, width())]
     for heading, commands in GROUPS.items():
         lines += ["", f"{heading}:", *(f"  {name:10}{text}" for name, text in commands.items())]
-    return [*lines, "", "golden COMMAND --help says more, golden --version which version this is."]
+    return [
+        *lines,
+        "",
+        "golden COMMAND --help says more, golden --version which version this is.",
+        "All take --json (the result as one JSON object) and --quiet.",
+    ]
 
 
 def parse(arguments: Sequence[str]) -> Any:

@@ -92,6 +92,28 @@ def greedy(
 
 
 @torch.no_grad()
+def likeliest(
+    model: Model, rows: Sequence[Sequence[int]], count: int, *, batch_size: int = 32
+) -> list[list[tuple[int, float]]]:
+    """The ``count`` likeliest next tokens of each row, with their probabilities, best first.
+
+    Rows of equal length run together; where memory runs out, a batch is halved.
+
+    Raises:
+        OutOfMemory: memory runs out on a single row.
+    """
+
+    def run(members: list[int]) -> list[list[tuple[int, float]]]:
+        ids = torch.tensor([list(rows[i]) for i in members], device=model.device)
+        chances = last_logits(model, ids)[0].float().softmax(-1)
+        best = chances.topk(min(count, chances.shape[-1]))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [list(zip(*pair, strict=True)) for pair in pairs]
+
+    return _by_text(equal_length_groups(rows, batch_size), run, [len(row) for row in rows])
+
+
+@torch.no_grad()
 def forced_predictions(
     model: Model,
     encodings: Sequence[Encoding],

@@ -4,6 +4,7 @@ do where memory runs out: smaller batches, or words for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from goldenlayers.errors import UserError
+from goldenlayers.shown import console, on_terminal, say, shown
 
 Row = dict[str, Any]
 
@@ -40,6 +42,28 @@ class Progress:
     on_dropped: Callable[[Any], None] | None = None
     on_note: Callable[[str], None] | None = None
 
+    @classmethod
+    def told(
+        cls,
+        unit: str = "",
+        tell: Callable[[str], object] = print,
+        *,
+        every: float = 10.0,
+        **more: Any,
+    ) -> Progress:
+        """One that tells how far the call is and how long the rest takes, in a line now and then.
+
+            gl.edit(model, facts, layer=4, progress=gl.Progress.told("facts"))
+
+        Args:
+            unit: what is counted.
+            tell: what the lines are given to, such as ``logging.getLogger("mine").info``.
+            every: seconds between two lines.
+            more: further fields.
+        """
+        more = {"on_note": tell} | more
+        return cls(on_progress=Pace("", unit, tell, every=every), **more)
+
     def rows(self, rows: list[Row]) -> None:
         """Report new rows, if there are any and somebody listens."""
         if rows and self.on_rows is not None:
@@ -49,6 +73,111 @@ class Progress:
         """Report how far the call has come."""
         if self.on_progress is not None:
             self.on_progress(done, total)
+
+
+@contextmanager
+def progress(
+    what: str, unit: str, *, estimate: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; where that is no terminal, a line now and then.
+
+    Once it is known, it is said how long it will take, unless it is soon over, or not ``estimate``.
+    """
+    pace = Pace(f"{what}: ", unit, estimate=estimate)
+    if not on_terminal():
+        yield pace
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn(shown(what), markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    pace.every = float("inf")
+    with bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            pace(done, total)
+
+        yield tell
+
+
+class Pace:
+    """Lines on how far a long call is: called with (done, total), a line now and then.
+
+    Args:
+        before: what each line begins with.
+        unit: what is counted.
+        tell: what the lines are given to.
+        every: seconds between two lines.
+        estimate: say how long it takes, once some of it is done, where it is a minute or more.
+    """
+
+    def __init__(
+        self,
+        before: str = "",
+        unit: str = "",
+        tell: Callable[[str], object] = say,
+        *,
+        every: float = 30.0,
+        estimate: bool = True,
+    ) -> None:
+        self.before, self.unit, self.tell, self.every = before, f" {unit}".rstrip(), tell, every
+        self._told = self._start = time.monotonic()
+        self._base: int | None = None
+        self._estimate = estimate
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._base is None:  # what an earlier call has done tells nothing of the pace
+            self._base, self._start = done, now
+        new, spent = done - self._base, now - self._start
+        if new <= 0 or done >= total:
+            return
+        left = spent / new * (total - done)
+        if self._estimate and (spent >= _LONG or (new >= _FEW and spent >= _SHORT)):
+            self._estimate = False
+            if left >= WORTH_SAYING:
+                self.tell(
+                    f"{self.before}about {in_words(spent + left)} on this machine for "
+                    f"{total - self._base:,}{self.unit} (by the first {new:,})"
+                )
+                self._told = now
+        if now - self._told >= self.every:
+            self._told = now
+            self.tell(
+                f"{self.before}{done:,} of {total:,}{self.unit}, {in_words(spent)} so far, about "
+                f"{in_words(left)} left"
+            )
+
+
+# An estimate rests on so many of what is counted, as the first takes longer than the others, and on
+# so many seconds; or on so many that whoever waits must be told something.
+_FEW, _SHORT, _LONG = 3, 1.0, 30.0
+WORTH_SAYING = 60.0  # seconds: what takes less needs no estimate
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, roughly."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 T = TypeVar("T")

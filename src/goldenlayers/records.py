@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,6 +112,12 @@ def plain(value: Any, odd: Callable[[Any], Any] | None = None) -> Any:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """``plain(value)`` as JSON that any reader accepts (no NaN)."""
     return json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def json_line(value: Any) -> str:
+    """``plain(value)`` as one line of JSON in plain characters, so that it is safe to show."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", json_text(value))  # half characters
+    return json.dumps(json.loads(text)).replace("\x7f", "\\u007f")
 
 
 def refuse_odd(value: Any) -> None:

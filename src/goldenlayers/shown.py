@@ -2,8 +2,11 @@
 
 Names, answers and errors come from files, models and arguments, and may hold anything: sequences
 that move the cursor, line breaks that forge a line, marks that turn the order of reading around.
-All that is printed goes through ``say``, ``put`` or a table, and none of them lets such a character
-through. While a command runs, its streams hold back what other libraries print, too.
+All that is printed goes through ``say``, ``warn``, ``put`` or a table, and none of them lets such a
+character through. While a command runs, its streams hold back what other libraries print, too.
+
+What is said goes to the logger ``goldenlayers``: a command shows it, in Python it is silent until
+``logging`` is set up. What a command finds it hands over by ``result``, for ``--json``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import sys
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +33,8 @@ LONGEST = 2000  # characters of a line, or of one part of a message
 # A message has three such parts at most, which were cut already, and escapes are longer.
 _LONGEST_MESSAGE = 30 * LONGEST
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
+_LOG = logging.getLogger("goldenlayers")
+_LOG.addHandler(logging.NullHandler())
 
 
 def shown(value: object, limit: int | None = LONGEST) -> str:
@@ -66,11 +73,25 @@ def without_styles(text: str) -> str:
 
 
 def say(*lines: object) -> None:
-    """Lines for the person at the terminal: what happens, warnings, errors. Not the results.
+    """Lines on what happens. Each argument is one line, whatever it holds."""
+    for line in lines:
+        _LOG.info("%s", shown(line, _LONGEST_MESSAGE))
 
-    Each argument is one line, whatever it holds.
-    """
-    _print(sys.stderr, lines, _LONGEST_MESSAGE)
+
+def warn(text: object) -> None:
+    """A line on what may be amiss, though the work goes on."""
+    _LOG.warning("%s", shown(text, _LONGEST_MESSAGE))
+
+
+def complain(text: object) -> None:
+    """The line that says why the command ends."""
+    _LOG.error("%s", shown(text, _LONGEST_MESSAGE))
+
+
+def result(**found: Any) -> None:
+    """Hand over what the command has found, in plain values, by the names that docs/json.md has."""
+    if _calls:
+        _calls[-1].found |= found
 
 
 def put(*lines: object, limit: int | None = LONGEST) -> None:
@@ -90,33 +111,9 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=unescaped(sys.stderr if stderr else sys.stdout), stderr=stderr)
 
 
-@contextlib.contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with an estimate, on standard error; silent when that is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn(shown(what), markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def on_terminal() -> bool:
+    """Whether standard error is a terminal, where lines can be drawn anew."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def unescaped(stream: Any) -> Any:
@@ -200,34 +197,87 @@ class _Stream(_Plain):
         return len(text)
 
 
+@dataclass
+class Call:
+    """One call of a command: how it is told, and what it has found.
+
+    Attributes:
+        json: standard output is for :meth:`write` alone; what is put there goes to standard error.
+        quiet: only results and errors are shown.
+        found: what ``result`` was given.
+        warnings: what was warned of.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    found: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    out: _Stream | None = None
+    err: _Stream | None = None
+
+    def write(self, text: str) -> None:
+        """Put the one line on standard output that ``json`` leaves to it."""
+        _print(self.out, (text,), None)
+
+
+_calls: list[Call] = []
+
+
+class _Handler(logging.Handler):
+    """Shows what is said during a call, and keeps its warnings."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(logging.INFO)
+        self.call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            _print(self.call.err, (f"golden: {text}",), None)
+        elif record.levelno >= logging.WARNING:
+            self.call.warnings.append(text)
+            _print(sys.stderr, (f"Warning: {text}",), None)
+        else:
+            _print(sys.stderr, (text,), None)
+
+
 @contextlib.contextmanager
-def showing() -> Iterator[None]:
+def showing(*, json: bool = False, quiet: bool = False) -> Iterator[Call]:
     """Within it nothing that is printed, by whomever, does harm, fails, or stops the work.
 
     Standard output and error take any text and escape what is not to be shown; warnings are one
-    line each. Within another such block it does nothing.
+    line each, and what is said is shown. Within another such block it does nothing.
 
     Raises:
         OutputLost: at the end: standard output could not be written, and not because its reader
             went away.
     """
-    if isinstance(sys.stdout, _Stream) or isinstance(sys.stderr, _Stream):
-        yield
+    if _calls:
+        yield _calls[-1]
         return
-    before = sys.stdout, sys.stderr, warnings.formatwarning
+    before = sys.stdout, sys.stderr, warnings.formatwarning, _LOG.level
     out, err = (None if one is None else _Stream(one) for one in before[:2])
-    now: tuple[Any, Any] = out, err
-    sys.stdout, sys.stderr = now
-    warnings.formatwarning = _warning
-    if sys.excepthook is sys.__excepthook__:  # a defect is shown after the block
-        sys.excepthook = _defect
-    try:
-        yield
-    finally:
-        for stream in now:
-            if stream is not None:
-                stream.flush()
-        sys.stdout, sys.stderr, warnings.formatwarning = before
+    call = Call(json, quiet, out=out, err=err)
+    handler = _Handler(call)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        said: Any = _Stream(nowhere) if quiet else err
+        printed: Any = said if json else out
+        sys.stdout, sys.stderr, warnings.formatwarning = printed, said, _warning
+        if sys.excepthook is sys.__excepthook__:  # a defect is shown after the block
+            sys.excepthook = _defect
+        _LOG.addHandler(handler)
+        _LOG.setLevel(logging.INFO)
+        _calls.append(call)
+        try:
+            yield call
+        finally:
+            _calls.clear()
+            _LOG.removeHandler(handler)
+            for stream in (out, err):
+                if stream is not None:
+                    stream.flush()
+            sys.stdout, sys.stderr, warnings.formatwarning = before[:3]
+            _LOG.setLevel(before[3])
     if out is not None and not isinstance(out.plain.error, BrokenPipeError | None):
         raise OutputLost(f"standard output could not be written ({out.plain.error})")
 
@@ -240,12 +290,14 @@ def _warning(
     line: str | None = None,
 ) -> str:
     del category, filename, lineno, line
+    if _calls:
+        _calls[-1].warnings.append(shown(message))
     return f"Warning: {shown(message)}\n"
 
 
 def _defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    say(*text.rstrip("\n").split("\n"))
+    _print(sys.stderr, tuple(text.rstrip("\n").split("\n")), _LONGEST_MESSAGE)
 
 
 class LogFormatter(logging.Formatter):

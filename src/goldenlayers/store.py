@@ -382,6 +382,7 @@ class RunFolder:
         self._write_config()
         self._log = runfiles.LogFile(self.path / LOG)
         self._log.setFormatter(LogFormatter("%(asctime)s %(message)s"))
+        self._log.setLevel(logging.WARNING)  # what others say, not what this folder logs
         logging.getLogger("goldenlayers").addHandler(self._log)
         self.log("resumed" if self.resumed else "started")
 

@@ -30,11 +30,16 @@ GROUPS: dict[str, dict[str, str]] = {
         "editors": "list the editors, their settings and presets",
     },
 }
+# What every command takes: it says how a call is told, not what it does.
+CALL_FLAGS = {
+    "json": "Print the result as one JSON object: see docs/json.md.",
+    "quiet": "Show results and errors alone.",
+}
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 # Files that hold several commands; the others bear their command's name.
 _SHARED = {
     "listings": ("models", "datasets", "editors"),
-    "saved": ("ask", "export", "run"),
+    "saved": ("export", "run"),
     "sweeps": ("sweep", "compare", "study"),
 }
 

@@ -18,8 +18,9 @@ from goldenlayers.commands import shared
 from goldenlayers.commands.options import default_settings, flag, never_recorded
 from goldenlayers.durable import disk_errors, read_text_file, write_text
 from goldenlayers.errors import UserError
+from goldenlayers.progress import Progress, progress
 from goldenlayers.records import entry, json_text, parse_json
-from goldenlayers.shown import progress, put, say
+from goldenlayers.shown import put, result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import SweepRun
@@ -115,9 +116,9 @@ def _of_run(text: str, model: Model, facts: Sequence[Fact]) -> int:
         f"run '{path}'", run.fingerprint, "this model", model.fingerprint(),
         fix="Give a run on this model",
     ):  # fmt: skip
-        say(f"Warning: {warning}")
+        warn(warning)
     if both := {fact.id for fact in facts} & set(used):
-        say(f"Warning: {len(both)} of the facts are among those that {path} chose the layer with")
+        warn(f"{len(both)} of the facts are among those that {path} chose the layer with")
     say(f"Layer {layer}: the golden layer of {path}, by {by}")
     return model.layers[layer].index
 
@@ -168,14 +169,13 @@ def _proxy(facts: Sequence[Fact]) -> FactSet:
 def _race(config: Any, model: Model, how: Race, proxy: FactSet) -> LayerRanking:
     from goldenlayers.commands.deciding import statistics_of
     from goldenlayers.locating import locate
-    from goldenlayers.progress import Progress
 
     say(
         f"No layer is known for {how.editor.name} on {model.name}: it is chosen once, by real "
         "edits of starter facts (--layer published takes the depth of published settings at once)"
     )
     statistics = statistics_of(config, model, how.editor, range(len(model.layers)))
-    with progress("choosing the layer", "edits") as bar:
+    with progress("choosing the layer", "edits", estimate=False) as bar:
         tell = Progress(on_progress=bar, on_note=say)
         ranking = locate(model, proxy, how, statistics=statistics, progress=tell)
     if ranking.interrupted:  # then the command that needs it ends, too
@@ -256,6 +256,7 @@ def show_atlas(model: Model) -> None:
     from goldenlayers.report import show, table
 
     entries = known_of(model)
+    result(atlas=entries)
     if not entries:
         put(f"The atlas has no golden layer of these weights ({len(model.layers)} layers).")
         return

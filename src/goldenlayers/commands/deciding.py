@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,7 +54,7 @@ def statistics_of(
     return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
 
 
-_NAMES_BYTES = 1_000_000  # of a file of names
+_LINES_BYTES = 1_000_000  # of a file of names or prompts
 
 
 def with_names(config: Any) -> Any:
@@ -67,28 +68,36 @@ def with_names(config: Any) -> Any:
 
     names, file = list(config.clear_of), config.clear_of_file
     if file is not None:
-        names += _read_names(file)
+        names += [line.strip() for line in lines_of(file, "--clear-of-file", "names")]
     names = list(checked_names(editor_of(config), names))
     return dataclasses.replace(config, clear_of=names, clear_of_file=None)
 
 
-def _read_names(file: Path) -> list[str]:
+def lines_of(file: Path | str, named: str, what: str) -> list[str]:
+    """The lines of a file that are not blank; "-" stands for standard input.
+
+    Raises:
+        UserError: it cannot be read, is large, is no text, or holds nothing. ``named`` says in the
+            message how it was given, ``what`` what was to be in it.
+    """
+    name = named if file == "-" else f"{named} {file}"
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(_NAMES_BYTES + 1)
+        if file == "-":
+            raw = sys.stdin.buffer.read(_LINES_BYTES + 1)
+        else:
+            with Path(file).open("rb") as opened:
+                raw = opened.read(_LINES_BYTES + 1)
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--clear-of-file {file}: {error.strerror}") from None
+        raise UserError(f"{name}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"--clear-of-file {file} is no UTF-8 text") from None
-    if len(raw) > _NAMES_BYTES:
-        raise UserError(
-            f"--clear-of-file {file} is larger than {_NAMES_BYTES} bytes",
-            expected="names, one a line",
-        )
-    if names := [line.strip() for line in text.splitlines() if line.strip()]:
-        return names
-    raise UserError(f"--clear-of-file {file} is empty", expected="names, one a line")
+        raise UserError(f"{name} is no UTF-8 text") from None
+    expected = f"{what}, one a line"
+    if len(raw) > _LINES_BYTES:
+        raise UserError(f"{name} is larger than {_LINES_BYTES} bytes", expected=expected)
+    if lines := [line.removesuffix("\r") for line in text.split("\n") if line.strip()]:
+        return lines
+    raise UserError(f"{name} is empty", expected=expected)
 
 
 def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:

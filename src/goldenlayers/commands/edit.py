@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -34,9 +34,10 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact
+from goldenlayers.progress import Progress, progress
 from goldenlayers.prompts import plain_subject
 from goldenlayers.report import tables
-from goldenlayers.shown import progress, say
+from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -136,7 +137,6 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.editors import check_step, edit
-    from goldenlayers.progress import Progress
 
     shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
     config = with_names(config)
@@ -174,6 +174,19 @@ def run(config: EditConfig) -> int:
         if folder is not None:
             delta.save(folder.path)
             folder.finish()
+    result(
+        model=model.name,
+        method=editor.name,
+        layer=layer,
+        facts=[
+            {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target")}
+            | {"before": _said(old), "after": _said(new), "took": new.is_new}
+            for fact, old, new in zip(facts, before, after, strict=True)
+        ],
+        took=sum(answer.is_new for answer in after),
+        dropped=[str(error) for error in dropped],
+        changes=delta.summary(model),
+    )
     tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
     _show_overlap(delta)
@@ -232,6 +245,11 @@ def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fac
     return [fact for fact, already in zip(facts, given, strict=True) if not already]
 
 
+def _said(answer: tables.Answer) -> dict[str, Any]:
+    """An answer as ``--json`` tells it: with the probability of the new answer."""
+    return {"text": answer.text, "probability": answer.probability}
+
+
 def _show_change(model: Model, delta: WeightDelta) -> None:
     from goldenlayers.report import show, table
 
@@ -285,18 +303,18 @@ def _warn(
                 f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
                 + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
             )
-        say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
+        warn(f"{len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
-            say(
-                f"Warning: the change of {name} is {norm.relative:.2f} times as long as the matrix "
+            warn(
+                f"the change of {name} is {norm.relative:.2f} times as long as the matrix "
                 "itself; other answers are likely to suffer. Try another --layer"
                 + (" or r-rome." if editor.name == "rome" else ".")
             )
     for fact in facts:
         problem = _odd_subject(model, fact)
         if problem:
-            say(f"Warning: {problem}")
+            warn(problem)
 
 
 def _odd_subject(model: Model, fact: Fact) -> str:

@@ -30,7 +30,8 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.shown import progress, say
+from goldenlayers.progress import Progress, progress
+from goldenlayers.shown import result, say
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -113,7 +114,6 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
     from goldenlayers.evaluation.metrics import check_metrics, need_text
     from goldenlayers.evaluation.rows import Expected, each_once
-    from goldenlayers.progress import Progress
     from goldenlayers.studying.folders import resumed
 
     shared.refuse_out(config, "evaluate", resume=True, ignore=open_settings(config))
@@ -168,14 +168,14 @@ def run(config: EvaluateConfig) -> int:
                     on_progress=bar,
                 ),
             )
+        result(data=facts.name, **found.to_json())
         if folder is not None:
             folder.write_json(SUMMARY, found.to_json())
             folder.finish()
     from goldenlayers.report.tables import show_evaluation
 
     show_evaluation(found, facts.name)
-    if folder is not None:
-        say(f"Written to {folder.path}: {SUMMARY}, {ROWS}")
+    shared.tell_written(folder, SUMMARY, ROWS)
     return 0
 
 

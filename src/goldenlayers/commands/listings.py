@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tyro.conf import Positional, Suppress, arg
 
+from goldenlayers.commands import CALL_FLAGS
 from goldenlayers.commands.options import (
     RARE,
     Checked,
@@ -27,7 +28,7 @@ from goldenlayers.commands.options import (
     types_of,
 )
 from goldenlayers.errors import shortened
-from goldenlayers.shown import put, say, width
+from goldenlayers.shown import put, result, say, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,12 @@ def run_models(config: ModelsConfig) -> int:
     if config.clear is not None:
         freed = models.clear_cache(config.clear, config.cache_dir)
         say(f"Removed {config.clear} from the cache ({freed / 1e6:.0f} MB)")
+        result(model=config.clear, freed_bytes=freed)
         return 0
     if config.verify is not None:
         models.verify_cache(config.verify, config.cache_dir)
         say(f"The cached copy of {config.verify} is as it was made")
+        result(model=config.verify, as_made=True)
         return 0
     if config.fetch is not None or config.inspect is not None:
         name = config.inspect or config.fetch or ""
@@ -77,7 +80,16 @@ def run_models(config: ModelsConfig) -> int:
             layer_paths=config.layer_paths or None,
             progress=say,
         )
+        result(model=name, fingerprint=model.fingerprint())
         if config.inspect is not None:
+            layers = model.layers
+            result(
+                layers=len(layers),
+                width=layers.d_model,
+                mlp_width=layers.d_mlp,
+                vocabulary=layers.vocab_size,
+                edited=[block.down.parameter_name for block in layers],
+            )
             put(*model.layers.describe().split("\n"))
             from goldenlayers.commands.auto_layer import show_atlas
 
@@ -87,6 +99,8 @@ def run_models(config: ModelsConfig) -> int:
         return 0
     from goldenlayers.report import show, table
 
+    listed = models.list_models(config.cache_dir)
+    result(models=listed)
     rows = [
         (
             row.name,
@@ -96,7 +110,7 @@ def run_models(config: ModelsConfig) -> int:
             row.licence,
             "yes" if row.cached else "no",
         )
-        for row in models.list_models(config.cache_dir)
+        for row in listed
     ]
     columns = ("name", "family", "layers", "parameters", "licence", "cached")
     show(table("Packaged models", columns, rows))
@@ -134,20 +148,33 @@ def run_datasets(config: DatasetsConfig) -> int:
 
     if config.schema:
         put(*datasets.schema_text().split("\n"))
+        result(schema=datasets.schema_text())
         return 0
     if config.data is not None:
         facts = datasets.load_facts(
             config.data, limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid
         )
         put(*facts.summary().split("\n"))
-        for fact in list(facts)[: 3 if config.limit is None else None]:
+        some = list(facts)[: 3 if config.limit is None else None]
+        names = ("id", "subject", "prompt", "target", "target_old")
+        result(
+            **{name: getattr(facts, name) for name in ("name", "format", "source", "sha256")},
+            n_facts=len(facts),
+            skipped=[str(error) for error in facts.skipped],
+            notes=facts.notes,
+            warnings=list(facts.warnings),
+            facts=[{name: getattr(fact, name) for name in names} for fact in some],
+        )
+        for fact in some:
             old = "(the model's own answer)" if fact.target_old is None else fact.target_old
             parts = [shortened(part, 200) for part in (fact.id, fact.prompt, old, fact.target)]
             put("  {}: {} … {} → {}".format(*parts))
         return 0
     from goldenlayers.report import show, table
 
-    rows = [(info.name, info.title) for info in datasets.list_datasets()]
+    formats = datasets.list_datasets()
+    result(formats=formats)
+    rows = [(info.name, info.title) for info in formats]
     show(table("Fact formats", ("name", "what it is"), rows))
     return 0
 
@@ -186,6 +213,19 @@ def run_editors(config: EditorsConfig) -> int:
     columns = ("name", "default", "of", "what it is")
     show(table("Settings (--set NAME VALUE)", columns, settings))
     presets = [(name, *p.shape[:2], p.layer) for name, p in PRESETS.items()]
+    result(
+        editors=[
+            {"name": name, "facts_per_solve": many, "key_statistics": reads == "yes"}
+            for name, many, reads in rows
+        ],
+        settings=[
+            {"name": name, "default": default, "of": names, "text": text}
+            for (name, default, text), names in owners.items()
+        ],
+        presets=[
+            dict(zip(("name", "layers", "width", "layer"), one, strict=True)) for one in presets
+        ],
+    )
     show(table("Presets", ("name", "layers", "width", "edited layer"), presets))
     return 0
 
@@ -221,6 +261,8 @@ def command_help(command: str, kind: type[Any], *, rare: bool = False) -> list[s
         if usual not in (None, "", dataclasses.MISSING, [], {}) and not isinstance(usual, bool):
             text += f" (default: {' '.join(map(str, usual)) if isinstance(usual, list) else usual})"
         groups.setdefault(heading, []).extend(_entry(f"{left} {value}".rstrip(), text))
+    told = [line for name, text in CALL_FLAGS.items() for line in _entry(flag(name), text)]
+    groups.setdefault("Output", []).extend(told)
     hidden = not rare and groups.pop(RARE, None)
     usage += ["[OPTIONS]"] * any(groups)
     lines = [" ".join(usage), "", *textwrap.wrap(about, width())]

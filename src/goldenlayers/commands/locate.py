@@ -25,8 +25,8 @@ from goldenlayers.commands.options import (
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.locating.base import LayerMethod
 from goldenlayers.locating.methods import FLAGS, make_method, options_of, read_options
-from goldenlayers.progress import Progress
-from goldenlayers.shown import progress, say
+from goldenlayers.progress import Progress, progress
+from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -185,6 +185,7 @@ def run(config: LocateConfig) -> int:
                     on_rows=take, on_progress=bar, on_dropped=dropped.append, on_note=say
                 ),
             )
+        result(**ranking.to_json())
         if dropped:
             shared.tell_dropped(dropped)
         stopped: UserError | KeyboardInterrupt | None = None
@@ -209,11 +210,11 @@ def run(config: LocateConfig) -> int:
         show_ranking(ranking)
     if how.verdict:
         say(how.verdict)
-    if folder is not None:
-        _tell_files(folder)
+    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
+    shared.tell_written(folder, "ranking.json", "grid.json", "per_fact.jsonl", *pictures)
     if stopped is not None:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""
-        say(f"Warning: the choice has no heat map, the work was stopped before that{kept}.")
+        warn(f"the choice has no heat map, the work was stopped before that{kept}.")
         raise stopped
     return 130 if ranking.interrupted else 0  # 130: as for any command that Ctrl-C ends
 
@@ -246,10 +247,3 @@ def write_grids(folder: RunFolder, grids: Mapping[str, TracingGrid]) -> None:
     facts = {name: grid.to_json() for name, grid in grids.items()}
     folder.write_json("grid.json", {"schema": 1, "mean": mean.to_json(), "facts": facts})
     tracing_figure(several[0] if len(several) == 1 else mean, folder.file("heatmap"))
-
-
-def _tell_files(folder: RunFolder) -> None:
-    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
-    names = ("ranking.json", "grid.json", "per_fact.jsonl", *pictures)
-    there = ", ".join(name for name in names if folder.file(name).exists())
-    say(f"Written to {folder.path}: {there}")

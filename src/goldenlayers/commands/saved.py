@@ -1,14 +1,11 @@
-"""What is done with finished runs: ``golden ask``, ``export`` and ``run``."""
+"""What is done with finished runs: ``golden export`` and ``run``."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -22,7 +19,6 @@ from goldenlayers.commands.options import (
     Out,
     OutputOptions,
     Role,
-    Sources,
     Under,
     WorkerOptions,
     default_settings,
@@ -34,99 +30,7 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.durable import absolute
 from goldenlayers.errors import UserError
-from goldenlayers.shown import put, say
-
-if TYPE_CHECKING:
-    from goldenlayers.delta import WeightDelta
-    from goldenlayers.models import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class AskConfig(ModelOptions):
-    """Ask a model, with and without edits.
-
-    golden ask smollm2-135m "The capital of Italy is"
-    golden ask smollm2-135m "The capital of Italy is" --delta my-edit
-    """
-
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    """What the model is to continue."""
-
-    delta: Annotated[Sources, arg(metavar="RUN ...")] = dataclasses.field(default_factory=list)
-    """Run folders of `golden edit`; several are added up."""
-
-    tokens: int = 20
-    """Most tokens of the answer."""
-
-    top: int = 5
-    """How many candidates for the next token to show."""
-
-    force: Annotated[Consent, RARE] = False
-    """Apply a delta although it was made on other weights."""
-
-
-def run_ask(config: AskConfig) -> int:
-    """Print the greedy continuation and the likeliest next tokens."""
-    from goldenlayers.delta import WeightDelta
-
-    deltas = [WeightDelta.load(path) for path in config.delta]
-    model = shared.load_model(config)
-    if config.prompt.endswith(" "):
-        say(
-            "The prompt ends in a space, and is asked so; most models expect the space as a part "
-            "of the next word, and answer better without it."
-        )
-    for delta in deltas:
-        delta.check(model, force=config.force)
-        shared.tell_rounding(delta, model)
-    _tell_contradictions(deltas)
-    _answer(model, config, "as it is" if deltas else "")
-    if deltas:
-        with ExitStack() as stack:
-            for delta in deltas:
-                stack.enter_context(delta.applied(model, force=config.force))
-            _answer(model, config, "edited")
-    return 0
-
-
-def _tell_contradictions(deltas: Sequence[WeightDelta]) -> None:
-    """Say it where two of the edits give one prompt different answers."""
-    answers: dict[object, object] = {}
-    for delta in deltas:
-        for fact in delta.facts:
-            prompt, target = fact.get("prompt"), fact.get("target")
-            before = answers.setdefault(prompt, target)
-            if prompt and before != target:
-                say(f"Two of the edits contradict: '{prompt}' → '{before}' and '{target}'")
-
-
-def _answer(model: Model, config: AskConfig, title: str) -> None:
-    import torch
-
-    from goldenlayers.decoding import greedy
-    from goldenlayers.hooks import last_logits
-
-    prompt = model.encoder.verbatim(config.prompt)
-    room = model.encoder.max_length
-    count = config.tokens if room is None else min(config.tokens, room - len(prompt))
-    (tokens,) = greedy(model, [prompt.ids], count) if count > 0 else ([],)
-    if count < config.tokens:
-        say(f"Only {max(0, count)} tokens: the model's context ends there")
-    if title:
-        put(f"{title}:")
-    more = model.encoder.continuation(prompt.ids, tokens)
-    first, *others = (prompt.text + more).split("\n")
-    # No line of a text can pass for one of ours.
-    put(f"  {first}", *(f"  | {line}" for line in others), limit=None)
-    if config.top:
-        with torch.no_grad():
-            logits, _ = last_logits(model, torch.tensor([prompt.ids], device=model.device))
-        best = logits[0].float().softmax(-1).topk(min(config.top, model.layers.vocab_size))
-        candidates = (
-            f"{model.encoder.continuation(prompt.ids, [i], with_special=True)!r} {p:.3f}"
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
-        put("  next: " + "  ".join(candidates))
+from goldenlayers.shown import result, say, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +80,7 @@ def run_export(config: ExportConfig) -> int:
             delta, config.out, model, rank=config.rank, dtype=stored, force=config.force
         )
         say(f"LoRA adapter of rank {done.rank} written to {done.path}")
+        result(to=config.to, out=done.path, rank=done.rank, left_out=done.errors)
         for name, error in done.errors.items():
             if error:
                 say(f"  {name}: {error:.2%} of the change is left out by the rank")
@@ -188,6 +93,7 @@ def run_export(config: ExportConfig) -> int:
         model = shared.load_model(replace(how, dtype=dtype))
     path = export_merged(model, delta, config.out, dtype=config.dtype, force=config.force)
     say(f"Merged checkpoint written to {path}")
+    result(to=config.to, out=path)
     return 0
 
 
@@ -259,6 +165,7 @@ def run_run(config: RunConfig) -> int:
             raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
     settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
     _tell_not_taken(kind, record["settings"], given)
+    result(repeats={"run": folder, "command": command})
     status = call(command, settings)
     if status == 0:
         tell_differences(record, RunFolder.open(given["out"]).config)
@@ -297,11 +204,11 @@ def tell_differences(before: dict[str, Any], after: dict[str, Any]) -> None:
         if key == "fingerprint" and not comparable(str(old), str(new)):
             say("Note: the first run names its weights as older versions did: not compared.")
         elif old != new:
-            say(f"Warning: {what} not those of the first run ({part} {key} {old}, now {new}).")
+            warn(f"{what} not those of the first run ({part} {key} {old}, now {new}).")
     old_inputs, new_inputs = (run.get("inputs") or {} for run in (before, after))
     for name, sha256 in old_inputs.items():
         if new_inputs.get(name) != sha256:
-            say(f"Warning: what {flag(name)} names has changed since the first run.")
+            warn(f"what {flag(name)} names has changed since the first run.")
     if before.get("version") != after.get("version"):
         say(f"Note: the first run was made by version {before.get('version')}.")
 

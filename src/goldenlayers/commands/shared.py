@@ -23,7 +23,7 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.records import plain
-from goldenlayers.shown import say
+from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
     from goldenlayers.datasets import FactSet
@@ -83,7 +83,7 @@ def tell_data(facts: FactSet) -> None:
         say(*facts.summary().split("\n"))
         return
     for warning in facts.warnings:
-        say(f"Warning: {facts.source}: {warning}")
+        warn(f"{facts.source}: {warning}")
 
 
 def agreeing(facts: FactSet, *, skip_invalid: bool, drop_doubled: bool) -> FactSet:
@@ -118,6 +118,13 @@ def tell_dropped(dropped: Sequence[DataError]) -> None:
     some = [f"  {error}" for error in dropped[:3]]
     more = [f"  and {len(dropped) - 3} more"] if len(dropped) > 3 else []
     say(f"Left out {len(dropped)} {'fact' if len(dropped) == 1 else 'facts'}:", *some, *more)
+
+
+def tell_written(folder: RunFolder | None, *names: str) -> None:
+    """Say which of these files a finished run folder has, if there is one."""
+    if folder is not None:
+        there = ", ".join(name for name in names if folder.file(name).exists())
+        say(f"Written to {folder.path}: {there}")
 
 
 def tell_rounding(delta: WeightDelta, model: Model) -> None:
@@ -187,6 +194,7 @@ def run_folder(
     """
     from goldenlayers.store import RunFolder
 
+    result(out=config.out)
     if config.out is None:
         yield None
         return

@@ -28,10 +28,11 @@ from goldenlayers.commands.options import (
     Statistics,
     Under,
     WorkerOptions,
-    roles,
+    never_recorded,
 )
 from goldenlayers.errors import UserError
-from goldenlayers.shown import progress, put, say
+from goldenlayers.progress import progress
+from goldenlayers.shown import put, result, say
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import LocateRun, SweepRun
@@ -91,6 +92,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 def run_sweep(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
+    from goldenlayers.report.tables import show_finished, show_sweep
 
     editor_of(config)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
@@ -100,9 +102,9 @@ def run_sweep(config: SweepConfig) -> int:
         from goldenlayers.comparing.runs import truth_of
 
         say(f"{finished.path} is finished already; this is what it holds")
-        from goldenlayers.report.tables import show_finished
-
-        show_finished(truth_of(finished), finished.json(SUMMARY), finished.file(SUMMARY))
+        summary = finished.json(SUMMARY)
+        show_finished(truth_of(finished), summary, finished.file(SUMMARY))
+        result(out=finished.path, **summary)
         return 0
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
@@ -112,15 +114,15 @@ def run_sweep(config: SweepConfig) -> int:
     config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))
     facts = _facts(config, model, source)
+    from goldenlayers.studying.folders import finish_sweep, sweep_progress
+    from goldenlayers.sweeping import Workers, sweep
+
     with shared.run_folder(
         config, "sweep", model=model, facts=source, resume=True, ignore=_FREE
     ) as folder:
         assert folder is not None  # --out is no option here
-        from goldenlayers.studying.folders import finish_sweep, sweep_progress
-        from goldenlayers.sweeping import Workers, sweep
-
         statistics = statistics_of(config, model, editor, layers)
-        with progress(f"sweeping with {config.method}", "layer × fact") as bar:
+        with progress(f"sweeping with {config.method}", "edits", estimate=False) as bar:
             found = sweep(
                 model,
                 facts,
@@ -144,16 +146,14 @@ def run_sweep(config: SweepConfig) -> int:
                     layers=layers,
                     chunk=None if config.chunk == "auto" else int(config.chunk),
                     on_progress=bar,
+                    on_note=say,
                 ),
             )
-        source = replace(source, facts=tuple(facts))
-        truth, summary = finish_sweep(folder, found, model, source, config.seed)
-    from goldenlayers.report.tables import show_sweep
-
+        swept = replace(source, facts=tuple(facts))
+        truth, summary = finish_sweep(folder, found, model, swept, config.seed)
+    result(**summary)
     show_sweep(truth, summary)
-    names = (SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
-    there = ", ".join(name for name in names if folder.file(name).exists())
-    say(f"Written to {folder.path}: {there}")
+    shared.tell_written(folder, SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
     return 0
 
 
@@ -200,11 +200,11 @@ def _finished(config: SweepConfig) -> RunFolder | None:
         old |= {f"content of {name}": sha256 for name, sha256 in inputs.items()}
         now = shared.inputs_of(config)
         new |= {f"content of {name}": sha256 for name, sha256 in now.items()}
-    here = [name for name, role in roles(SweepConfig).items() if role is not Role.SOURCE]
+    free = (*never_recorded(SweepConfig), "joints", *_FREE)
     changes = [
         f"{name}: {old.get(name, '(not set)')} -> {value}"
         for name, value in new.items()
-        if name not in (*here, "joints", *_FREE) and old.get(name, "(not set)") != value
+        if name not in free and old.get(name, "(not set)") != value
     ]
     if folder.kind != "sweep" or changes:
         other = "; ".join(changes) if folder.kind == "sweep" else f"it is a run of {folder.kind}"
@@ -220,8 +220,7 @@ def _facts(config: SweepConfig, model: Model, source: FactSet) -> list[Any]:
         return list(source)
     from goldenlayers.locating.known import known_facts
 
-    known = known_facts(model, source)
-    if not known:
+    if not (known := known_facts(model, source)):
         raise UserError(
             f"the model gives the old answer of none of the {len(source)} facts",
             fix="Use other facts, a larger model, or leave out --known",
@@ -310,17 +309,18 @@ def run_compare(config: CompareConfig) -> int:
         seed=config.seed,
     )
     found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
+    record = found.to_json() | {"sweep": sweep.to_json()}
+    result(**record)
     with shared.run_folder(config, "compare") as folder:
         if folder is not None:
-            folder.write_json(COMPARE, found.to_json() | {"sweep": sweep.to_json()})
+            folder.write_json(COMPARE, record)
             folder.finish()
     show_comparison(found, f"{sweep.editor} on {sweep.model}", sweep.data)
     if config.atlas is not None:
         from goldenlayers.commands.auto_layer import to_atlas
 
         to_atlas(config.atlas, config.sweep, sweep)
-    if folder is not None:
-        say(f"Written to {folder.path}: {COMPARE}")
+    shared.tell_written(folder, COMPARE)
     return 0
 
 
@@ -384,6 +384,7 @@ def run_study(config: StudyConfig) -> int:
 
     if config.example:
         put(*EXAMPLE.rstrip("\n").split("\n"))
+        result(example=EXAMPLE)
         return 0
     if config.file is None or config.out is None:
         missing = "FILE" if config.file is None else "--out"
@@ -394,5 +395,6 @@ def run_study(config: StudyConfig) -> int:
     from goldenlayers.report import show_study
 
     show_study(found.summary)
+    result(out=found.folder, **found.summary)
     say(f"Written to {found.folder}: summary.json, table.md")
     return LEFT if found.left else 0

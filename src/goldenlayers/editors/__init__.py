@@ -130,6 +130,7 @@ def edit(
         facts = settle_joints(model, facts)
     total = len(facts)
     work.on_done = lambda done: tell.tell(done, total)
+    work.on_done(0)
 
     def drop(fact: Fact, error: UserError) -> None:
         if tell.on_dropped is not None:
@@ -161,6 +162,7 @@ def edit_each(
     work = options.editing(model, make_editor(method, **settings), layer)
     if progress is not None:
         work.on_done = lambda done: progress.tell(done, len(facts))
+        work.on_done(0)
     with untouched(model):
         facts = settle_joints(model, facts)
     return work.each(facts)

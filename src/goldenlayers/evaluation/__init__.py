@@ -278,6 +278,7 @@ class Job:
             }
         )
         self._finished = len(self.facts) - len(left)
+        self.progress.tell(self._finished, len(self.facts))
         for start in range(0, len(left), chunk):
             yield left[start : start + chunk]
 

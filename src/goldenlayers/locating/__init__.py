@@ -23,7 +23,7 @@ from goldenlayers.locating.methods import (
     published_layer,
 )
 from goldenlayers.progress import Progress
-from goldenlayers.shown import progress as progress_bar
+from goldenlayers.progress import progress as progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +129,8 @@ def locate(
         work = Work(model, todo, seed, statistics or {})
         ranking = how.ranking(work, tell, top_k)
         try:
+            if ranking is None:
+                tell.tell(0, len(todo))
             for rows in () if ranking else how.rows(work):
                 builder.update(rows)
                 plain += [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]

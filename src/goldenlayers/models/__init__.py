@@ -85,7 +85,8 @@ def load(
             directory. Hub models live in the hub's own cache.
         trust_remote_code: run model code that comes with the checkpoint.
         layer_paths: module paths that override what the layer map would find.
-        progress: called with a line of text when something takes long; default: standard error.
+        progress: called with a line of text when something takes long; default: the logger
+            ``goldenlayers``.
 
     Raises:
         UserError: the name, the files, the kind of model, the dtype or the device is not usable.

@@ -21,7 +21,7 @@ from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.summary import fact_scores
-from goldenlayers.progress import OutOfMemory, in_smaller_batches, memory_errors
+from goldenlayers.progress import OutOfMemory, in_smaller_batches, in_words, memory_errors
 from goldenlayers.racing.rule import (
     EDITS,
     FACTS,
@@ -270,13 +270,6 @@ class Contest:
         self.rows += [{"layer": layer} | row for row in rows]
         found = self.worth.by_fact(rows)
         return [found.get(fact.id, math.nan) for fact in some]
-
-
-def in_words(seconds: float) -> str:
-    """A length of time, roughly."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def drawn(facts: Sequence[Fact], seed: int = 0) -> list[Fact]:

@@ -13,7 +13,7 @@ from goldenlayers.evaluation.metrics import CONTRADICTING
 from goldenlayers.facts import Fact
 from goldenlayers.prompts import join
 from goldenlayers.report import show, table
-from goldenlayers.shown import put, say
+from goldenlayers.shown import put, warn
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import Choice, Comparison
@@ -120,7 +120,7 @@ def show_comparison(found: Comparison, title: str, data: str) -> None:
         if one.note and one.method not in ("oracle", "random"):
             put(f"{_short(one.name)}: {one.note}.")
     for warning in found.warnings:
-        say(f"Warning: {warning}.")
+        warn(f"{warning}.")
 
 
 def _matrix(found: TransferMatrix) -> Any:
@@ -295,7 +295,7 @@ def show_sweep(truth: Truth, summary: dict[str, Any]) -> None:
             f"the best there in {100 * split['hit']:.0f} % of {regret['n']} random halves."
         )
     for warning in truth.warnings:
-        say(f"Warning: {warning}.")
+        warn(f"{warning}.")
 
 
 def _harmonic_line(truth: Truth) -> tuple[Any, ...] | None:

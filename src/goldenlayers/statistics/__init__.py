@@ -19,7 +19,7 @@ from goldenlayers.durable import disk_errors
 from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
 from goldenlayers.models.weights import not_a_number
-from goldenlayers.shown import progress as progress_bar
+from goldenlayers.progress import progress as progress_bar
 from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
 from goldenlayers.statistics.moments import (

@@ -24,9 +24,9 @@ from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
 from goldenlayers.evaluation.rows import Expected, each_once
 from goldenlayers.locating import LayerMethod, locate
-from goldenlayers.progress import Progress
+from goldenlayers.progress import Progress, progress
 from goldenlayers.records import plain
-from goldenlayers.shown import progress, say
+from goldenlayers.shown import say
 from goldenlayers.statistics import key_statistics
 from goldenlayers.statistics.sources import absolute_name
 from goldenlayers.studying.cell import Cell, TimeUp, cells_of, layers_named, others_of
@@ -265,7 +265,7 @@ class Work:
         extra = {"layers": cell.layers_text(len(self.model.layers)), "joints": joints_record(facts)}
         with (
             contextlib.ExitStack() as stack,
-            progress(f"sweeping {cell.name}", "editor × layer × fact") as bar,
+            progress(f"sweeping {cell.name}", "edits", estimate=False) as bar,
         ):
 
             def tell(run: str, done: int, total: int) -> None:

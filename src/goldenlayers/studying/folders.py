@@ -18,7 +18,7 @@ from goldenlayers.progress import Progress
 from goldenlayers.prompts import plain_subject
 from goldenlayers.records import entry, short
 from goldenlayers.runfiles import CONFIG
-from goldenlayers.shown import say
+from goldenlayers.shown import say, warn
 from goldenlayers.store import RunFolder
 from goldenlayers.truth import Truth, to_json
 
@@ -62,7 +62,7 @@ def resumed(
         return []
     rows, note = folder.resume_rows(name, problem)
     if note:
-        say(f"Warning: {note}.")
+        warn(f"{note}.")
     if rows and name == SCORES:
         say(f"Going on with {folder.path}: {len(rows)} rows are there")
     return rows

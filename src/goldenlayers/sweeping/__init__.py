@@ -118,7 +118,8 @@ def sweep(
         progress: reports (of cells, one per layer and fact), and rows of an interrupted call with
             the same arguments: cells that are whole are not worked off again, others are completed.
             ``chunk`` is the number of facts per batch, halved by itself when memory runs out;
-            ``on_batch`` is called with each :class:`Batch`.
+            ``on_batch`` is called with each :class:`Batch`, ``on_note`` after the first one with
+            how long it will take, where that is a minute or more.
         more: fields of :class:`Sweeping` (``metrics``, by default rewrite, rephrase, locality and
             portability; ``seed``, of prefixes, statistics, kl's draw and fluency's sampling;
             ``statistics`` of all layers, collected in one pass when left out; ``evidence``;
@@ -152,6 +153,7 @@ def sweep(
 
     def take(batch: Batch) -> None:
         course.refuse_failure(batch)
+        course.foretell(batch, tasks, len(model.layers), crew.count)
         course.take(batch)
 
     if tasks and crew.engine == "local" and crew.count == 1:
