@@ -23,10 +23,8 @@ from goldenlayers.editors.values import optimise_values
 
 SEARCHES = {
     "adam 25": {"adam": True, "steps": 25, "lr": 0.25},
-    "adam 15": {"adam": True, "steps": 15, "lr": 0.5},
-    "quasi-Newton 6": {"steps": 6},
     "quasi-Newton 8": {"steps": 8},
-    "quasi-Newton 12": {"steps": 12},
+    "quasi-Newton 20": {"steps": 20},
 }
 
 

@@ -74,7 +74,7 @@ class Settings:
 class ValueSearch(Settings):
     """Settings of the value search: see :func:`goldenlayers.editors.values.optimise_values`."""
 
-    steps: int = 12
+    steps: int = 20
     """Most optimisation steps per fact."""
 
     lr: float = 1.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _PAIRS = 6  # steps and slopes that a fact's curvature is read from
-_LONGEST = 4.0  # step, in lengths of the clean value
+_LONGEST = 2.0  # step, in lengths of the clean value
 
 
 class Descent(Protocol):

@@ -1,0 +1,302 @@
+"""What choices of a layer are worth, from the rows kept in docs/results/study.
+
+    python tools/results/choices.py        # writes docs/results/study/summary.json
+
+Every cell (a model, a data set, an editor) is split again and again at random into proxy facts,
+which choose, and test facts, which judge. A choice's regret is the score of the test facts' best
+layer minus that of the chosen layer. Since the best of many layers is in part luck, the layer that
+is best over all facts shows a regret as well: the noise floor.
+
+Shapes: B facts, L layers, R splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kept import Cell, Row, load, unpack
+from render import RESULTS
+
+from goldenlayers.evaluation.bootstrap import Floats, nan_mean
+from goldenlayers.locating import published_layer
+from goldenlayers.racing import replay, table_of
+from goldenlayers.truth import Truth
+from goldenlayers.truth.table import best_place, eligible_means, plain
+
+STUDY = RESULTS / "study"
+SUMMARY = STUDY / "summary.json"
+PROXIES = 16  # facts that choose; the others judge
+SPLITS = 200
+EDITS = 120
+PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
+FINE_TUNED = ("ft-m", "ft-l")
+# How much of a fact's own evidence counts beside that of the others; half was named beforehand.
+SHARES = (1.0, 0.5, 0.25)
+NAMED_SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """An editor in a cell: ``hard`` (B, L) judges, ``soft`` (B, L) chooses."""
+
+    cell: Cell
+    editor: str
+    rows: list[Row]
+    layers: list[int]
+    facts: list[str]
+    hard: Floats
+    soft: Floats
+
+    @property
+    def name(self) -> str:
+        """Model, data set and editor."""
+        return f"{self.cell['model']}/{self.cell['data']}/{self.editor}"
+
+    @property
+    def published(self) -> int:
+        """Place of the published depth."""
+        layer = published_layer(self.cell["n_layers"])
+        return min(range(len(self.layers)), key=lambda i: abs(self.layers[i] - layer))
+
+
+def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
+    """The sweeps of some cells; their facts in one order."""
+    for cell in cells:
+        for editor, rows in unpack(cell):
+            if rows[0]["layer"] < 0:
+                continue
+            truth = Truth.from_rows(rows)
+            facts, layers, soft = table_of(rows)
+            order = [facts.index(fact) for fact in truth.facts]
+            yield Swept(cell, editor, rows, layers, list(truth.facts), truth.table(), soft[order])
+
+
+def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
+    """By name: proxy facts (places) → the place of the layer that is chosen."""
+
+    def best(table: Floats, facts: list[int]) -> int:
+        place = best_place(table[facts])
+        return one.published if place is None else place
+
+    def race(facts: list[int], **rule: float) -> int:
+        layer, _ = replay(one.soft[facts], one.layers, one.layers[one.published], **rule)
+        return one.layers.index(layer)
+
+    found: dict[str, Callable[[list[int]], int]] = {
+        PUBLISHED: lambda _: one.published,
+        RACE: lambda facts: race(facts, edits=EDITS),
+        "race of 60 edits": lambda facts: race(facts, edits=60),
+        "race without a prior": lambda facts: race(facts, edits=EDITS, prior=0.0),
+        "all edits, soft scores": lambda facts: best(one.soft, facts),
+        "all edits, hits": lambda facts: best(one.hard, facts),
+    }
+    for name, layer in one.cell.get("choices", {}).items():
+        if layer in one.layers:
+            found[name] = _always(one.layers.index(layer))
+    return found
+
+
+def _always(place: int) -> Callable[[list[int]], int]:
+    return lambda _: place
+
+
+def splits(n: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
+    """Random proxy and test facts, by place."""
+    rng = np.random.default_rng(seed)
+    for _ in range(SPLITS):
+        order = rng.permutation(n).tolist()
+        yield order[:PROXIES], order[PROXIES:]
+
+
+def judge(one: Swept) -> dict[str, Any]:
+    """Regrets of every choice, the noise floor, and what the cell says for itself."""
+    rules = choices(one)
+    lost: dict[str, list[float]] = {name: [] for name in (*rules, RANDOM)}
+    floor, costs = [], []
+    golden = best_place(one.hard)
+    assert golden is not None
+    for proxy, test in splits(len(one.facts)):
+        means = eligible_means(one.hard[test])
+        top = float(np.nanmax(means))
+        floor.append(top - float(means[golden]))
+        lost[RANDOM].append(top - float(np.nanmean(means)))
+        for name, rule in rules.items():
+            lost[name].append(top - float(means[rule(proxy)]))
+        costs.append(replay(one.soft[proxy], one.layers, one.layers[one.published], edits=EDITS)[1])
+    means = nan_mean(one.hard)
+    return {
+        "model": one.cell["model"],
+        "data": one.cell["data"],
+        "editor": one.editor,
+        "facts": len(one.facts),
+        "layers": len(one.layers),
+        "golden_layer": one.layers[golden],
+        "published_layer": one.layers[one.published],
+        "means": [plain(round(float(m), 2)) for m in means],
+        "noise_floor": float(np.mean(floor)),
+        "edits": float(np.mean(costs)),
+        "regrets": {name: float(np.mean(values)) for name, values in lost.items()},
+        "chosen": {
+            name: one.layers[rule([])]
+            for name, rule in rules.items()
+            if name in one.cell["choices"]
+        },
+    }
+
+
+# --- one layer per fact
+
+
+def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats, Floats] | None:
+    """Every metric's probes of every fact in two halves: (chooser's soft, chooser's hard, judge's
+    hard), (B, L) each, over rewrite, rephrase and locality. None where facts have too few probes.
+
+    Rewrite has one probe, the prompt itself, on both sides: it is what the edit is made by.
+    """
+    rng = np.random.default_rng(seed)
+    probes: dict[tuple[str, str], dict[int, dict[int, tuple[float, float]]]] = {}
+    for row in one.rows:
+        if row["metric"] in ("rewrite", "rephrase", "locality") and row["score"] is not None:
+            own = probes.setdefault((row["fact"], row["metric"]), {}).setdefault(row["probe"], {})
+            own[row["layer"]] = row["score"], row.get("soft", math.nan)
+    shape = (3, len(one.facts), len(one.layers))
+    parts = np.full((3, *shape), np.nan)  # soft A, hard A, hard B × metric × fact × layer
+    for m, metric in enumerate(("rewrite", "rephrase", "locality")):
+        for b, fact in enumerate(one.facts):
+            own = list(probes.get((fact, metric), {}).values())
+            if metric != "rewrite" and len(own) < 2:
+                continue
+            order = rng.permutation(len(own)).tolist()
+            half = len(own) // 2 if metric != "rewrite" else 0
+            sides = (order[:half], order[half:]) if half else (order, order)
+            for side, which, value in ((0, 0, 1), (1, 0, 0), (2, 1, 0)):
+                for k, layer in enumerate(one.layers):
+                    some = [own[i][layer][value] for i in sides[which] if layer in own[i]]
+                    parts[side, m, b, k] = float(np.mean(some)) if some else np.nan
+    whole = ~np.isnan(parts[2, 1:]).all(axis=(0, 2))
+    enough = ~np.isnan(parts[2]).any(axis=(0, 2))
+    if enough.sum() < 12 or not whole.any():
+        return None
+    kept = parts[:, :, enough].mean(axis=1)
+    return kept[0], kept[1], kept[2]
+
+
+def per_fact(one: Swept, repeats: int = 20) -> dict[str, Any] | None:
+    """Choosing a layer for each fact by half of its probes, judged by the other half."""
+    gains: dict[float, list[Floats]] = {share: [] for share in SHARES}
+    gaps: list[Floats] = []
+    for seed in range(repeats):
+        found = halves(one, seed)
+        if found is None:
+            return None
+        soft, _, judged = found
+        n = len(soft)
+        others = (soft.sum(0) - soft) / (n - 1)  # (B, L) means of the others
+        fixed = others.argmax(1)
+        rows = np.arange(n)
+        for share in SHARES:
+            own = (share * soft + (1 - share) * others).argmax(1)
+            gains[share].append(judged[rows, own] - judged[rows, fixed])
+        gaps.append(judged.max(1) - judged[rows, fixed])
+    return {
+        "name": one.name,
+        "gains": {str(s): np.mean(g, axis=0).tolist() for s, g in gains.items()},
+        "gap": np.mean(gaps, axis=0).tolist(),
+    }
+
+
+def drawn(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
+    """Mean over groups of the mean over facts, with its 95 % bootstrap interval over facts."""
+    rng = np.random.default_rng(seed)
+    arrays = [np.array(g) for g in groups]
+    means = [
+        float(np.mean([a[rng.integers(len(a), size=len(a))].mean() for a in arrays]))
+        for _ in range(2000)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5]).tolist()
+    return float(np.mean([a.mean() for a in arrays])), low, high
+
+
+def summary(cells: Sequence[Cell]) -> dict[str, Any]:
+    """What docs/results/study/summary.json holds."""
+    sweeps = list(swept(cells))
+    rows = [judge(one) for one in sweeps]
+    single = [found for one in sweeps if (found := per_fact(one)) is not None]
+    names = list(dict.fromkeys(name for row in rows for name in row["regrets"]))
+    kinds = {
+        "all": rows,
+        "rome family": [r for r in rows if r["editor"] not in FINE_TUNED],
+        "fine-tuning": [r for r in rows if r["editor"] in FINE_TUNED],
+    }
+
+    def mean(some: Sequence[Mapping[str, Any]], name: str) -> float | None:
+        values = [row["regrets"][name] for row in some if name in row["regrets"]]
+        return float(np.mean(values)) if values else None
+
+    default = RACE
+    worst = max((r["regrets"][default] - r["regrets"][PUBLISHED] for r in rows), default=None)
+    own: dict[str, Any] = {}
+    if single:
+        value, low, high = drawn([one["gains"][str(NAMED_SHARE)] for one in single])
+        gap = float(np.mean([np.mean(one["gap"]) for one in single]))
+        own = {
+            "gain": value,
+            "low": low,
+            "high": high,
+            "gap_share": value / gap if gap else None,
+            "gap": gap,
+            "cells": len(single),
+            "by_share": {str(s): drawn([one["gains"][str(s)] for one in single]) for s in SHARES},
+        }
+    return {
+        "models": sorted({r["model"] for r in rows}),
+        "cells": len(rows),
+        "proxies": PROXIES,
+        "splits": SPLITS,
+        "default_choice": {
+            "name": default,
+            "mean_regret": mean(rows, default),
+            "noise_floor": float(np.mean([r["noise_floor"] for r in rows])) if rows else None,
+            "worst_against_published": worst,
+            "cost_edits": float(np.mean([r["edits"] for r in rows])) if rows else None,
+        },
+        "per_fact": own,
+        "choices": {
+            name: {kind: mean(some, name) for kind, some in kinds.items()} for name in names
+        },
+        "noise_floors": {
+            kind: float(np.mean([r["noise_floor"] for r in some])) if some else None
+            for kind, some in kinds.items()
+        },
+        "rows": rows,
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Floats to three digits, so that the file is the same on any machine."""
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--cells", type=Path, default=STUDY)
+    parser.add_argument("--out", type=Path, default=SUMMARY)
+    args = parser.parse_args()
+    found = rounded(summary(load(args.cells)))
+    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in found.items() if k != "rows"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
