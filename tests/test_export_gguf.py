@@ -54,7 +54,7 @@ def change_of(tensors: dict[str, np.ndarray], name: str, alpha: float) -> Tensor
 
 def test_the_adapter_holds_the_delta_exactly(files: dict[str, Path], tmp_path: Path) -> None:
     model = loaded(files, "half")
-    about = {"base_fingerprint": model.fingerprint()}
+    about: dict[str, Any] = {"base_fingerprint": model.fingerprint()}
     delta = random_delta(model.hf, [1], rank=3, method="rome", **about)
     delta = delta + random_delta(model.hf, [2], rank=1, seed=1, **about)  # padded to rank 3
     done = export_gguf(delta, tmp_path / "edit.gguf", model)
@@ -86,7 +86,7 @@ def test_checkpoints_of_other_families(family: str, tmp_path: Path) -> None:
     values, tensors = read(done.path)
     assert done.tensors == ("blk.3.ffn_down.weight",)
     (name,) = delta.changes
-    found = change_of(tensors, *done.tensors, values["adapter.lora.alpha"])
+    found = change_of(tensors, done.tensors[0], values["adapter.lora.alpha"])
     torch.testing.assert_close(found.float(), delta.dense(name), rtol=1e-5, atol=1e-6)
 
 

@@ -175,6 +175,10 @@ class ExportConfig(ModelOptions):
                 "--to gguf-merged replaces nothing, and keeps the number formats of its file",
                 fix="Leave --overwrite and --dtype out",
             )
+        if self.to.startswith("gguf") and self.out.suffix.lower() != ".gguf":
+            raise UserError(f"--out is {self.out}", expected="a file NAME.gguf with --to gguf")
+        if self.to == "gguf" and self.dtype not in ("auto", "float32", "float16"):
+            raise UserError(f"--dtype is {self.dtype}", expected="float32 or float16 for gguf")
         if self.to.endswith("merged") and self.rank is not None:
             raise UserError("--rank is for adapters", fix="Leave it out, or add --to peft")
 
