@@ -135,8 +135,7 @@ class ExportConfig(ModelOptions):
     Ollama, or a whole checkpoint. Each folder gets a model card. Several edits become one.
 
     golden export my-edit --out adapter
-    golden export my-edit --to gguf --out edit.gguf
-    golden export my-edit another-edit --to merged --dtype float16 --out checkpoint
+    golden export my-edit another-edit --to gguf --out edits.gguf
     """
 
     run: Annotated[Positional[list[Path]], arg(metavar="RUN ..."), Role.SOURCE]
