@@ -193,6 +193,8 @@ def run_export(config: ExportConfig) -> int:
     delta, warnings = export.added_up([WeightDelta.load(run) for run in config.run], names)
     say(*(f"Warning: {warning}" for warning in warnings))
     how = replace(config, model=config.model or model_of(config.run[0]), dtype="auto")
+    if config.to == "gguf-merged":
+        export.mergeable(how.model, delta)  # or said before the model is converted and loaded
     model = shared.load_model(how)
     stored = None if config.dtype == "auto" else config.dtype
     if config.to == "gguf-merged":

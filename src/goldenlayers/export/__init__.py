@@ -4,7 +4,7 @@ llama.cpp, or a whole merged checkpoint; each with a model card.
 
 from goldenlayers.export.adding import added_up
 from goldenlayers.export.card import read_check, write_card
-from goldenlayers.export.llama_cpp import export_gguf, export_gguf_merged
+from goldenlayers.export.llama_cpp import export_gguf, export_gguf_merged, mergeable
 from goldenlayers.export.merged import export_merged, whole_dtype
 from goldenlayers.export.peft import PeftExport, export_peft
 from goldenlayers.export.places import refuse_place
@@ -16,6 +16,7 @@ __all__ = [
     "export_gguf_merged",
     "export_merged",
     "export_peft",
+    "mergeable",
     "read_check",
     "refuse_place",
     "whole_dtype",

@@ -12,7 +12,7 @@ Shapes: R rank.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,45 +152,86 @@ def export_gguf_merged(
         UserError: the model is of no GGUF file, an edited tensor is quantised, the file exists, or
             the delta does not fit the model.
     """
+    formats = mergeable(model.name, delta)
+    base = Path(model.name).expanduser()
+    delta.check(model, force=force)
+    _, names = _names(model, find_targets(hf_of(model), delta.changes))
+    header = read_header(base)
+    sums = {
+        names[name]: _tensor(base, header, names[name]) + change.dense.cpu().float()
+        for name, change in delta.changes.items()
+    }
+    with new_file(Path(out_file)) as part:
+        shutil.copyfile(base, part)
+        with part.open("r+b") as file:
+            for name, tensor in cast(sums, formats).items():
+                file.seek(header.start + header.tensors[name].offset)
+                file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return Path(out_file)
+
+
+def mergeable(name: str, delta: WeightDelta) -> dict[str, torch.dtype]:
+    """Number formats of the tensors of a GGUF file that ``delta`` can be merged into, by name.
+
+    Raises:
+        UserError: ``name`` is no GGUF file, or an edited tensor in it is missing or quantised.
+    """
     from gguf import GGMLQuantizationType
 
-    base = _gguf_file(model)
+    base = _gguf_file(name)
     if base is None:
         raise UserError(
-            f"'{model.name}' is no GGUF file, so there is none to write the edit into",
+            f"'{name}' is no GGUF file, so there is none to write the edit into",
             expected="the .gguf file that the edit was made on (--model FILE.gguf)",
             fix="Export an adapter (--to gguf): it goes beside any GGUF file of the model",
         )
-    delta.check(model, force=force)
-    targets = find_targets(hf_of(model), delta.changes)
-    _, names = _names(model, targets)
     header = read_header(base)
     plain = {
         GGMLQuantizationType.F32: torch.float32,
         GGMLQuantizationType.F16: torch.float16,
         GGMLQuantizationType.BF16: torch.bfloat16,
     }
-    state: dict[str, Tensor] = {}
-    wanted: dict[str, torch.dtype] = {}
-    for name, change in delta.changes.items():
-        kind = GGMLQuantizationType(header.tensors[names[name]].kind)
+    formats: dict[str, torch.dtype] = {}
+    for theirs in _mapped(delta.changes, header.architecture, len(header.tensors)).values():
+        if theirs not in header.tensors:
+            raise UserError(f"{base} has no tensor '{theirs}', which the edit changes")
+        kind = GGMLQuantizationType(header.tensors[theirs].kind)
         if kind not in plain:
             raise UserError(
-                f"{base} stores '{names[name]}' as {kind.name}: quantised anew, every number of "
-                "the matrix would be rounded again, and most of a small edit lost",
+                f"{base} stores '{theirs}' as {kind.name}: to write the edit into it, every number "
+                "of the matrix would have to be rounded anew, the edit with it",
                 expected="a file with F32, F16 or BF16 there",
                 fix="Export an adapter (--to gguf): it goes beside the file as it is",
             )
-        state[names[name]] = _tensor(base, header, names[name]) + change.dense.cpu().float()
-        wanted[names[name]] = plain[kind]
-    rounded = cast(state, wanted)
-    with new_file(Path(out_file)) as part:
-        shutil.copyfile(base, part)
-        with part.open("r+b") as file:
-            for name, tensor in rounded.items():
-                file.seek(header.start + header.tensors[name].offset)
-                file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return Path(out_file)
+        formats[theirs] = plain[kind]
+    return formats
+
+
+def _mapped(names: Iterable[str], architecture: str, layers: int) -> dict[str, str]:
+    """llama.cpp's name of each matrix, by ours.
+
+    Raises:
+        UserError: llama.cpp has no such architecture, or no such matrix.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    known = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise UserError(
+            f"the package gguf knows no architecture '{architecture}'", fix=_MERGED_INSTEAD
+        )
+    table = get_tensor_name_map(known[architecture], layers)
+    found = {}
+    for name in names:
+        plain = name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+        theirs = table.get_name(plain, try_suffixes=(".weight",))
+        if theirs is None:
+            raise UserError(
+                f"llama.cpp has no tensor for '{name}' in its architecture '{architecture}'",
+                fix=_MERGED_INSTEAD,
+            )
+        found[name] = theirs
+    return found
 
 
 def _names(model: Model, targets: Mapping[str, Target]) -> tuple[str, dict[str, str]]:
@@ -199,37 +240,24 @@ def _names(model: Model, targets: Mapping[str, Target]) -> tuple[str, dict[str, 
     Raises:
         UserError: it has none, or keeps the matrix in another form.
     """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    base = _gguf_file(model)
-    header = read_header(base) if base is not None else None
     config: Any = model.hf.config
-    family = str(config.model_type)
+    base, family = _gguf_file(model.name), str(config.model_type)
+    header = read_header(base) if base is not None else None
     architecture = header.architecture if header is not None else _ARCHITECTURES.get(family)
-    known = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
-    if architecture not in known:
+    if architecture is None:
         raise UserError(
             f"no llama.cpp architecture is known here for models of the kind '{family}'",
             expected="one of " + ", ".join(_ARCHITECTURES),
             fix=_MERGED_INSTEAD,
         )
-    mapped = get_tensor_name_map(known[architecture], len(model.layers))
-    names = {}
-    for name, target in targets.items():
-        plain = name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
-        found = mapped.get_name(plain, try_suffixes=(".weight",))
-        if found is None:
-            raise UserError(
-                f"llama.cpp has no tensor for '{name}' in its architecture '{architecture}'",
-                fix=_MERGED_INSTEAD,
-            )
-        names[name] = found
+    names = _mapped(targets, architecture, len(model.layers))
+    for name, theirs in names.items():
         if base is not None and header is not None:
-            _compare(base, header, found, target)
-        elif found.split(".")[2] not in _AS_THEY_ARE:
-            fused = "fuses several matrices in it" if "qkv" in found else "may reorder its rows"
+            _compare(base, header, theirs, targets[name])
+        elif theirs.split(".")[2] not in _AS_THEY_ARE:
+            why = "fuses several matrices in it" if "qkv" in theirs else "may reorder its rows"
             raise UserError(
-                f"'{name}' is '{found}' in llama.cpp, which {fused}",
+                f"'{name}' is '{theirs}' in llama.cpp, which {why}",
                 expected="a change of " + ", ".join(_AS_THEY_ARE),
                 fix="Name the model by its GGUF file (--model FILE.gguf), so that the two can be "
                 f"compared. {_MERGED_INSTEAD}",
@@ -272,9 +300,9 @@ def _tensor(path: Path, header: GgufHeader, name: str) -> Tensor:
     return torch.from_numpy(np.array(values, np.float32)).reshape(tuple(reversed(tensor.dims)))
 
 
-def _gguf_file(model: Model) -> Path | None:
-    """The GGUF file that the user named the model by."""
-    path = Path(model.name).expanduser()
+def _gguf_file(name: str) -> Path | None:
+    """The GGUF file of that name; None where the model goes by another name."""
+    path = Path(name).expanduser()
     return path if path.suffix.lower() == ".gguf" and path.is_file() else None
 
 
