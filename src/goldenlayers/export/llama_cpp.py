@@ -11,6 +11,7 @@ Shapes: R rank.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ _MERGED_INSTEAD = (
     "convert_hf_to_gguf.py"
 )
 _DTYPES = ("float32", "float16")
+_MOST_LAYERS = 1024  # that a file can make us name tensors for
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def export_gguf_merged(
             the delta does not fit the model.
     """
     formats = mergeable(model.name, delta)
-    base = Path(model.name).expanduser()
+    base = _gguf_file(model.name)
+    assert base is not None  # or refused by now
     delta.check(model, force=force)
     _, names = _names(model, find_targets(hf_of(model), delta.changes))
     header = read_header(base)
@@ -192,7 +195,8 @@ def mergeable(name: str, delta: WeightDelta) -> dict[str, torch.dtype]:
         GGMLQuantizationType.BF16: torch.bfloat16,
     }
     formats: dict[str, torch.dtype] = {}
-    for theirs in _mapped(delta.changes, header.architecture, len(header.tensors)).values():
+    layers = min(len(header.tensors), _MOST_LAYERS)
+    for theirs in _mapped(delta.changes, header.architecture, layers).values():
         if theirs not in header.tensors:
             raise UserError(f"{base} has no tensor '{theirs}', which the edit changes")
         kind = GGMLQuantizationType(header.tensors[theirs].kind)
@@ -302,7 +306,9 @@ def _tensor(path: Path, header: GgufHeader, name: str) -> Tensor:
 
 def _gguf_file(name: str) -> Path | None:
     """The GGUF file of that name; None where the model goes by another name."""
-    path = Path(name).expanduser()
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # "~name" of nobody
+        path = path.expanduser()
     return path if path.suffix.lower() == ".gguf" and path.is_file() else None
 
 
