@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -38,7 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     byte_level_bpe().save_pretrained(folder / "model")
     write_llama_gguf(folder / "model.gguf", build("llama"), byte_level_bpe())
     model = models.load(folder / "model")
-    about = {"base_fingerprint": model.fingerprint(), "base_name": str(folder / "model")}
+    about: dict[str, Any] = {
+        "base_fingerprint": model.fingerprint(),
+        "base_name": str(folder / "model"),
+    }
     for seed, (name, fact) in enumerate(FACTS.items()):
         delta = random_delta(model.hf, [seed % 3], seed=seed, method="rome", facts=[fact], **about)
         delta.save(folder / name)

@@ -27,7 +27,7 @@ from goldenlayers.export import (
     refuse_place,
     write_card,
 )
-from goldenlayers.export.card import loadable
+from goldenlayers.export.card import base_of, loadable
 from goldenlayers.models import Model
 from goldenlayers.shown import shown
 
@@ -151,6 +151,11 @@ def test_the_base_is_what_transformers_can_load(
     assert loadable("org/here") == str(tmp_path / "org" / "here")
     for name in ("smollm2-135m", "tiny", "", "runs/m.gguf", "a\0b", "x" * 5000):
         assert loadable(name) == ""
+    model = tiny("llama")
+    model.name, model.folder = "org/base", tmp_path / "cache" / "snapshot"  # of the hub
+    assert base_of(model) == "org/base"
+    model.name = "org/here"
+    assert base_of(model) == str(tmp_path / "cache" / "snapshot")
     delta = random_delta(shared("llama"), [1])
     with pytest.raises(UserError, match="can load no model by the name 'smollm2-135m'"):
         export_peft(delta, tmp_path / "a", "smollm2-135m")
