@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
 
 VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank from its default on (its LoRAConfig, versions to 0.26)."""
+"""What vLLM takes for --max-lora-rank from its default on (LoRAConfig of version 0.14)."""
 
 
 @dataclass(frozen=True)
