@@ -90,8 +90,8 @@ def test_peft_with_every_layer_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_peft_without_a_model_at_hand(family: str, tmp_path: Path) -> None:
     delta = random_delta(shared(family), [1], rank=2, base_name="tiny")
-    for model, name in ((None, "tiny"), ("org/base", "org/base")):
-        out = export_peft(delta, tmp_path / name.replace("/", "-"), model).path
+    for model, name in ((None, None), ("org/base", "org/base")):
+        out = export_peft(delta, tmp_path / str(name).replace("/", "-"), model).path
         assert (
             json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
         )
@@ -167,8 +167,8 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     strange = random_delta(hf, [1], base_fingerprint="0" * 64)
     (tmp_path / "file").write_text("")
     attempts: list[tuple[Any, str]] = [
-        (lambda: export_peft(delta, tmp_path / "there", hf), "exists already"),
-        (lambda: export_merged(hf, delta, tmp_path / "there"), "exists already"),
+        (lambda: export_peft(delta, tmp_path / "there", hf), "there already"),
+        (lambda: export_merged(hf, delta, tmp_path / "there"), "there already"),
         (lambda: export_peft(WeightDelta({}), tmp_path / "new", hf), "changes nothing"),
         (lambda: export_peft(strange, tmp_path / "new", model), "other weights"),
         (lambda: export_merged(model, strange, tmp_path / "new"), "other weights"),
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(hf), "save_pretrained", full)
-    monkeypatch.setattr("goldenlayers.export.save_file", full)
+    monkeypatch.setattr("goldenlayers.export.peft.save_file", full)
     for attempt in (
         lambda: export_merged(hf, random_delta(hf, [1]), tmp_path / "m"),
         lambda: export_peft(random_delta(hf, [1]), tmp_path / "a", hf),
@@ -298,8 +298,10 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> Non
         assert (kept / "model.safetensors").read_text() == "half"
     assert link.is_symlink()
     assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "goldenlayers.json",
     ]
     os.close(descriptor)
     export_peft(random_delta(hf, [1]), tmp_path / "again", hf)
@@ -313,7 +315,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, odd: str) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     hf = shared("llama")
     for attempt in (export_peft, lambda delta, out, model: export_merged(model, delta, out)):
-        with pytest.raises(UserError, match=r"exists already|could not be written"):
+        with pytest.raises(UserError, match=r"there already|could not be written"):
             attempt(random_delta(hf, [1]), tmp_path / odd, hf)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "link", "there"]
     assert list((tmp_path / "there").iterdir()) == []

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from goldenlayers.errors import DataError, UserError
     from goldenlayers.evaluation import Evaluation, evaluate
-    from goldenlayers.export import export_merged, export_peft
+    from goldenlayers.export import export_gguf, export_gguf_merged, export_merged, export_peft
     from goldenlayers.facts import Fact, Probe
     from goldenlayers.locating import CMA, LGA, Fixed, Race, Saliency, Transfer, locate
     from goldenlayers.locating.ranking import LayerRanking
@@ -56,7 +56,7 @@ _ROOMS = {
     "RRome Rome edit edit_each",
     "errors": "DataError UserError",
     "evaluation": "Evaluation evaluate",
-    "export": "export_merged export_peft",
+    "export": "export_gguf export_gguf_merged export_merged export_peft",
     "facts": "Fact Probe",
     "locating": "CMA Fixed LGA Race Saliency Transfer locate",
     "locating.ranking": "LayerRanking",
@@ -107,6 +107,8 @@ __all__ = [
     "edit",
     "edit_each",
     "evaluate",
+    "export_gguf",
+    "export_gguf_merged",
     "export_merged",
     "export_peft",
     "key_statistics",

@@ -18,7 +18,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Edit": {
         "edit": "change facts at one layer, and save the change",
         "ask": "ask a model, with and without edits",
-        "export": "write an edit as a LoRA adapter or as a whole checkpoint",
+        "export": "write edits for PEFT, vLLM and llama.cpp, or as a whole checkpoint",
     },
     "Judge": {
         "evaluate": "score facts under an edit",

@@ -137,6 +137,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.editors import check_step, edit
+    from goldenlayers.export import write_card
 
     shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
     config = with_names(config)
@@ -173,6 +174,7 @@ def run(config: EditConfig) -> int:
     with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
             delta.save(folder.path)
+            write_card(folder.path, delta)
             folder.finish()
     result(
         model=model.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,66 +36,112 @@ from goldenlayers.shown import result, say, warn
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(ModelOptions):
-    """Write a saved edit for other tools: a LoRA adapter for PEFT, or a whole checkpoint.
+    """Write saved edits for other tools: a LoRA adapter for PEFT and vLLM, one for llama.cpp and
+    Ollama, or a whole checkpoint. Each folder gets a model card. Several edits become one.
 
     golden export my-edit --out adapter
-    golden export my-edit --to merged --dtype float16 --out checkpoint
+    golden export my-edit another-edit --to gguf --out edits.gguf
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN"), Role.SOURCE]
-    """Run folder of `golden edit`."""
+    run: Annotated[Positional[list[Path]], arg(metavar="RUN ..."), Role.SOURCE]
+    """Run folders of `golden edit`; several are added up."""
 
     model: Annotated[str, Role.SOURCE, Under("Model")] = ""
-    """The model, as for `golden edit` (default: the one that the run names)."""
+    """The model, as for `golden edit` (default: the one that the first run names)."""
 
     dtype: Annotated[Dtype, Under("Output")] = "auto"
-    """Number format to write. auto keeps that of the checkpoint; for peft it is float32."""
+    """Number format to write. auto keeps that of the checkpoint; for adapters it is float32."""
 
     out: Annotated[Path, arg(metavar="PATH"), Role.PLACE, Under("Output")]
-    """Folder to write."""
+    """Folder to write; with --to gguf a file NAME.gguf."""
 
-    to: Literal["peft", "merged"] = "peft"
-    """A LoRA adapter, or the model with the edit merged in."""
+    to: Literal["peft", "merged", "gguf", "gguf-merged"] = "peft"
+    """peft: a LoRA adapter. merged: the model with the edit in it. gguf: a LoRA adapter for
+    llama.cpp. gguf-merged: the model's own GGUF file with the edit in it, where that is not
+    quantised."""
 
     rank: int | None = None
-    """For peft: most ranks per matrix; needed for fine-tuned edits, which have no low rank. What is
-    cut off is told."""
+    """For adapters: most ranks per matrix; needed for fine-tuned edits, which have no low rank.
+    What is cut off is told."""
+
+    overwrite: Annotated[Consent, Under("Output")] = False
+    """Replace an earlier export (nothing else is ever replaced)."""
 
     force: Annotated[Consent, RARE] = False
     """Export for a model with other weights than the edit was made on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.run:
+            raise UserError("there is no edit to export", expected="RUN, a folder of golden edit")
+        if self.to == "gguf-merged" and (self.overwrite or self.dtype != "auto"):
+            raise UserError(
+                "--to gguf-merged replaces nothing, and keeps the number formats of its file",
+                fix="Leave --overwrite and --dtype out",
+            )
+        if self.to.startswith("gguf") and self.out.suffix.lower() != ".gguf":
+            raise UserError(f"--out is {self.out}", expected="a file NAME.gguf with --to gguf")
+        if self.to == "gguf" and self.dtype not in ("auto", "float32", "float16"):
+            raise UserError(f"--dtype is {self.dtype}", expected="float32 or float16 for gguf")
+        if self.to.endswith("merged") and self.rank is not None:
+            raise UserError("--rank is for adapters", fix="Leave it out, or add --to peft")
+
 
 def run_export(config: ExportConfig) -> int:
     """Write a LoRA adapter or a merged checkpoint."""
+    from goldenlayers import export
     from goldenlayers.delta import WeightDelta
-    from goldenlayers.export import export_merged, export_peft, whole_dtype
 
-    shared.refuse_taken(config.out)
+    export.refuse_place(config.out, overwrite=config.overwrite)
     shared.refuse_unwritable(config.out)
-    delta = WeightDelta.load(config.run)
-    how = replace(config, model=config.model or model_of(config.run), dtype="auto")
+    names = [str(run) for run in config.run]
+    delta, warnings = export.added_up([WeightDelta.load(run) for run in config.run], names)
+    for warning in warnings:
+        warn(warning)
+    how = replace(config, model=config.model or model_of(config.run[0]), dtype="auto")
+    if config.to == "gguf-merged":
+        export.mergeable(how.model, delta)  # or said before the model is converted and loaded
     model = shared.load_model(how)
+    stored = None if config.dtype == "auto" else config.dtype
+    if config.to == "gguf-merged":
+        path = export.export_gguf_merged(model, delta, config.out, force=config.force)
+        say(f"Merged GGUF file written to {path}")
+        result(to=config.to, out=path)
+        return 0
+    kept: Any = {"force": config.force, "overwrite": config.overwrite}
+    if config.to == "gguf":
+        held = export.export_gguf(delta, config.out, model, rank=config.rank, dtype=stored, **kept)
+        say(f"llama.cpp adapter of rank {held.rank} written to {held.path}")
+        say(f"  llama-server -m MODEL.gguf --lora {held.path}")
+        result(to=config.to, out=held.path, rank=held.rank, left_out=held.errors)
+        _tell_left_out(held.errors)
+        return 0
+    found = [export.read_check(run) for run in config.run if run.is_dir()]
+    kept["evidence"] = [sentence for sentence in found if sentence]
     if config.to == "peft":
-        stored = None if config.dtype == "auto" else config.dtype
-        done = export_peft(
-            delta, config.out, model, rank=config.rank, dtype=stored, force=config.force
-        )
+        done = export.export_peft(delta, config.out, model, rank=config.rank, dtype=stored, **kept)
         say(f"LoRA adapter of rank {done.rank} written to {done.path}")
         result(to=config.to, out=done.path, rank=done.rank, left_out=done.errors)
-        for name, error in done.errors.items():
-            if error:
-                say(f"  {name}: {error:.2%} of the change is left out by the rank")
+        if done.vllm_rank is None:
+            say("  Its rank is higher than vLLM takes: --rank 512, or --to merged")
+        _tell_left_out(done.errors)
         return 0
     # Worked with in a format that holds all of it, and rounded once, when it is written.
-    needed = whole_dtype(model, config.dtype)
+    needed = export.whole_dtype(model, config.dtype)
     if model.dtype != needed:
         del model
         dtype: Any = str(needed).removeprefix("torch.")
         model = shared.load_model(replace(how, dtype=dtype))
-    path = export_merged(model, delta, config.out, dtype=config.dtype, force=config.force)
+    path = export.export_merged(model, delta, config.out, dtype=config.dtype, **kept)
     say(f"Merged checkpoint written to {path}")
     result(to=config.to, out=path)
     return 0
+
+
+def _tell_left_out(errors: Mapping[str, float]) -> None:
+    for name, error in errors.items():
+        if error:
+            say(f"  {name}: {error:.2%} of the change is left out by the rank")
 
 
 def model_of(run: Path) -> str:

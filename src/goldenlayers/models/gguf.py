@@ -32,20 +32,26 @@ _AGAIN = "Download the file again"
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor: its name, its dimensions (the fastest first) and its bytes' place in the data."""
+    """One tensor: its name, its dimensions (the fastest first), its bytes' place in the data, and
+    how its numbers are stored (the number of a ggml type).
+    """
 
     name: str
     dims: tuple[int, ...]
     offset: int
     size: int
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """``values``: entries by key, arrays as lists. ``tensors``: by name, in the file's order."""
+    """``values``: entries by key, arrays as lists. ``tensors``: by name, in the file's order.
+    ``start``: the byte at which the tensors' data begin.
+    """
 
     values: dict[str, Any]
     tensors: dict[str, GgufTensor] = field(default_factory=dict)
+    start: int = 0
 
     @property
     def architecture(self) -> str:
@@ -169,11 +175,12 @@ class _Reader:
                 f"general.alignment is {shortened(str(align))}", "a power of two from 8 to 65536"
             )
         table = [self.tensor(align) for _ in range(tensors)]
-        self.check_places(table, start=-(-self.place // align) * align)
+        start = -(-self.place // align) * align
+        self.check_places(table, start)
         by_name = {tensor.name: tensor for tensor in table}
         if len(by_name) != len(table):
             raise self.wrong("two tensors have one name")
-        return GgufHeader(values, by_name)
+        return GgufHeader(values, by_name, start)
 
     def value(self, key: str, kind: int) -> Any:
         what = f"the value of '{shortened(key)}'"
@@ -227,7 +234,7 @@ class _Reader:
             raise self.wrong(f"{what} has the dimensions {dims}", f"multiples of {block} first")
         if offset % align:
             raise self.wrong(f"{what} begins at {offset}", f"a multiple of {align}")
-        return GgufTensor(name, dims, offset, prod(dims) // block * block_bytes)
+        return GgufTensor(name, dims, offset, prod(dims) // block * block_bytes, kind)
 
     def check_places(self, table: list[GgufTensor], start: int) -> None:
         """Refuse tensors that overlap, or that end beyond the file."""
