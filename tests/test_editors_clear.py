@@ -292,7 +292,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama", dtype=torch.float64)
     whole = [key_of(model, 1, DARRIEUX, name) for name in POOL]
-    monkeypatch.setattr(clearing, "_BATCH", 4)
+    monkeypatch.setattr(name_keys, "_BATCH", 4)
     honest = partial_forward.growing_cache
 
     def read() -> tuple[Tensor, bool]:
@@ -323,7 +323,7 @@ def test_layer_after_layer_the_same_keys_from_fewer_blocks(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(family, dtype=torch.float64)
-    monkeypatch.setattr(clearing, "_BATCH", 4)
+    monkeypatch.setattr(name_keys, "_BATCH", 4)
     ran: list[int] = []
     for block in model.layers.blocks:
         block.down.module.register_forward_pre_hook(lambda *_, i=block.index: ran.append(i))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from goldenlayers.commands.options import flag
 from goldenlayers.errors import UserError, shortened
 from goldenlayers.shown import say
 
@@ -53,42 +54,44 @@ def statistics_of(
     return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
 
 
-_NAMES_BYTES = 1_000_000  # of a file of names
+_LINES_BYTES = 1_000_000  # of a file of them
+_LINES = {"clear_of": "names", "keep": "prompts"}
 
 
-def with_names(config: Any) -> Any:
-    """The config with the names of ``--clear-of-file`` in ``--clear-of``, where a run records them.
+def with_lines(config: Any) -> Any:
+    """The config with the lines of its files in its lists, where a run records them: the names of
+    ``--clear-of-file`` in ``--clear-of``, and the prompts of ``--keep-file`` in ``--keep``.
 
     Raises:
-        UserError: the file cannot be read, is large or is no text; names for an editor that uses
+        UserError: a file cannot be read, is large or is no text; names for an editor that uses
             none.
     """
     from goldenlayers.editors.named import checked_names
 
-    names, file = list(config.clear_of), config.clear_of_file
-    if file is not None:
-        names += _read_names(file)
-    names = list(checked_names(editor_of(config), names))
-    return dataclasses.replace(config, clear_of=names, clear_of_file=None)
+    found: dict[str, Any] = {}
+    for name in _LINES:
+        file = getattr(config, f"{name}_file")
+        more = [] if file is None else _read_lines(file, name)
+        found |= {name: [*getattr(config, name), *more], f"{name}_file": None}
+    found["clear_of"] = list(checked_names(editor_of(config), found["clear_of"]))
+    return dataclasses.replace(config, **found)
 
 
-def _read_names(file: Path) -> list[str]:
+def _read_lines(file: Path, name: str) -> list[str]:
+    where, expected = f"{flag(name)}-file {file}", f"{_LINES[name]}, one a line"
     try:
         with file.open("rb") as opened:
-            raw = opened.read(_NAMES_BYTES + 1)
+            raw = opened.read(_LINES_BYTES + 1)
         text = raw.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"--clear-of-file {file}: {error.strerror}") from None
+        raise UserError(f"{where}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"--clear-of-file {file} is no UTF-8 text") from None
-    if len(raw) > _NAMES_BYTES:
-        raise UserError(
-            f"--clear-of-file {file} is larger than {_NAMES_BYTES} bytes",
-            expected="names, one a line",
-        )
-    if names := [line.strip() for line in text.splitlines() if line.strip()]:
-        return names
-    raise UserError(f"--clear-of-file {file} is empty", expected="names, one a line")
+        raise UserError(f"{where} is no UTF-8 text") from None
+    if len(raw) > _LINES_BYTES:
+        raise UserError(f"{where} is larger than {_LINES_BYTES} bytes", expected=expected)
+    if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+        return lines
+    raise UserError(f"{where} is empty", expected=expected)
 
 
 def refuse_batch(editor: Editor, mode: str, n_facts: int) -> None:
