@@ -78,6 +78,7 @@ def test_one_fact_by_flags_leaves_a_small_run_folder(
         "log.txt",
         "delta.safetensors",
         "delta.json",
+        "check.json",
     }
     assert "Paris" in printed and "rank" in printed
     delta = WeightDelta.load(out)

@@ -14,7 +14,15 @@ from families import tiny
 from torch import Tensor
 
 from goldenlayers.delta import WeightDelta
-from goldenlayers.editors import EDITORS, Editing, clearing, edit, make_editor, partial_forward
+from goldenlayers.editors import (
+    EDITORS,
+    Editing,
+    clearing,
+    edit,
+    make_editor,
+    name_keys,
+    partial_forward,
+)
 from goldenlayers.editors.locate_then_edit import energy_threshold
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe

@@ -2,10 +2,10 @@
 
 Made rephrasings are the other templates of a starter relation that has the fact's prompt, question
 forms (``FORMS``), and the prompt behind neutral text (``NEUTRAL``). Made neighbours are the prompt
-with other names in the subject's place: those whose keys at the edited layer have the largest
-cosine with the subject's, of the package's names and the starter facts' subjects. They are the
-names that the edit will hit first. Names that the edit itself stayed clear of are never taken.
-Unrelated prompts are starter facts of other relations.
+with other names of the subject's kind in its place, of the package's names and the starter facts'
+subjects: those whose keys at the edited layer are nearest to the subject's by their cosine, which
+the edit will hit first. Names that the edit itself stayed clear of are never taken. Unrelated
+prompts are starter facts of other relations.
 
 Shapes: M names, F MLP width.
 """
@@ -21,6 +21,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.clearing import ALIKE, kinds, unsaid, words
@@ -40,8 +41,22 @@ UNRELATED = 4
 """Unrelated prompts of a fact."""
 SPARE = 4
 """Names beyond ``NEIGHBOURS``, in place of those that have the new answer already."""
-READ, LEAST_READ = 2048, 128
-"""Names whose keys are read in a check of many prompts, and the fewest of one prompt."""
+RELATIVES = 2
+"""Of them, made-up people with the last name of a person: their keys are the nearest of all."""
+FEW = 6
+"""Names of each kind that are read where it is not known what kind of thing the subject is."""
+FIRST_NAMES = ("Anna", "John", "Maria", "Mary", "Paul", "Peter", "Pierre", "Robert")
+PEOPLE = frozenset(
+    {
+        "actors and directors",
+        "athletes",
+        "musicians and composers",
+        "painters, sculptors and architects",
+        "rulers and politicians",
+        "scientists and thinkers",
+        "writers",
+    }
+)
 
 NEUTRAL = ("Here is a well-known fact. ", "The encyclopedia has an entry on this. ")
 """Text that says nothing, before a prompt."""
@@ -62,11 +77,11 @@ FORMS: tuple[tuple[str, tuple[str, ...]], ...] = (
         r"Question: What \3 the \1 of \2{}? Answer:\4",
         r"When people ask what the \1 of \2{} \3, the answer is\4")),
     (r"{} was born in( the \w+ of)?", (
-        r"The place where {} was born is\1", r"Question: Where was {} born? Answer: In\1")),
+        r"{} was born and raised in\1", r"Question: Where was {} born? Answer: In\1")),
     (r"{} died in( the \w+ of)?", (
-        r"The place where {} died is\1", r"Question: Where did {} die? Answer: In\1")),
+        r"{} died and was buried in\1", r"Question: Where did {} die? Answer: In\1")),
     (rf"(the )?{{}} (?:is|was|are) ({_PLACED}) in( the \w+ of)?", (
-        r"Question: Where is \1{} \2? Answer: In\3", r"The place where \1{} is \2 is\3")),
+        r"\1{} can be found in\3", r"Question: Where is \1{} \2? Answer: In\3")),
     (rf"(the )?{{}} (is|was) ({_DONE}) by", (
         r"Question: By whom \2 \1{} \3? Answer: By", r"It is known that \1{} \2 \3 by")),
     (r"{} (play|speak|teache?|stud(?:y|ie))s( the)?", (
@@ -134,17 +149,20 @@ def made_rephrasings(fact: Fact) -> tuple[str, ...]:
                 # Groups that take no part in a match are empty.
                 found += [_expanded(match, other) for other in others]
                 break
-    texts = [_capital(text.replace("{}", fact.subject)) for text in found]
+    texts = [_filled(text, fact.subject) for text in found]
     texts = [text for text in dict.fromkeys(texts) if text != fact.prompt][:REPHRASINGS]
-    return (*texts, *(text + _capital(fact.prompt) for text in NEUTRAL))
+    return (*texts, *(text + fact.prompt for text in NEUTRAL))
 
 
 def _expanded(match: re.Match[str], form: str) -> str:
     return re.sub(r"\\(\d)", lambda number: match[int(number[1])] or "", form)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _filled(form: str, subject: str) -> str:
+    """The form about the subject, begun with a capital unless a name begins it (iPod)."""
+    text = form.replace("{}", subject)
+    plain = form.startswith("{}") and not subject.startswith("the ")
+    return text if plain else text[:1].upper() + text[1:]
 
 
 def _plain(form: str) -> str:
@@ -187,59 +205,99 @@ def _kinds_of() -> dict[str, frozenset[str]]:
 def neighbours(
     model: Model, facts: Sequence[Fact], among: Sequence[Fact], layer: int, avoid: Iterable[str]
 ) -> list[list[str]]:
-    """For each fact the names whose keys in its prompt are nearest to its own, nearest first.
+    """For each fact other names, nearest first by the cosine of their keys in its prompt.
 
-    Of the 2 · (``NEIGHBOURS`` + ``SPARE``) nearest those of the subject's kind come first. Names
-    with the subject's own key are left out, as another spelling of it may be.
+    They are of the subject's kind: the kinds it is listed under, or those of the names nearest to
+    it, of a few of each kind. Of a person, ``RELATIVES`` with the same last name come first. Names
+    with the subject's own key are left out, as another spelling of it may have it.
     """
-    if not facts:
-        return []
-    of_kind = _kinds_of()
-    gone = set(avoid)
-    free = sorted(unsaid((name for name in of_kind if name not in gone), among))
+    gone = frozenset(avoid)
     by_prompt: dict[tuple[str, str], list[int]] = {}
     for i, fact in enumerate(facts):
         by_prompt.setdefault(template(fact), []).append(i)
-    share = max(LEAST_READ, READ // len(by_prompt))
     found: list[list[str]] = [[] for _ in facts]
     for prompt, members in by_prompt.items():
-        subjects = [facts[i].subject for i in members]
-        listed = _drawn(free, subjects, share)
-        with untouched(model):
-            names = reader(model, prompt, [*subjects, *listed]).read(layer)
-        keys = torch.nn.functional.normalize(names.keys, dim=-1)  # (M, F)
-        place = {name: m for m, name in enumerate(names.names)}
+        subjects = list(dict.fromkeys(facts[i].subject for i in members))
+        near = _Near(model, prompt, layer, among, gone)
+        near.read([*subjects, *near.few(subjects)])
+        own = {subject: near.kinds(subject) for subject in subjects}
+        listed = {subject: near.of_kinds(own[subject]) for subject in subjects}
+        kin = {subject: near.relatives(subject, own[subject]) for subject in subjects}
+        near.read([name for some in (*listed.values(), *kin.values()) for name in some])
         for i in members:
-            if facts[i].subject in place:
-                key = keys[place[facts[i].subject]]
-                cosines = dict(zip(names.names, (keys @ key).tolist(), strict=True))
-                near = sorted(
-                    (name for name in listed if name in cosines and cosines[name] < ALIKE),
-                    key=lambda name: -cosines[name],
-                )
-                found[i] = _own_kind_first(facts[i].subject, near)
+            subject = facts[i].subject
+            first = near.nearest(subject, kin[subject])[:RELATIVES]
+            found[i] = [*first, *near.nearest(subject, listed[subject])][: NEIGHBOURS + SPARE]
     return found
 
 
-def _drawn(free: Sequence[str], subjects: Sequence[str], count: int) -> list[str]:
-    """So many of the names, those of the subjects' kinds first."""
-    if count >= len(free):
-        return list(free)
-    of_kind = _kinds_of()
-    own = frozenset[str]().union(*(of_kind.get(subject, ()) for subject in subjects))
-    order = random.Random("check").sample(free, len(free))
-    return sorted(order, key=lambda name: not (of_kind[name] & own))[:count]
+class _Near:
+    """The names around the subjects of one prompt, and their keys at one layer."""
 
+    def __init__(
+        self,
+        model: Model,
+        prompt: tuple[str, str],
+        layer: int,
+        among: Sequence[Fact],
+        gone: frozenset[str],
+    ) -> None:
+        self.model, self.prompt, self.layer = model, prompt, layer
+        self._among, self._gone = among, gone
+        self._keys: dict[str, Tensor] = {}  # (F,), of length 1
 
-def _own_kind_first(subject: str, near: Sequence[str]) -> list[str]:
-    of_kind = _kinds_of()
-    wanted = NEIGHBOURS + SPARE
-    nearest = near[: 2 * wanted]
-    own = of_kind.get(subject, frozenset())
-    if not own:  # the kind of most of those around it
-        counts = Counter(kind for name in nearest for kind in sorted(of_kind[name]))
-        own = frozenset(kind for kind, _ in counts.most_common(1))
-    return sorted(nearest, key=lambda name: not (of_kind[name] & own))[:wanted]
+    def read(self, names: Iterable[str]) -> None:
+        """Read the keys of names that were not read yet."""
+        new = [name for name in dict.fromkeys(names) if name not in self._keys]
+        if not new:
+            return
+        with untouched(self.model):
+            found = reader(self.model, self.prompt, new).read(self.layer)
+        keys = torch.nn.functional.normalize(found.keys, dim=-1)  # (M, F)
+        self._keys |= dict(zip(found.names, keys, strict=True))
+
+    def nearest(self, subject: str, names: Iterable[str]) -> list[str]:
+        """Those of the names that were read, by the cosine with the subject's key."""
+        if subject not in self._keys:
+            return []
+        cosines = {
+            name: float(self._keys[name] @ self._keys[subject])
+            for name in names
+            if name in self._keys
+        }
+        near = [name for name in cosines if cosines[name] < ALIKE]
+        return sorted(near, key=lambda name: -cosines[name])
+
+    def few(self, subjects: Iterable[str]) -> list[str]:
+        """A few names of each kind, if a subject is not listed under any."""
+        if all(subject in _kinds_of() for subject in subjects):
+            return []
+        draw = random.Random("check")
+        return [name for names in kinds().values() for name in draw.sample(names, FEW)]
+
+    def kinds(self, subject: str) -> frozenset[str]:
+        """What the subject is listed under, or most of the names nearest to it are."""
+        if subject in _kinds_of():
+            return _kinds_of()[subject]
+        around = self.nearest(subject, self.few([subject]))[:FEW]
+        counts = Counter(kind for name in around for kind in sorted(_kinds_of()[name]))
+        return frozenset(kind for kind, _ in counts.most_common(2))
+
+    def of_kinds(self, own: frozenset[str]) -> list[str]:
+        """The free names of the kinds."""
+        return self._free(name for name, of in _kinds_of().items() if of & own)
+
+    def relatives(self, subject: str, own: frozenset[str]) -> list[str]:
+        """Other first names with a person's last name."""
+        *first, last = subject.split()
+        if not (first and own & PEOPLE):
+            return []
+        return self._free(f"{name} {last}" for name in FIRST_NAMES if name != first[0])
+
+    def _free(self, names: Iterable[str]) -> list[str]:
+        names = [name for name in names if name not in self._gone]
+        free = unsaid(names, self._among)
+        return [name for name in names if name in free]
 
 
 def unrelated(fact: Fact, among: Sequence[Fact]) -> list[str]:

@@ -17,6 +17,7 @@ from goldenlayers.shown import put, say
 
 if TYPE_CHECKING:
     from goldenlayers.checking import Check
+    from goldenlayers.checking.probes import Part
     from goldenlayers.comparing import Choice, Comparison
     from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models import Model
@@ -98,12 +99,13 @@ def show_check(found: Check) -> None:
     """What else an edit did: how many answers follow it and how many stay, the worst of them, and
     the verdict in a line.
     """
+    parts: dict[Part, tuple[str, str]] = {
+        "rephrase": ("rephrasings", "give the new answer"),
+        "neighbours": ("neighbours", "keep their answers"),
+        "unrelated": ("unrelated prompts", "keep their answers"),
+    }
     rows = []
-    for part, name, how in (
-        ("rephrase", "rephrasings", "give the new answer"),
-        ("neighbours", "neighbours", "keep their answers"),
-        ("unrelated", "unrelated prompts", "keep their answers"),
-    ):
+    for part, (name, how) in parts.items():
         share = found.share(part)
         rows.append((name + " (made)" * share.made, f"{share.ok} of {share.n} {how}"))
     checked = found.share("prompt").n
