@@ -310,7 +310,7 @@ def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.Monkey
             agreed.append(partial_forward.agree(again, first))
             return agreed[-1]
 
-        monkeypatch.setattr(clearing, "agree", agree)
+        monkeypatch.setattr(name_keys, "agree", agree)
         return clearing._names_of(bench(model, "clear-rome"), 1, DARRIEUX).keys, agreed == [True]
 
     keys, reused = read()

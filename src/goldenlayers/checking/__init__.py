@@ -363,7 +363,7 @@ def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
     if verdict == "good":
         return ()
     if verdict == "did not take":
-        return ("another --layer", *stronger(delta.settings))
+        return tuple(stronger(delta.settings))
     if verdict == "narrow":
         return ("another --layer",)
     mine = [kind for kind in EDITORS.known() if kind.name == delta.method]
@@ -378,6 +378,7 @@ def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
 
 
 def stronger(settings: Mapping[str, Any]) -> list[str]:
-    """Settings that make an edit take, of those that are lower."""
+    """What may make an edit take; of its settings, those that are lower."""
     more = {"steps": 50, "clamp": 8}
-    return [f"--set {n} {value}" for n, value in more.items() if settings.get(n, value) < value]
+    lower = [f"--set {n} {value}" for n, value in more.items() if settings.get(n, value) < value]
+    return ["another --layer", *lower]

@@ -206,7 +206,8 @@ def run(config: EditConfig) -> int:
     _show_overlap(delta)
     if checked is not None:
         tables.show_check(checked)
-    _warn(model, facts, after, delta, editor)
+    told = checked is not None and checked.verdict == "did not take"
+    _warn(model, facts, after, delta, editor, told=told)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
         say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
@@ -311,27 +312,32 @@ def _warn(
     after: Sequence[tables.Answer],
     delta: WeightDelta,
     editor: Editor,
+    *,
+    told: bool,
 ) -> None:
-    """Say what a careful user would want to know before using this edit."""
+    """Say what a careful user would want to know before using this edit.
+
+    ``told``: what to try where it did not take was said already.
+    """
+    from goldenlayers.checking import stronger
+
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
     if failed:
         some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
         about = Counter(plain_subject(fact.subject) for fact in facts)
         rivals = [fact for fact in failed if about[plain_subject(fact.subject)] > 1]
-        # What is followed already is no advice.
-        more = [
-            f"--set {name} {value}"
-            for name, value in (("steps", 50), ("clamp", 8))
-            if getattr(editor, name, value) < value
-        ]
-        advice = f"Try {', or '.join(['another --layer', *more])}."
+        advice = f"Try {', or '.join(stronger(delta.settings))}."
         if rivals:
             advice = (
                 f"{len(rivals)} of them share their subject with another edit here "
                 f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
                 + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
             )
-        say(f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
+        elif told:
+            advice = ""
+        say(
+            f"Warning: {len(failed)} of {len(facts)} edits did not take ({some}). {advice}".rstrip()
+        )
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
             say(
