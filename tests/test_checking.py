@@ -14,11 +14,11 @@ import torch
 from families import tiny
 
 from goldenlayers.checking import FACTS, Check, Probed, check, probes
-from goldenlayers.checking.probes import FORMS, NEIGHBOURS, NEUTRAL, RELATIVES, UNRELATED
+from goldenlayers.checking.probes import FORMS, NEIGHBOURS, NEUTRAL, RELATIVES, SPARE, UNRELATED
 from goldenlayers.datasets import load_facts
 from goldenlayers.decoding import end_ids
 from goldenlayers.delta import LowRank, WeightDelta
-from goldenlayers.editors import edit
+from goldenlayers.editors import clearing, edit
 from goldenlayers.editors.clearing import words
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
@@ -140,14 +140,21 @@ def test_made_neighbours_are_the_nearest_of_the_subjects_kind(fact: Fact) -> Non
     assert len(people) == (RELATIVES if fact is CURIE else 0)
     order = [cosines[one.name] for one in near if one.name not in people]
     assert order == sorted(order, reverse=True)
-    if fact.subject in probes._kinds_of():  # of all of its kind, the nearest
-        own = probes._kinds_of()[fact.subject]
-        free = [n for n, of in probes._kinds_of().items() if of & own and n != fact.subject]
+    if own := probes._kinds_of().get(fact.subject):  # of all of its kind, the nearest
+        free = {n for kind, some in probes._judges().items() if kind in own for n in some}
         beyond = [n for n in free if n not in cosines and words(fact.subject) not in words(n)]
         farther = sum(float(key(name) @ mine) > order[-1] + 1e-5 for name in beyond)
-        assert len(beyond) > 40 and farther == 0
+        assert len(beyond) > 15 and farther == 0
     for one in near:
         assert one.prompt == fact.prompt.replace(fact.subject, one.name)
+
+
+def test_the_judges_are_of_every_kind_and_none_that_editors_stay_clear_of() -> None:
+    pooled = {words(name) for name in clearing.pool()}
+    asked = probes._judges()
+    assert not pooled & {words(name) for names in asked.values() for name in names}
+    for kind, names in clearing.kinds().items():
+        assert names and len(asked[kind]) == len(set(asked[kind])) >= NEIGHBOURS + SPARE, kind
 
 
 def test_names_that_the_edit_knows_of_are_no_judges() -> None:
@@ -310,6 +317,7 @@ def test_a_check_from_elsewhere_is_believed_in_nothing(tmp_path: Path) -> None:
     ("method", "settings", "expected"),
     [
         ("rome", {"neighbours": 0}, ["--method clear-rome", "another --layer"]),
+        ("rome", {"neighbours": 128}, ["--clear-of 'Peru' 'Spain'", "another --layer"]),
         ("ft-m", {}, ["--method clear-rome", "another --layer"]),
         ("memit", {"neighbours": 0}, ["--set neighbours 128", "another --layer"]),
         ("clear-rome", {"neighbours": 128}, ["--clear-of 'Peru' 'Spain'", "another --layer"]),
@@ -328,6 +336,8 @@ def test_advice_that_is_followed_already_is_not_given(
     failed = Check(probes=tuple(probed("prompt", 0, 1)))
     weak = WeightDelta({}, method=method, settings={**settings, "steps": 20, "clamp": 8})
     assert list(advice_on(failed, weak)) == ["another --layer", "--set steps 50"]
+    few = Check(probes=(*probed("prompt", 1, 1), *probed("neighbours", 6, 6), *named))
+    assert few.verdict == "good" and list(advice_on(few, delta)) == expected[:1]
     assert advice_on(Check(probes=tuple(probed("prompt", 1, 1))), delta) == ()
 
 

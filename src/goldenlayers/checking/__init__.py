@@ -359,22 +359,20 @@ def _settled(model: Model, facts: Sequence[Fact], asked: Sequence[Asked]) -> lis
 
 def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
     """What to try next after an edit, none of it what the edit did already."""
-    verdict = found.verdict
-    if verdict == "good":
-        return ()
-    if verdict == "did not take":
+    if found.verdict == "did not take":
         return tuple(stronger(delta.settings))
-    if verdict == "narrow":
-        return ("another --layer",)
+    layer = () if found.verdict == "good" else ("another --layer",)
+    moved = found.share("neighbours").failed or found.share("unrelated").failed
+    if found.verdict == "narrow" or not moved:
+        return layer
     mine = [kind for kind in EDITORS.known() if kind.name == delta.method]
     can_clear = any(issubclass(kind, Clearing) for kind in mine)
-    if not can_clear or (delta.method == "rome" and not delta.settings.get("neighbours")):
-        return ("--method clear-rome", "another --layer")
-    if not delta.settings.get("neighbours"):
-        return ("--set neighbours 128", "another --layer")
+    if not (can_clear and delta.settings.get("neighbours")):
+        other = can_clear and delta.method != "rome"
+        return ("--set neighbours 128" if other else "--method clear-rome", *layer)
     hit = dict.fromkeys(one.name for one in found.worst if one.name)
     names = " ".join(f"'{name}'" for name in list(hit)[:3])
-    return (*([f"--clear-of {names}"] if names else []), "another --layer")
+    return (*([f"--clear-of {names}"] if names else []), *layer)
 
 
 def stronger(settings: Mapping[str, Any]) -> list[str]:

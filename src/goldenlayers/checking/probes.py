@@ -2,16 +2,19 @@
 
 Made rephrasings are the other templates of a starter relation that has the fact's prompt, question
 forms (``FORMS``), and the prompt behind neutral text (``NEUTRAL``). Made neighbours are the prompt
-with other names of the subject's kind in its place, of the package's names and the starter facts'
-subjects: those whose keys at the edited layer are nearest to the subject's by their cosine, which
-the edit will hit first. Names that the edit itself stayed clear of are never taken. Unrelated
-prompts are starter facts of other relations.
+with other names of the subject's kind in its place: those whose keys at the edited layer are
+nearest to the subject's by their cosine, which the edit will hit first. They come from a list of
+the check's own (``judges.json``) and the starter facts' subjects, and are none of the names that
+clear-rome stays clear of: a fair judge, and the same one for every editor. Unrelated prompts are
+starter facts of other relations.
 
 Shapes: M names, F MLP width.
 """
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import random
 import re
 from collections import Counter
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor
 
 from goldenlayers.delta.apply import untouched
-from goldenlayers.editors.clearing import ALIKE, kinds, unsaid, words
+from goldenlayers.editors.clearing import ALIKE, kinds, pool, unsaid, words
 from goldenlayers.editors.name_keys import reader, template
 from goldenlayers.facts import Fact
 
@@ -191,12 +194,27 @@ def _starter_templates() -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def _judges() -> dict[str, tuple[str, ...]]:
+    """The names that are asked about, by kind: the check's own, and of the starter facts' subjects
+    by relation those that no editor stays clear of by itself.
+    """
+    file = importlib.resources.files("goldenlayers.checking") / "judges.json"
+    found: dict[str, list[str]] = dict(json.loads(file.read_text("utf-8"))["names"])
+    pooled = {words(name) for name in pool()}
+    for fact in _starter():
+        if words(fact.subject) not in pooled:
+            found.setdefault(fact.relation or "", []).append(fact.subject)
+    return {kind: tuple(dict.fromkeys(names)) for kind, names in found.items()}
+
+
+@cache
 def _kinds_of() -> dict[str, frozenset[str]]:
-    """Every name of the pool of neighbours, with the kinds and starter relations it belongs to."""
+    """Every name that is known, with the kinds and starter relations it belongs to."""
     found: dict[str, set[str]] = {}
-    for kind, names in kinds().items():
-        for name in names:
-            found.setdefault(name, set()).add(kind)
+    for some in (kinds(), _judges()):
+        for kind, names in some.items():
+            for name in names:
+                found.setdefault(name, set()).add(kind)
     for fact in _starter():
         found.setdefault(fact.subject, set()).add(fact.relation or "")
     return {name: frozenset(of) for name, of in found.items()}
@@ -227,7 +245,8 @@ def neighbours(
         for i in members:
             subject = facts[i].subject
             first = near.nearest(subject, kin[subject])[:RELATIVES]
-            found[i] = [*first, *near.nearest(subject, listed[subject])][: NEIGHBOURS + SPARE]
+            names = dict.fromkeys([*first, *near.nearest(subject, listed[subject])])
+            found[i] = list(names)[: NEIGHBOURS + SPARE]
     return found
 
 
@@ -273,7 +292,7 @@ class _Near:
         if all(subject in _kinds_of() for subject in subjects):
             return []
         draw = random.Random("check")
-        return [name for names in kinds().values() for name in draw.sample(names, FEW)]
+        return [name for kind in kinds() for name in draw.sample(_judges()[kind], FEW)]
 
     def kinds(self, subject: str) -> frozenset[str]:
         """What the subject is listed under, or most of the names nearest to it are."""
@@ -285,7 +304,8 @@ class _Near:
 
     def of_kinds(self, own: frozenset[str]) -> list[str]:
         """The free names of the kinds."""
-        return self._free(name for name, of in _kinds_of().items() if of & own)
+        names = (name for kind, some in _judges().items() if kind in own for name in some)
+        return self._free(dict.fromkeys(names))
 
     def relatives(self, subject: str, own: frozenset[str]) -> list[str]:
         """Other first names with a person's last name."""
