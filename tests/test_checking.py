@@ -14,6 +14,7 @@ import torch
 from families import tiny
 
 from goldenlayers.checking import FACTS, Check, Probed, check, probes
+from goldenlayers.checking.advice import advice_on
 from goldenlayers.checking.probes import FORMS, NEIGHBOURS, NEUTRAL, RELATIVES, SPARE, UNRELATED
 from goldenlayers.datasets import load_facts
 from goldenlayers.decoding import end_ids
@@ -326,8 +327,6 @@ def test_a_check_from_elsewhere_is_believed_in_nothing(tmp_path: Path) -> None:
 def test_advice_that_is_followed_already_is_not_given(
     method: str, settings: dict[str, Any], expected: list[str]
 ) -> None:
-    from goldenlayers.checking import advice_on
-
     named = [dataclasses.replace(row, name=n) for row, n in zip(
         probed("neighbours", 0, 2), ("Spain", "Peru"), strict=True)]  # fmt: skip
     damaging = Check(probes=(*probed("prompt", 1, 1), *named))

@@ -8,18 +8,17 @@ import dataclasses
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from goldenlayers.checking.advice import advice_on, stronger
 from goldenlayers.checking.probes import NEIGHBOURS, Asked, Part, probes_of
-from goldenlayers.decoding import greedy, settle_joints
+from goldenlayers.decoding import end_ids, settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.durable import read_bytes_file
-from goldenlayers.editors import EDITORS
-from goldenlayers.editors.base import Clearing
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.reading import Pass, Reading, read
@@ -31,7 +30,7 @@ from goldenlayers.records import made, parse_json, text_of
 if TYPE_CHECKING:
     from goldenlayers.models import Model
 
-__all__ = ["FILE", "Check", "Probed", "check"]
+__all__ = ["FILE", "Check", "Probed", "check", "stronger"]
 
 FILE = "check.json"
 """Where a run of ``golden edit`` keeps its check."""
@@ -306,16 +305,30 @@ class _Texts:
 
     def said(self, model: Model) -> list[_Said]:
         """What the model answers, as it is now."""
-        answers = greedy(model, self.rows, CONTINUATION)
-        reads = read(model, self.readings, Pass())
+        n, ends, limit = len(self.rows), end_ids(model), model.encoder.max_length or math.inf
+        # Rows of all lengths in one padded pass a token: no row is worth a pass of its own.
+        asked = [*self.readings, *map(_next, self.rows)]
+        reads = read(model, asked, Pass())
+        answers: list[list[int]] = [[one.tokens[0]] for one in reads[n:]]
+        while running := [
+            u
+            for u, said in enumerate(answers)
+            if len(said) < CONTINUATION
+            and said[-1] not in ends
+            and said[-1] >= 0  # no number
+            and len(self.rows[u]) + len(said) <= limit
+        ]:
+            more = read(model, [_next((*self.rows[u], *answers[u])) for u in running], Pass())
+            for u, one in zip(running, more, strict=True):
+                answers[u] += one.tokens
         return [
             _Said(
                 tuple(new),
-                model.encoder.continuation(row, new),
+                model.encoder.continuation(row, [t for t in new if t >= 0 and t not in ends]),
                 _chance(one.nll, len(one.targets)),
                 one.tokens == one.targets,
             )
-            for row, new, one in zip(self.rows, answers, reads, strict=True)
+            for row, new, one in zip(self.rows, answers, reads[:n], strict=True)
         ]
 
     def enough(self, before: Sequence[_Said]) -> tuple[_Texts, list[_Said]]:
@@ -330,6 +343,11 @@ class _Texts:
             kept.append(u)
         parts = ([some[u] for u in kept] for some in (self.asked, self.rows, self.readings))
         return _Texts(*parts), [before[u] for u in kept]
+
+
+def _next(ids: tuple[int, ...]) -> Reading:
+    """The arg-max token behind a text."""
+    return Reading(ids, (len(ids) - 1,))
 
 
 def _chance(nll: float | None, n_tokens: int) -> float | None:
@@ -355,28 +373,3 @@ def _settled(model: Model, facts: Sequence[Fact], asked: Sequence[Asked]) -> lis
             )
         )
     return settle_joints(model, whole)
-
-
-def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
-    """What to try next after an edit, none of it what the edit did already."""
-    if found.verdict == "did not take":
-        return tuple(stronger(delta.settings))
-    layer = () if found.verdict == "good" else ("another --layer",)
-    moved = found.share("neighbours").failed or found.share("unrelated").failed
-    if found.verdict == "narrow" or not moved:
-        return layer
-    mine = [kind for kind in EDITORS.known() if kind.name == delta.method]
-    can_clear = any(issubclass(kind, Clearing) for kind in mine)
-    if not (can_clear and delta.settings.get("neighbours")):
-        other = can_clear and delta.method != "rome"
-        return ("--set neighbours 128" if other else "--method clear-rome", *layer)
-    hit = dict.fromkeys(one.name for one in found.worst if one.name)
-    names = " ".join(f"'{name}'" for name in list(hit)[:3])
-    return (*([f"--clear-of {names}"] if names else []), *layer)
-
-
-def stronger(settings: Mapping[str, Any]) -> list[str]:
-    """What may make an edit take; of its settings, those that are lower."""
-    more = {"steps": 50, "clamp": 8}
-    lower = [f"--set {n} {value}" for n, value in more.items() if settings.get(n, value) < value]
-    return ["another --layer", *lower]
