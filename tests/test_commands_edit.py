@@ -79,6 +79,7 @@ def test_one_fact_by_flags_leaves_a_small_run_folder(
         "delta.safetensors",
         "delta.json",
         "README.md",
+        "check.json",
     }
     assert "Paris" in printed and "rank" in printed
     delta = WeightDelta.load(out)

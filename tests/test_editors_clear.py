@@ -14,7 +14,15 @@ from families import tiny
 from torch import Tensor
 
 from goldenlayers.delta import WeightDelta
-from goldenlayers.editors import EDITORS, Editing, clearing, edit, make_editor, partial_forward
+from goldenlayers.editors import (
+    EDITORS,
+    Editing,
+    clearing,
+    edit,
+    make_editor,
+    name_keys,
+    partial_forward,
+)
 from goldenlayers.editors.locate_then_edit import energy_threshold
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
@@ -292,7 +300,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama", dtype=torch.float64)
     whole = [key_of(model, 1, DARRIEUX, name) for name in POOL]
-    monkeypatch.setattr(clearing, "_BATCH", 4)
+    monkeypatch.setattr(name_keys, "_BATCH", 4)
     honest = partial_forward.growing_cache
 
     def read() -> tuple[Tensor, bool]:
@@ -302,7 +310,7 @@ def test_a_cache_that_does_not_fit_shows_in_the_trial(monkeypatch: pytest.Monkey
             agreed.append(partial_forward.agree(again, first))
             return agreed[-1]
 
-        monkeypatch.setattr(clearing, "agree", agree)
+        monkeypatch.setattr(name_keys, "agree", agree)
         return clearing._names_of(bench(model, "clear-rome"), 1, DARRIEUX).keys, agreed == [True]
 
     keys, reused = read()
@@ -323,7 +331,7 @@ def test_layer_after_layer_the_same_keys_from_fewer_blocks(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(family, dtype=torch.float64)
-    monkeypatch.setattr(clearing, "_BATCH", 4)
+    monkeypatch.setattr(name_keys, "_BATCH", 4)
     ran: list[int] = []
     for block in model.layers.blocks:
         block.down.module.register_forward_pre_hook(lambda *_, i=block.index: ran.append(i))

@@ -40,6 +40,7 @@ ORDER: list[str] = [
     "sweeping",
     "comparing",
     "atlas",
+    "checking",
     "export",
     "report",
     "studying",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from goldenlayers import models
+from goldenlayers.checking import check
 from goldenlayers.datasets import load_facts
 from goldenlayers.decoding import forced_predictions
 from goldenlayers.delta import LowRank, WeightDelta
@@ -71,3 +72,15 @@ def test_rome_installs_facts_and_a_random_change_of_equal_length_does_not(
         assert torch.equal(before[name], parameter), name
     deltas[0].save(tmp_path / "edit")
     assert sum(p.stat().st_size for p in (tmp_path / "edit").iterdir()) <= 64 * 1024
+
+
+def test_the_check_sees_what_rome_does_to_the_neighbours_of_gemma() -> None:
+    gemma = models.load("gemma3-270m")
+    fact = Fact("Marie Curie", "{} was born in", "London")
+    statistics = key_statistics(gemma, [LAYER], tokens=2000, settle=0)
+    rome = Rome(prefixes=2, steps=15)
+    (delta,) = edit_each(gemma, [fact], rome, layer=LAYER, statistics=statistics)  # a sixth of 18
+    found = check(gemma, delta, [fact])
+    assert found.verdict == "damaging" and found.share("prompt").ok == 1, found.sentence()
+    assert any(one.name.endswith(" Curie") for one in found.worst), found.worst
+    assert "--method clear-rome" in found.advice

@@ -24,7 +24,7 @@ FACT = {
 }
 # Flags that only choose what is computed. A new flag has to be put here, or given a role.
 PLAIN_FLAGS = {
-    "skip_invalid", "known", "evidence", "schema", "example",
+    "skip_invalid", "known", "no_check", "evidence", "schema", "example",
     "all_probes",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from goldenlayers.checking import Check, check
     from goldenlayers.datasets import FactSet, load_facts
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 # Module → the public names that live in it.
 _ROOMS = {
+    "checking": "Check check",
     "datasets": "FactSet load_facts",
     "delta": "WeightDelta",
     "editors": "AlphaEdit ClearRome Editing Editor Emmet FtL FtM InContext Memit Pmet "
@@ -72,6 +74,7 @@ __all__ = [
     "CMA",
     "LGA",
     "AlphaEdit",
+    "Check",
     "ClearRome",
     "DataError",
     "Editing",
@@ -104,6 +107,7 @@ __all__ = [
     "WeightDelta",
     "Workers",
     "__version__",
+    "check",
     "edit",
     "edit_each",
     "evaluate",

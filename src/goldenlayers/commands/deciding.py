@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from goldenlayers.commands.options import flag
 from goldenlayers.errors import UserError, shortened
 from goldenlayers.shown import say
 
@@ -54,23 +55,31 @@ def statistics_of(
     return statistics_for(model, editor, layers, seed=config.seed, text=text, cache_dir=cache)
 
 
-_LINES_BYTES = 1_000_000  # of a file of names or prompts
+_LINES_BYTES = 1_000_000  # of a file of them
+_LINES = {"clear_of": "names", "keep": "prompts"}
 
 
-def with_names(config: Any) -> Any:
-    """The config with the names of ``--clear-of-file`` in ``--clear-of``, where a run records them.
+def with_lines(config: Any) -> Any:
+    """The config with the lines of its files in its lists, where a run records them: the names of
+    ``--clear-of-file`` in ``--clear-of``, and the prompts of ``--keep-file`` in ``--keep``.
 
     Raises:
-        UserError: the file cannot be read, is large or is no text; names for an editor that uses
+        UserError: a file cannot be read, is large or is no text; names for an editor that uses
             none.
     """
     from goldenlayers.editors.named import checked_names
 
-    names, file = list(config.clear_of), config.clear_of_file
-    if file is not None:
-        names += [line.strip() for line in lines_of(file, "--clear-of-file", "names")]
-    names = list(checked_names(editor_of(config), names))
-    return dataclasses.replace(config, clear_of=names, clear_of_file=None)
+    found: dict[str, Any] = {}
+    for name in _LINES:
+        file = getattr(config, f"{name}_file")
+        named = f"{flag(name)}-file"
+        more = [] if file is None else lines_of(file, named, _LINES[name])
+        found |= {
+            name: [*getattr(config, name), *(line.strip() for line in more)],
+            f"{name}_file": None,
+        }
+    found["clear_of"] = list(checked_names(editor_of(config), found["clear_of"]))
+    return dataclasses.replace(config, **found)
 
 
 def lines_of(file: Path | str, named: str, what: str) -> list[str]:

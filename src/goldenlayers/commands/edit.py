@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.auto_layer import check_budget, open_settings, with_layer
@@ -20,7 +20,7 @@ from goldenlayers.commands.deciding import (
     refuse_batch,
     settle,
     statistics_of,
-    with_names,
+    with_lines,
 )
 from goldenlayers.commands.options import (
     FACTS,
@@ -31,9 +31,10 @@ from goldenlayers.commands.options import (
     OutputOptions,
     Role,
     Statistics,
+    Under,
 )
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.facts import Fact
+from goldenlayers.facts import Fact, Probe
 from goldenlayers.progress import Progress, progress
 from goldenlayers.prompts import plain_subject
 from goldenlayers.report import tables
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from goldenlayers.editors import Editor
     from goldenlayers.models import Model
 
+Texts = Annotated[UseAppendAction[list[str]], arg(metavar="TEXT"), Under("Check")]
 # A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
 # healthy facts lie around 0.02-0.2.
 _LARGE = 0.5
@@ -109,6 +111,20 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     clear_of_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
     """More such names, one a line."""
 
+    rephrase: Texts = dataclasses.field(default_factory=list)
+    """A fact by flags: its question in other words, which the check asks; {} stands for the
+    subject. May repeat. Without any, they are made."""
+
+    keep: Texts = dataclasses.field(default_factory=list)
+    """A prompt whose answer must stay, which the check asks. May repeat. Without any, prompts
+    about other names are made."""
+
+    keep_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
+    """More such prompts, one a line."""
+
+    no_check: bool = False
+    """Do not check what the edit does to rephrasings and to other prompts."""
+
     statistics: Statistics = "model"
     """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
     hub:NAME, or none (identity: another algorithm, only for comparison)."""
@@ -117,7 +133,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """Seed of the sampled prefixes and statistics."""
 
     out: Out = None
-    """Run folder to write: delta.safetensors, delta.json, config.yaml, log.txt."""
+    """Run folder to write: delta.safetensors, delta.json, check.json, config.yaml, log.txt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +143,13 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
         by_flags = [self.subject, self.prompt, self.target]
         if self.facts is not None and any(part is not None for part in by_flags):
             raise UserError("both --facts and a fact by flags are given", fix="Give one of them")
+        if self.facts is not None and self.rephrase:
+            raise UserError(
+                "--rephrase is for a fact by flags",
+                fix="Give the rephrasings of --facts in their file",
+            )
+        if self.no_check and (self.rephrase or self.keep or self.keep_file):
+            raise UserError("--no-check asks no prompts", fix="Leave it out")
         if self.facts is None and any(part is None for part in by_flags):
             raise UserError(
                 "there is no fact to edit",
@@ -136,11 +159,12 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
+    from goldenlayers.checking import FILE, check
     from goldenlayers.editors import check_step, edit
     from goldenlayers.export import write_card
 
     shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
-    config = with_names(config)
+    config = with_lines(config)
     check_step(editor_of(config), config.step)
     facts, source = _facts(config)
     model = shared.load_model(config)
@@ -170,10 +194,13 @@ def run(config: EditConfig) -> int:
     before = tables.greedy_answers(model, facts)
     with delta.applied(model):
         after = tables.greedy_answers(model, facts)
+    checked = None if config.no_check else check(model, delta, facts)
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
     with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
             delta.save(folder.path)
+            if checked is not None:
+                folder.write_json(FILE, checked.to_json())
             write_card(folder.path, delta)
             folder.finish()
     result(
@@ -188,11 +215,15 @@ def run(config: EditConfig) -> int:
         took=sum(answer.is_new for answer in after),
         dropped=[str(error) for error in dropped],
         changes=delta.summary(model),
+        check=checked and checked.to_json(),
     )
     tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
     _show_overlap(delta)
-    _warn(model, facts, after, delta, editor)
+    if checked is not None:
+        tables.show_check(checked)
+    told = checked is not None and checked.verdict == "did not take"
+    _warn(model, facts, after, delta, editor, told=told)
     if folder is not None:
         size = sum(f.stat().st_size for f in folder.path.glob("delta.*"))
         say(f"Saved to {folder.path} ({size / 1024:.0f} KB)")
@@ -206,7 +237,9 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
         # Held by the config; that none is empty the fact itself checks.
         assert None not in (config.subject, config.prompt, config.target)
         subject, prompt, target = config.subject or "", config.prompt or "", config.target or ""
-        return [Fact(subject, prompt, target, id="edit", joint=config.joint)], None
+        rephrased = tuple(config.rephrase)
+        fact = Fact(subject, prompt, target, rephrasings=rephrased, id="edit", joint=config.joint)
+        return [_keeping(fact, config.keep)], None
     from goldenlayers.datasets import load_facts
 
     found = load_facts(
@@ -219,7 +252,22 @@ def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
     shared.tell_data(found)
     shared.tell_fewer(len(found), config.limit)
     found = shared.agreeing(found, skip_invalid=config.skip_invalid, drop_doubled=True)
-    return list(found), found
+    return [_keeping(fact, config.keep) for fact in found], found
+
+
+def _keeping(fact: Fact, prompts: Sequence[str]) -> Fact:
+    """The fact with more prompts that must stay.
+
+    Raises:
+        UserError: one of them is to change.
+    """
+    for prompt in prompts:
+        if prompt in (fact.prompt, *fact.rephrasings):
+            raise UserError(
+                f"the answer to '{prompt}' is edited, and --keep keeps it", fix="Leave one out"
+            )
+    more = tuple(Probe(prompt, contradicts=False) for prompt in dict.fromkeys(prompts))
+    return dataclasses.replace(fact, locality=fact.locality + more)
 
 
 def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fact]:
@@ -285,27 +333,30 @@ def _warn(
     after: Sequence[tables.Answer],
     delta: WeightDelta,
     editor: Editor,
+    *,
+    told: bool,
 ) -> None:
-    """Say what a careful user would want to know before using this edit."""
+    """Say what a careful user would want to know before using this edit.
+
+    ``told``: what to try where it did not take was said already.
+    """
+    from goldenlayers.checking import stronger
+
     failed = [fact for fact, answer in zip(facts, after, strict=True) if not answer.is_new]
     if failed:
         some = "; ".join(f"'{fact.prompt}'" for fact in failed[:3])
         about = Counter(plain_subject(fact.subject) for fact in facts)
         rivals = [fact for fact in failed if about[plain_subject(fact.subject)] > 1]
-        # What is followed already is no advice.
-        more = [
-            f"--set {name} {value}"
-            for name, value in (("steps", 50), ("clamp", 8))
-            if getattr(editor, name, value) < value
-        ]
-        advice = f"Try {', or '.join(['another --layer', *more])}."
+        advice = f"Try {', or '.join(stronger(delta.settings))}."
         if rivals:
             advice = (
                 f"{len(rivals)} of them share their subject with another edit here "
                 f"('{rivals[0].subject}'), and the two may be at odds: leave one out"
                 + (f". For the others: {advice}" if len(rivals) < len(failed) else ".")
             )
-        warn(f"{len(failed)} of {len(facts)} edits did not take ({some}). {advice}")
+        elif told:
+            advice = ""
+        warn(f"{len(failed)} of {len(facts)} edits did not take ({some}). {advice}".rstrip())
     for name, norm in delta.norms(model).items():
         if norm.relative > _LARGE:
             warn(

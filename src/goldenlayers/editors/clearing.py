@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,23 +30,14 @@ from torch import Tensor
 
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.editors.base import Clearing
-from goldenlayers.editors.partial_forward import (
-    UNABLE,
-    agree,
-    by_row,
-    continuing,
-    growing_cache,
-)
+from goldenlayers.editors.name_keys import Names, Reader, reader, template
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import input_of, override_input, resume_from
 from goldenlayers.prompts import plain_words
 from goldenlayers.statistics.moments import Beside
-from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.editors.editing import Editing
-    from goldenlayers.models import Model
 
 ALIKE = 0.98
 """Whitened cosine of two keys from which a name is the fact's own: an alias of its subject."""
@@ -56,17 +45,22 @@ ALIKE = 0.98
 LEAST_LEFT = 0.01
 """Smallest k*ᵀA⁻¹k* / k*ᵀC⁻¹k* accepted: what is left of the fact's key clear of the names."""
 
-_BATCH = 64  # rows per forward pass
 _KEPT = 4  # prompts and layers whose names' keys are remembered
 _STATES = 1 << 30  # bytes of what readers go on from
 
 
 @cache
-def pool() -> tuple[str, ...]:
-    """The names that come with the package, of many kinds."""
+def kinds() -> dict[str, tuple[str, ...]]:
+    """The names that come with the package, by their kind."""
     file = importlib.resources.files("goldenlayers.editors") / "names.json"
-    kinds: dict[str, list[str]] = json.loads(file.read_text("utf-8"))["names"]
-    return tuple(name for names in kinds.values() for name in names)
+    found: dict[str, list[str]] = json.loads(file.read_text("utf-8"))["names"]
+    return {kind: tuple(names) for kind, names in found.items()}
+
+
+@cache
+def pool() -> tuple[str, ...]:
+    """The names that come with the package, of all kinds."""
+    return tuple(name for names in kinds().values() for name in names)
 
 
 def words(text: str) -> str:
@@ -77,6 +71,14 @@ def words(text: str) -> str:
 @lru_cache(maxsize=8)
 def usable(facts: tuple[Fact, ...]) -> frozenset[str]:
     """The names of the pool that say nothing of some facts: see the head of this module."""
+    return unsaid(pool(), facts)
+
+
+def unsaid(names: Iterable[str], facts: Iterable[Fact]) -> frozenset[str]:
+    """Those of ``names`` that stand in no prompt of the facts or of their probes, nor hold a
+    subject.
+    """
+    facts = tuple(facts)
     subjects = {plain for fact in facts if (plain := words(fact.subject)).strip()}
     texts = {
         words(text)
@@ -91,7 +93,7 @@ def usable(facts: tuple[Fact, ...]) -> frozenset[str]:
     said = "\n".join(texts)
     return frozenset(
         name
-        for name in pool()
+        for name in names
         if (plain := words(name)) not in said and not any(s in plain for s in subjects)
     )
 
@@ -112,13 +114,6 @@ class Near:
         """Mean |ρ| at ``others`` of an edit along ``direction`` (F,) that writes on ``key``."""
         arrives = (self.others.T @ direction).abs().mean()
         return round(float(arrives / (key.to(direction) @ direction).abs()), 6)
-
-
-def template(fact: Fact) -> tuple[str, str]:
-    """The prompt before and behind the subject's last mention; NUL for earlier mentions."""
-    start, end = fact.subject_span
-    before = re.sub(rf"(?<!\w){re.escape(fact.subject)}(?!\w)", "\0", fact.prompt[:start])
-    return before, fact.prompt[end:]
 
 
 def stay_clear(work: Editing, layer: int, facts: Sequence[Fact], K: Tensor) -> Near | None:
@@ -222,31 +217,24 @@ def _none_usable(facts: Sequence[Fact], n_pool: int, n_allowed: int) -> UserErro
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Names:
-    """Names, each one's tokens up to its last in a prompt, and the keys (M, F) there."""
-
-    names: list[str]
-    ids: list[tuple[int, ...]]
-    keys: Tensor
-
-
 _Prompt = tuple[str, str, tuple[str, ...], bool]
 """A prompt before and behind the name, the user's names, and whether the pool's are read."""
 
 
-def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
+def _names_of(work: Editing, layer: int, fact: Fact) -> Names:
     """The keys of the pool's names and the user's in the fact's prompt, on the model as it is."""
     editor = work.editor
     assert isinstance(editor, Clearing)
     prompt: _Prompt = (*template(fact), tuple(work.names), editor.neighbours > 0)
-    keys: dict[tuple[int, _Prompt], _Names] = work._kept.setdefault("names", {})
-    readers: dict[_Prompt, _Reader] = work._kept.setdefault("readers", {})
+    keys: dict[tuple[int, _Prompt], Names] = work._kept.setdefault("names", {})
+    readers: dict[_Prompt, Reader] = work._kept.setdefault("readers", {})
+    before, behind, own, pooled = prompt
+    listed = (*own, *(pool() if pooled else ()))
     if deltas_in_force(work.model):
-        return _reader(work, prompt).read(layer)
+        return reader(work.model, (before, behind), listed).read(layer)
     if (layer, prompt) not in keys:
         if prompt not in readers:
-            readers[prompt] = _reader(work, prompt)
+            readers[prompt] = reader(work.model, (before, behind), listed)
         keys[layer, prompt] = readers[prompt].read(layer)
         if len(keys) > _KEPT:
             del keys[next(iter(keys))]
@@ -255,126 +243,8 @@ def _names_of(work: Editing, layer: int, fact: Fact) -> _Names:
     return keys[layer, prompt]
 
 
-def _reader(work: Editing, prompt: _Prompt) -> _Reader:
-    before, behind, own, pooled = prompt
-    names, rows = [], []
-    for name in dict.fromkeys((*own, *(pool() if pooled else ()))):
-        head = before.replace("\0", name)
-        try:
-            text = work.model.encoder.verbatim(head + name + behind)
-        except TooLongError:
-            continue
-        last = last_token_in(text.spans, (len(head), len(head) + len(name)))
-        if last is not None:
-            names.append(name)
-            # Causal attention: what follows the name does not change its key.
-            rows.append(text.ids[: last + 1])
-    return _Reader(work.model, names, rows)
-
-
-def _bytes(readers: Mapping[Any, _Reader]) -> int:
+def _bytes(readers: Mapping[Any, Reader]) -> int:
     return sum(state.nbytes for one in readers.values() for state in one.states)
-
-
-class _Reader:
-    """Reads the names' keys of one prompt, at one layer after the other.
-
-    Each pass goes on from the block that the last one came to, and what all rows begin with is run
-    once, where the family's attention allows it: either is tried on the first batch.
-    """
-
-    def __init__(self, model: Model, names: list[str], rows: list[tuple[int, ...]]) -> None:
-        self.model, self.names, self.rows = model, names, rows
-        self.batches = list(length_batches([len(row) for row in rows], _BATCH))
-        self.states: list[Tensor] = []  # inputs (N, S, D) of block ``at``, batch by batch
-        self.at = 0
-        self._head = _common(rows)
-        self._continues: bool | None = None if len(self._head) > 1 else False
-        self._resumes: bool | None = None
-
-    @torch.no_grad()
-    def read(self, layer: int) -> _Names:
-        """The down projection's input at the last token of each row, on the model as it is."""
-        down = self.model.layers[layer].down
-        dtype = torch.promote_types(down.weight.dtype, torch.float32)
-        keys = torch.zeros(len(self.rows), down.in_features, dtype=dtype)
-        past = self._past(layer)
-        if layer < self.at:
-            self.states = []
-        elif self.states and self._resumes is None:
-            again, whole = (self._batch(0, layer, past, s)[0] for s in (self.states[0], None))
-            self._resumes = agree(again, whole)
-        if self._resumes is False:
-            self.states = []
-        entered = []
-        for number, members in enumerate(self.batches):
-            state = self.states[number] if self.states else None
-            found, entering = self._batch(number, layer, past, state)
-            keys[members] = found.to("cpu", dtype)
-            entered.append(entering)
-        self.states, self.at = ([] if self._resumes is False else entered), layer
-        return _Names(self.names, self.rows, keys)
-
-    def _batch(
-        self,
-        number: int,
-        layer: int,
-        past: Sequence[tuple[Tensor, Tensor]],
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """A batch's keys (N, F), and the input (N, S, D) of their block; from ``state`` on, the
-        input of block ``at``, if it is given, and behind ``past``, what all rows begin with.
-        """
-        model, begin = self.model, len(self._head) if past else 0
-        batch = pad_ids([self.rows[m][begin:] for m in self.batches[number]], model.device)
-        n, width = batch.ids.shape
-        given = {}
-        if past:
-            repeated = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in past]
-            mask = torch.ones(n, begin + width, device=model.device)
-            positions = torch.arange(begin, begin + width, device=model.device).expand(n, -1)
-            given = continuing(model, repeated, mask, positions)
-        entering: list[Tensor] = []
-
-        def enter(hidden: Tensor) -> Tensor:
-            entering.append(hidden.clone())
-            return hidden
-
-        block = model.layers[layer]
-        with ExitStack() as stack:
-            if state is not None:
-                stack.enter_context(resume_from(model, self.at, state))
-            stack.enter_context(override_input(block.module, enter))
-            found = by_row(input_of(model, block.down.module, batch.ids, **given), batch.ids)
-        return found[torch.arange(n), batch.lengths.cpu() - 1], entering[0]
-
-    def _past(self, layer: int) -> Sequence[tuple[Tensor, Tensor]]:
-        """Attention's keys and values of what all rows begin with, of the blocks up to ``layer``;
-        nothing where the family cannot go on from them.
-        """
-        if self._continues is False:
-            return ()
-        past: list[tuple[Tensor, Tensor]] = []
-        cache, ids = growing_cache(), torch.tensor([self._head], device=self.model.device)
-        down = self.model.layers[layer].down.module
-        try:
-            input_of(self.model, down, ids, past_key_values=cache)
-            past = [(k, v) for k, v, *_ in cache]
-            if self._continues is None:
-                behind, whole = (self._batch(0, layer, some)[0] for some in (past, ()))
-                self._continues = agree(behind, whole)
-        except UNABLE:
-            self._continues = False
-        return past if self._continues else ()
-
-
-def _common(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all rows begin with, less the last token of each."""
-    if not rows:
-        return ()
-    low, high = min(rows), max(rows)
-    n = min(len(row) for row in rows) - 1
-    return low[: next((i for i in range(n) if low[i] != high[i]), n)]
 
 
 def by_template(groups: Sequence[Sequence[int]], facts: Sequence[Fact]) -> list[int]:

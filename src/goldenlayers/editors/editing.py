@@ -362,10 +362,12 @@ class Editing:
         facts: Sequence[Fact],
         values: Sequence[Value] = (),
         told: Mapping[str, Any] | None = None,
+        clear_of: Sequence[str] = (),
     ) -> WeightDelta:
         """The delta with its record: what was edited, how, and how the optimisation went.
 
-        ``told`` is what else to say of each fact.
+        ``told`` is what else to say of each fact, ``clear_of`` the names that their solve stayed
+        clear of: they stand with the first fact of it.
         """
         rows: list[dict[str, Any]] = [
             {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target}
@@ -378,6 +380,8 @@ class Editing:
                 "nll_after": round(value.nll_after, 6),
                 **(told or {}),
             }
+        if rows and clear_of:
+            rows[0]["clear_of"] = list(dict.fromkeys(clear_of))
         return WeightDelta(
             changes,
             base_fingerprint=self.base_fingerprint,

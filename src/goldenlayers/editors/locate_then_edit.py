@@ -76,8 +76,9 @@ class Rome(Clearing, ValueSearch, Editor):
                     told |= {"overlap_rome": near.overlap(plain, key)}
                     told |= {"overlap": near.overlap(u, key)}
             change = self._update(covariance, value, u).as_float32()
-            made = work.delta({down.parameter_name: change}, [value.fact], [value], told)
-            deltas[b] = made
+            names = () if near is None else near.names
+            changes = {down.parameter_name: change}
+            deltas[b] = work.delta(changes, [value.fact], [value], told, names)
         return [delta for delta in deltas if delta is not None]
 
     def together(self, work: Editing, facts: Sequence[Fact]) -> WeightDelta:
@@ -170,6 +171,7 @@ class LeastSquares(Clearing, ValueSearch, Editor):
         layers = self.layers(work.layer)
         changes: list[dict[str, LowRank]] = [{} for _ in groups]
         told: list[dict[str, float]] = [{} for _ in groups]
+        names: list[list[str]] = [[] for _ in groups]
         wanted = self._wanted(work, values)  # (B, D)
         top, adds = self._top(work)
         before: Tensor | None = None  # what stands there without the edit
@@ -194,15 +196,17 @@ class LeastSquares(Clearing, ValueSearch, Editor):
                 members, change, K = groups[g], changes[g], keys[groups[g]].T
                 near = stay_clear(work, at, [facts[i] for i in members], K)
                 update = self.solve(work, at, K, residual[members].T, near)
-                told[g] = {} if near is None else {"neighbours": len(near.names)}
+                if near is not None:
+                    told[g] = {"neighbours": len(near.names)}
+                    names[g] += near.names
                 for text in update.warnings:
                     warnings.warn(shown(f"{self.name} at layer {at}: {text}"), stacklevel=2)
                 change[down.parameter_name] = update.as_float32()
                 if remember:
                     work.previous_keys[at] = append_keys(work.previous_keys.get(at), K)
         return [
-            work.delta(change, [facts[i] for i in members], [values[i] for i in members], of)
-            for members, change, of in zip(groups, changes, told, strict=True)
+            work.delta(change, [facts[i] for i in members], [values[i] for i in members], of, clear)
+            for members, change, of, clear in zip(groups, changes, told, names, strict=True)
         ]
 
     def _wanted(self, work: Editing, values: Sequence[Value]) -> Tensor:

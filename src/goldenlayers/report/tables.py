@@ -16,6 +16,8 @@ from goldenlayers.report import show, table
 from goldenlayers.shown import put, warn
 
 if TYPE_CHECKING:
+    from goldenlayers.checking import Check
+    from goldenlayers.checking.probes import Part
     from goldenlayers.comparing import Choice, Comparison
     from goldenlayers.evaluation import Estimate, Evaluation
     from goldenlayers.models import Model
@@ -88,6 +90,39 @@ def show_answers(
     if len(facts) > 1:
         took = sum(answer.is_new for answer in after)
         put(f"{took} of {len(facts)} edits took")
+
+
+_WORST = 5
+
+
+def show_check(found: Check) -> None:
+    """What else an edit did: how many answers follow it and how many stay, the worst of them, and
+    the verdict in a line.
+    """
+    parts: dict[Part, tuple[str, str]] = {
+        "rephrase": ("rephrasings", "give the new answer"),
+        "neighbours": ("neighbours", "keep their answers"),
+        "unrelated": ("unrelated prompts", "keep their answers"),
+    }
+    rows = []
+    for part, (name, how) in parts.items():
+        share = found.share(part)
+        rows.append((name + " (made)" * share.made, f"{share.ok} of {share.n} {how}"))
+    checked = found.share("prompt").n
+    some = f" of {checked} of {found.n_edited} facts" if checked < found.n_edited else ""
+    show(table(f"Check{some}", ("asked", "after the edit"), rows))
+    if worst := found.worst[:_WORST]:
+
+        def said(text: str, chance: float | None) -> str:
+            return f"{text!r} ({'-' if chance is None else f'{chance:.3f}'})"
+
+        columns = ("the worst", "before (p of new)", "after (p of new)")
+        moved = [
+            (one.prompt, said(one.before, one.p_before), said(one.after, one.p_after))
+            for one in worst
+        ]
+        show(table("", columns, moved))
+    put(f"Verdict: {found.sentence()}")
 
 
 def show_comparison(found: Comparison, title: str, data: str) -> None:

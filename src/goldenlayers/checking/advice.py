@@ -1,0 +1,38 @@
+"""What to try after an edit that could be better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from goldenlayers.editors import EDITORS
+from goldenlayers.editors.base import Clearing
+
+if TYPE_CHECKING:
+    from goldenlayers.checking import Check
+    from goldenlayers.delta import WeightDelta
+
+
+def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
+    """What to try next after an edit, none of it what the edit did already."""
+    if found.verdict == "did not take":
+        return tuple(stronger(delta.settings))
+    layer = () if found.verdict == "good" else ("another --layer",)
+    moved = found.share("neighbours").failed or found.share("unrelated").failed
+    if found.verdict == "narrow" or not moved:
+        return layer
+    mine = [kind for kind in EDITORS.known() if kind.name == delta.method]
+    can_clear = any(issubclass(kind, Clearing) for kind in mine)
+    if not (can_clear and delta.settings.get("neighbours")):
+        other = can_clear and delta.method != "rome"
+        return ("--set neighbours 128" if other else "--method clear-rome", *layer)
+    hit = dict.fromkeys(one.name for one in found.worst if one.name)
+    names = " ".join(f"'{name}'" for name in list(hit)[:3])
+    return (*([f"--clear-of {names}"] if names else []), *layer)
+
+
+def stronger(settings: Mapping[str, Any]) -> list[str]:
+    """What may make an edit take; of its settings, those that are lower."""
+    more = {"steps": 50, "clamp": 8}
+    lower = [f"--set {n} {value}" for n, value in more.items() if settings.get(n, value) < value]
+    return ["another --layer", *lower]
