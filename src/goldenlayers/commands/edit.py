@@ -108,9 +108,10 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     clear_of_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
     """More such names, one a line."""
 
-    statistics: Statistics = "model"
-    """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
-    hub:NAME, or none (identity: another algorithm, only for comparison)."""
+    statistics: Statistics = "package"
+    """Text for the key statistics: package (English text that comes with goldenlayers), model
+    (sampled from the model itself: slow), a text or JSONL file, hub:NAME, or none (identity:
+    another algorithm, only for comparison)."""
 
     seed: Annotated[int, RARE] = 0
     """Seed of the sampled prefixes and statistics."""
