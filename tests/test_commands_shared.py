@@ -18,7 +18,7 @@ from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.durable import absolute
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.models import absolute_name as absolute_model
-from goldenlayers.statistics.sources import absolute_name as absolute_text
+from goldenlayers.statistics.documents import absolute_name as absolute_text
 
 ROWS = [
     {"id": "fr", "subject": "France", "prompt": "The capital of France is", "target_new": "Rome"},
@@ -83,7 +83,7 @@ def test_a_run_with_relative_paths_is_repeated_from_another_directory(
     assert found["delta"] == str(here / "edit") and found["text"] == str(here / "text.txt")
     assert found["statistics"] == str(here / "text.txt")
     found = settings(here / "located")
-    assert found["data"] == "starter" and found["statistics"] == "model"
+    assert found["data"] == "starter" and found["statistics"] == "package"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

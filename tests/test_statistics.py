@@ -166,7 +166,7 @@ def test_a_plain_text_file_is_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "opt", "bloom", "gemma3", "gemma3_multimodal"])
 def test_keys_of_sampled_text_equal_a_slow_loop_over_that_text(name: str) -> None:
     model = wrap(name)
-    found = key_statistics(model, tokens=700, length=12, settle=0, cache=False)
+    found = key_statistics(model, text="model", tokens=700, length=12, settle=0, cache=False)
     source = SampledSource(model, length=12, seed=0)
     with torch.no_grad():
         full = source.sample(model, Observer(), 0, source.batch_rows).tolist()

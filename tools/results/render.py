@@ -200,8 +200,8 @@ def editors_page() -> str:
         parts += [
             "## Key statistics by source of text",
             "`python tools/results/cells.py statistics --model MODEL`: the same edits with the "
-            "covariance of Wikipedia text, of text sampled from the model itself (the default: it "
-            "needs no data), and with none (the identity, which is another algorithm).",
+            "covariance of Wikipedia text, of text sampled from the model itself, and with none "
+            "(the identity, which is another algorithm).",
         ]
         head = ["model", "layer", "editor", "text", *usual, "s per fact"]
         rows = rows_for(
@@ -210,8 +210,39 @@ def editors_page() -> str:
             lambda r: (r["cell"]["model"], layer_of(r), name_of(r), r["cell"]["statistics"]),
         )
         parts += with_note(table(head, rows), sources)
+    parts += texts()
     parts += key_means()
     return "\n\n".join(parts) + "\n"
+
+
+def texts() -> list[str]:
+    """The same edits with C from several texts, and from more or less of them."""
+    paths = sorted((CELLS / "texts").glob("*.json"))
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in paths]
+    if not records:
+        return []
+    found = {(row["text"], row["widths"]) for r in records for row in r["rows"]}
+    order = [(t, w) for t in ("wikipedia", "model", "package", "none") for w in (10, 40, 4, 0)]
+    columns = [one for one in order if one in found]
+    rows: list[list[str]] = []
+    for r in records:
+        cells: dict[str, dict[tuple[str, int], str]] = {}
+        for row in r["rows"]:
+            means = [sum(s.values()) / len(s) for s in row["scores"].values() if s]
+            place = cells.setdefault(row["editor"], {})
+            place[row["text"], row["widths"]] = " / ".join(f"{mean:.0f}" for mean in means)
+        facts = f"{len(r['facts'])} {r['data']}"
+        for editor, mine in cells.items():
+            scores = [mine.get(column, "–") for column in columns]
+            rows.append([r["model"], facts, str(r["layer"]), editor, *scores])
+    heads = [f"{text}, {widths} ×" if widths else text for text, widths in columns]
+    return [
+        "`python tools/results/texts.py --model MODEL --data DATA --layer LAYER`: the same values "
+        "written with the covariance of other texts, and of more or less of them (tokens in MLP "
+        "widths). *rewrite / rephrase / locality*, means; one fact of 12 is 8 points. `package` is "
+        "the text that comes with the package, the default. What is missing is open.",
+        table(["model", "facts", "layer", "editor", *heads], rows),
+    ]
 
 
 def key_means() -> list[str]:

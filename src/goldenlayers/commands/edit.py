@@ -125,9 +125,10 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     no_check: bool = False
     """Do not check what the edit does to rephrasings and to other prompts."""
 
-    statistics: Statistics = "model"
-    """Text for the key statistics: model (sampled from the model itself), a text or JSONL file,
-    hub:NAME, or none (identity: another algorithm, only for comparison)."""
+    statistics: Statistics = "package"
+    """Text for the key statistics: package (English text that comes with goldenlayers), model
+    (sampled from the model itself: slow), a text or JSONL file, hub:NAME, or none (identity:
+    another algorithm, only for comparison)."""
 
     seed: Annotated[int, RARE] = 0
     """Seed of the sampled prefixes and statistics."""

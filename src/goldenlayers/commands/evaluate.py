@@ -89,7 +89,7 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor, as NAME VALUE pairs (steps 30 ...); see `golden editors`."""
 
-    statistics: Statistics = "model"
+    statistics: Statistics = "package"
     """Text for the key statistics, as for `golden edit`."""
 
     batch_size: Annotated[str, RARE] = "auto"

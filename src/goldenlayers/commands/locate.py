@@ -61,9 +61,8 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     """Further settings of the method (race: edits, prior, subject, neighbour, hits; transfer:
     reach, align)."""
 
-    statistics: Statistics = "model"
-    """transfer, race: text for the key statistics: model (sampled from the model itself), a
-    text or JSONL file, or hub:NAME."""
+    statistics: Statistics = "package"
+    """transfer, race: text for the key statistics, as for `golden edit`."""
 
     scope: Literal["mlp", "down", "attention", "block"] = "mlp"
     """Which weight matrices of a block the gradients are taken of."""

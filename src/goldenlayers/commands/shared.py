@@ -171,7 +171,7 @@ def _absolute(name: str, value: str) -> str:
     elif name in ("data", "facts"):
         from goldenlayers.datasets import absolute_name
     elif name == "statistics":
-        from goldenlayers.statistics.sources import absolute_name
+        from goldenlayers.statistics.documents import absolute_name
     else:
         from goldenlayers.durable import absolute as absolute_name
     return absolute_name(value)
@@ -274,6 +274,7 @@ def inputs_of(config: Any) -> dict[str, str]:
     """
     from goldenlayers.durable import reading
     from goldenlayers.models.cache import sha256_file
+    from goldenlayers.statistics.documents import WORDS
 
     found: dict[str, str] = {}
     for name in ("delta", "text", "statistics"):
@@ -285,9 +286,9 @@ def inputs_of(config: Any) -> dict[str, str]:
             from goldenlayers.delta.files import TENSORS
 
             path /= TENSORS  # complete in itself
-        # What is named is no file where it is a word (model, hub:...), or where it is missing,
+        # What is named is no file where it is a word (package, hub:...), or where it is missing,
         # which is told by who needs it.
-        if path.is_file() and value not in ("model", "none"):
+        if path.is_file() and value not in WORDS:
             with reading(path):
                 found[name] = sha256_file(path)
     if isinstance(config, ApartOptions) and config.apart_from:

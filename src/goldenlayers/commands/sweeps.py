@@ -73,7 +73,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
     set: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings of the editor, as NAME VALUE pairs (steps 30 clamp 2 ...); see `golden editors`."""
 
-    statistics: Statistics = "model"
+    statistics: Statistics = "package"
     """Text for the key statistics, as for `golden edit`; one pass serves all layers."""
 
     chunk: Annotated[str, RARE] = "auto"

@@ -33,7 +33,7 @@ def statistics_for(
     layers: Sequence[int],
     *,
     seed: int = 0,
-    text: str = "model",
+    text: str = "package",
     cache_dir: Path | None = None,
 ) -> Mapping[int, Covariance] | None:
     """Key statistics for edits at ``layers``: from the cache, or collected now in one pass.

@@ -73,7 +73,7 @@ def locate(
         bootstrap: resamples of the facts, 0 for none.
         top_k: how many candidates to name.
         statistics: key statistics of every layer, for methods that need them (transfer); collected
-            from text sampled from the model (and cached) when left out.
+            from the text of the package (and cached) when left out.
         progress: ``on_rows`` is called with each batch's rows, ``on_progress`` with the facts done
             and in all, ``on_dropped`` with the error of each fact left out; ``chunk`` is the batch
             size. Without it there is a bar on a terminal.

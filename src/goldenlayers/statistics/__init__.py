@@ -20,8 +20,9 @@ from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.progress import progress as progress_bar
-from goldenlayers.shown import shown
+from goldenlayers.shown import say, shown
 from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
+from goldenlayers.statistics.documents import open_documents
 from goldenlayers.statistics.moments import (
     DEFAULT_RIDGE,
     MEMORY_LIMIT,
@@ -37,7 +38,6 @@ from goldenlayers.statistics.sources import (
     SampledSource,
     Source,
     TextSource,
-    open_documents,
 )
 
 if TYPE_CHECKING:
@@ -155,11 +155,13 @@ class StatisticsSettings:
     """Which text key statistics are made of, how much of it, and how.
 
     Attributes:
-        text: ``"model"``: sampled from the model itself. A path: a JSON-lines file with a field
-            "text", or a plain text file. ``"hub:NAME[@CONFIGURATION][:SPLIT]"``: a data set of the
-            hub (extra ``hub``). ``"none"``: no statistics, C = I (another algorithm: it warns).
+        text: ``"package"``: English text that comes with the package. ``"model"``: sampled from
+            the model itself, token by token: slow. A path: a JSON-lines file with a field "text",
+            or a plain text file. ``"hub:NAME[@CONFIGURATION][:SPLIT]"``: a data set of the hub
+            (extra ``hub``). ``"none"``: no statistics, C = I (another algorithm: it warns).
         tokens: how many tokens at most; 10 × MLP width if None, which keeps 95 % of the quality of
-            very long passes (arXiv 2506.04226). Rounded up to whole rows.
+            very long passes (arXiv 2506.04226), or 4 × where the text has no more. Rounded up to
+            whole rows.
         seed: of the sampled text, or of the order in which documents are read.
         ridge: added to the diagonal when factorising, as a share of the mean diagonal. Not part
             of what is cached.
@@ -175,7 +177,7 @@ class StatisticsSettings:
         UserError: a setting out of range.
     """
 
-    text: str | Path = "model"
+    text: str | Path = "package"
     tokens: int | None = None
     seed: int = 0
     ridge: float = DEFAULT_RIDGE
@@ -311,7 +313,7 @@ def key_statistics(
         with closing(sums), ExitStack() as bars:
             if store is not None:
                 store.load_checkpoint(sums, stop_rows)
-            told = progress or bars.enter_context(progress_bar("key statistics", "tokens"))
+            told = progress or _told_at_once(bars, sums, source, model)
 
             def on_batch() -> None:
                 told(sums.n_tokens, stop_rows * source.tokens_per_row)
@@ -320,7 +322,7 @@ def key_statistics(
 
             settled = collect(model, source, sums, stop_rows, settled=enough, on_batch=on_batch)
             settled = again.settled if again else settled
-            _check(model, sums, source, budget, settled)
+            _check(model, sums, source, how, settled)
             if store is not None:
                 manifest = store.write(model, sums, settled=settled, source=source.description)
             else:
@@ -339,15 +341,42 @@ def key_statistics(
     )
 
 
-def _check(model: Model, sums: MomentSums, source: Source, budget: int, settled: bool) -> None:
-    needed = min(budget, model.layers.d_mlp)
+_SAID_SECONDS = 10.0  # what takes longer is said in words
+
+
+def _told_at_once(bars: ExitStack, sums: MomentSums, source: Source, model: Model) -> Progress:
+    """A bar on a terminal, and where it takes long one line after the first batch that says so."""
+    bar = bars.enter_context(progress_bar("key statistics", "tokens"))
+    start, before, first = time.monotonic(), sums.n_tokens, True
+
+    def told(done: int, in_all: int) -> None:
+        nonlocal first
+        bar(done, in_all)
+        seconds = (time.monotonic() - start) * (in_all - done) / max(1, done - before)
+        if first and seconds > _SAID_SECONDS:
+            layers = ", ".join(map(str, sums.layers))
+            which = f"layer {layers}" if len(sums.layers) < 4 else f"{len(sums.layers)} layers"
+            say(
+                f"Key statistics of {model.name}, {which}: up to {in_all:,} tokens of "
+                f"{source.description}, about {round(seconds):,} s"
+            )
+        first = False
+
+    return told
+
+
+def _check(
+    model: Model, sums: MomentSums, source: Source, how: StatisticsSettings, settled: bool
+) -> None:
+    budget, width = how.budget(model), model.layers.d_mlp
+    needed = min(budget, width)
     if sums.n_tokens < needed:
         raise UserError(
             f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
             expected=f"at least {needed}: below the MLP width the second moment is singular",
-            fix="Use more text, or leave text='model' to sample it from the model",
+            fix="Use more text, or text='model' to sample it from the model",
         )
-    if sums.n_tokens < budget and not settled:
+    if sums.n_tokens < (budget if how.tokens else SETTLE_WIDTHS * width) and not settled:
         warnings.warn(
             shown(f"{source.description} ended after {sums.n_tokens} of {budget} tokens"),
             stacklevel=3,

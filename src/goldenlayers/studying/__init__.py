@@ -28,7 +28,7 @@ from goldenlayers.progress import Progress, progress
 from goldenlayers.records import plain
 from goldenlayers.shown import say
 from goldenlayers.statistics import key_statistics
-from goldenlayers.statistics.sources import absolute_name
+from goldenlayers.statistics.documents import absolute_name
 from goldenlayers.studying.cell import Cell, TimeUp, cells_of, layers_named, others_of
 from goldenlayers.studying.figures import figures_of
 from goldenlayers.studying.file import EXAMPLE, NO_EDIT, Study, StudyModel

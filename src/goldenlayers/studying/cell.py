@@ -21,7 +21,7 @@ from goldenlayers.models import absolute_name as absolute_model
 from goldenlayers.models.cache import sha256_file
 from goldenlayers.records import entry
 from goldenlayers.shown import say
-from goldenlayers.statistics.sources import absolute_name as absolute_text
+from goldenlayers.statistics.documents import absolute_name as absolute_text
 from goldenlayers.store import RunFolder
 from goldenlayers.studying.file import Study, StudyData, StudyEditor, StudyModel
 from goldenlayers.studying.folders import COMPARE, SUMMARY, Place, ids_digest

@@ -16,6 +16,7 @@ from goldenlayers.evaluation.metrics import check_metrics
 from goldenlayers.locating import LayerMethod, make_method
 from goldenlayers.models.fetching import registry
 from goldenlayers.records import entry, parse_yaml, short
+from goldenlayers.statistics.documents import WORDS
 
 EXAMPLE = """\
 # golden study FILE --out DIR runs all of this, and goes on after a kill.
@@ -37,7 +38,7 @@ facts: {test: 40, proxy: 100}        # proxy facts, about other subjects, choose
 methods:                     # layer choices to be judged; none if left out
   - lga
   - {method: transfer, settings: {align: true}}
-statistics: model            # text of the key statistics: model, or a file
+statistics: package          # text of the key statistics: package, model, or a file
 seed: 0
 dtype: float32
 """
@@ -122,7 +123,7 @@ class Study:
     layers: tuple[str, ...] = ("all",)
     facts: Facts = Facts(test=40, proxy=100)
     seed: int = 0
-    statistics: str = "model"
+    statistics: str = "package"
     dtype: str = "float32"
     metrics: tuple[str, ...] = ()
 
@@ -175,7 +176,7 @@ class Study:
                 proxy=cls.facts.proxy if facts.proxy is None else facts.proxy,
             ),
             seed=given.get("seed", 0),
-            statistics=_based(given.get("statistics", "model"), folder, ("model", "none")),
+            statistics=_based(given.get("statistics", "package"), folder, WORDS),
             dtype=given.get("dtype", "float32"),
             metrics=check_metrics(given["metrics"]) if given.get("metrics") else (),
         )
@@ -223,8 +224,8 @@ class Study:
             fix = near_matches(self.dtype, _DTYPES)
             raise UserError(f"{where}: unknown dtype '{self.dtype}'", fix=fix)
         text = self.statistics
-        if text not in ("model", NO_EDIT) and not (text.startswith("hub:") or Path(text).is_file()):
-            fix = "Give a file from the folder of the study's file, or model"
+        if text not in WORDS and not (text.startswith("hub:") or Path(text).is_file()):
+            fix = "Give a file from the folder of the study's file, package or model"
             raise UserError(f"{where}: there is no text {text} for the statistics", fix=fix)
         check_seed(self.seed)
 
