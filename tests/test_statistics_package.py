@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,15 @@ def test_settled_statistics_solve_as_those_of_more_text(model: Model) -> None:
 
 
 def test_what_takes_long_is_said_after_the_first_batch(
-    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "goldenlayers")
     key_statistics(model, [1], tokens=2000, cache=False, **QUICK)
-    assert capsys.readouterr().err == ""
+    assert not caplog.records
     monkeypatch.setattr(statistics, "_SAID_SECONDS", -1.0)
     key_statistics(model, [1], tokens=2000, cache=False, **QUICK)
-    told = capsys.readouterr().err
-    assert told.count("Key statistics of") == 1
-    assert "layer 1: up to 2,0" in told
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert told.startswith("Key statistics of") and "layer 1: up to 2,0" in told
+    caplog.clear()
     key_statistics(model, [1], tokens=2000, cache=False, progress=lambda _n, _all: None, **QUICK)
-    assert capsys.readouterr().err == ""
+    assert not caplog.records

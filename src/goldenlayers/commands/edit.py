@@ -80,8 +80,8 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     skip_invalid: Annotated[bool, FACTS] = False
     """Leave out invalid rows of --facts, and say how many and why."""
 
-    method: str = "rome"
-    """rome, r-rome, clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+    method: str = "clear-rome"
+    """clear-rome, rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
     """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a

@@ -25,10 +25,18 @@ class Descent(Protocol):
     ``best``.
     """
 
-    trial: dict[str, Tensor]
-    best: dict[str, Tensor]
     loss: Tensor
     nll: Tensor
+
+    @property
+    def trial(self) -> dict[str, Tensor]:
+        """Where to look next."""
+        ...
+
+    @property
+    def best(self) -> dict[str, Tensor]:
+        """Where it was best."""
+        ...
 
     def take(self, loss: Tensor, nll: Tensor, slopes: Sequence[Tensor]) -> None:
         """Take the loss and NLL (B,) at ``trial`` over, and move on by the loss's ``slopes``,
