@@ -220,7 +220,7 @@ def an_entry(**more: Any) -> Entry:
     known: dict[str, Any] = {
         "model": "m", "fingerprint": "f", "n_layers": 4, "editor": "ft-m", "kind": "facts",
         "settings": {"steps": 1}, "data_sha256": "d", "n_facts": 40, "layer": 2,
-        "overall": (60.0, 50.0, 70.0), "lead": (3.0, -1.0, 7.0), "wins": 0.8,
+        "overall": (60.0, 50.0, 70.0), "lead": (3.0, -2.0, 8.0), "wins": 0.8,
         "command": "golden sweep m facts",
     }  # fmt: skip
     return Entry(**known | more)
@@ -242,7 +242,7 @@ def test_auto_takes_what_the_atlas_knows(
         mine,
         dataclasses.replace(mine, kind="others", layer=3, n_facts=25),
         dataclasses.replace(mine, kind="few", layer=0, n_facts=5),
-        dataclasses.replace(mine, settings={}, layer=1),
+        dataclasses.replace(mine, settings={"ft_lr": 0.5}, layer=1, n_facts=90),
         dataclasses.replace(mine, fingerprint="another", layer=1),
     ):
         add_entry(entries, one)
@@ -250,7 +250,7 @@ def test_auto_takes_what_the_atlas_knows(
     status, said = golden(*command)
     assert status == 0 and edited(tmp_path / "run") == 2 and not raced
     assert "Layer 2: measured for ft-m on these weights with 40 facts of facts" in said
-    assert "+3.0 points (-1.0 to +7.0) from the published depth" in said
+    assert "+3.0 points (-2.0 to +8.0) from the published depth" in said
     editor = Rome()
     assert atlas.found_for(model, editor) is None
     ft_m = auto_layer_editor()
@@ -266,7 +266,14 @@ def test_auto_takes_what_the_atlas_knows(
 def auto_layer_editor() -> Any:
     from goldenlayers.editors import FtM
 
-    return FtM(steps=1)
+    return FtM(steps=7)  # how long is searched makes no other entry
+
+
+def test_a_lead_that_may_be_luck_leaves_the_published_depth() -> None:
+    sure, unsure = an_entry(lead=(3.0, 1.0, 5.0)), an_entry(lead=(1.0, -2.0, 4.0))
+    assert (sure.advised, unsure.advised) == (2, 1)
+    assert "too little to leave it" in unsure.sentence() and "too little" not in sure.sentence()
+    assert an_entry(layer=1, lead=(0.0, 0.0, 0.0)).advised == 1
 
 
 def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, swept: Path) -> None:

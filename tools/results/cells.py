@@ -46,7 +46,7 @@ DATA = {
     "WikiBio": "KnowEdit/WikiBio/wikibio-test-all.json",
 }
 # Many facts: a third of the default's work per fact.
-QUICK: dict[str, Any] = {"steps": 15, "lr": 0.5, "prefixes": 2}
+QUICK: dict[str, Any] = {"adam": True, "steps": 15, "lr": 0.5, "prefixes": 2}
 # Written into every cell: what the value search takes for its KL term, and how keys are averaged.
 # Cells without it are from before both were made as published.
 READING = "KL(edited ‖ clean), bare prompt's key one half"

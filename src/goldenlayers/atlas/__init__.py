@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ATLAS = Path(__file__).with_name("entries.json")
 SCHEMA = 1
 _LEAST = 20  # facts behind an entry that decides for others
+_EFFORT = ("steps", "prefixes", "prefix_tokens")  # of a value search; they decide no layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +65,27 @@ class Entry:
         """What there is one entry for: weights, editor, its settings, kind of fact."""
         return self.fingerprint, self.editor, json_text(self.settings), self.kind
 
+    @property
+    def advised(self) -> int:
+        """The layer to edit: the golden one where it is ahead of the published depth by more than a
+        standard error, else that depth. The best of many layers is in part luck.
+        """
+        from goldenlayers.locating import published_layer
+
+        value, low, high = self.lead
+        ahead = value > (high - low) / (2 * 1.96)
+        return self.layer if ahead else published_layer(self.n_layers)
+
     def sentence(self) -> str:
         """What it says, in words."""
         value, low, high = self.lead
         ahead = f"{value:+.1f} points ({low:+.1f} to {high:+.1f}) from the published depth"
+        golden = f"golden in {100 * self.wins:.0f} % of resamples, {ahead}"
+        if self.advised != self.layer:
+            golden = f"layer {self.layer} is {golden}: too little to leave it"
         return (
             f"measured for {self.editor} on these weights with {self.n_facts} facts of {self.kind} "
-            f"(golden in {100 * self.wins:.0f} % of resamples, {ahead})"
+            f"({golden})"
         )
 
 
@@ -108,15 +123,16 @@ def found_for(model: Model, editor: Editor, sha256: str = "") -> Entry | None:
 
     Args:
         model: a loaded model.
-        editor: with its settings, which must be the entry's.
+        editor: with its settings, which must be the entry's; but for how long values are searched,
+            which layers are ranked alike by.
         sha256: of data that are to be judged: no entry measured on these serves.
     """
-    own = changed_settings(editor)
+    own = _of_kind(changed_settings(editor))
     fits = [
         one
         for one in known_of(model)
         if one.editor == editor.name
-        and one.settings == own
+        and _of_kind(one.settings) == own
         and one.data_sha256 != sha256
         and one.n_facts >= _LEAST
         and one.n_layers == len(model.layers)
@@ -131,6 +147,10 @@ def changed_settings(editor: Editor) -> dict[str, Any]:
         for f in dataclasses.fields(editor)
         if getattr(editor, f.name) != f.default
     }
+
+
+def _of_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _EFFORT}
 
 
 def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:

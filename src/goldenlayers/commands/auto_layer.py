@@ -91,8 +91,8 @@ def pick_layer(
     from goldenlayers.atlas import found_for
 
     if (known := found_for(model, editor, sha256)) is not None:
-        say(f"Layer {known.layer}: {known.sentence()}")
-        return known.layer
+        say(f"Layer {known.advised}: {known.sentence()}")
+        return known.advised
     return _raced(config, model, editor, facts)
 
 
