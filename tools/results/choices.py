@@ -1,6 +1,6 @@
-"""What choices of a layer are worth, from the rows kept in docs/results/study.
+"""What choices of a layer are worth, from the rows kept in docs/results/cells/layers.
 
-    python tools/results/choices.py        # writes docs/results/study/summary.json
+    python tools/results/choices.py        # writes docs/results/cells/layers/summary.json
 
 Every cell (a model, a data set, an editor) is split again and again at random into proxy facts,
 which choose, and test facts, which judge. A choice's regret is the score of the test facts' best
@@ -30,7 +30,7 @@ from goldenlayers.racing import replay, table_of
 from goldenlayers.truth import Truth
 from goldenlayers.truth.table import best_place, eligible_means, plain
 
-STUDY = RESULTS / "study"
+STUDY = RESULTS / "cells" / "layers"
 SUMMARY = STUDY / "summary.json"
 PROXIES = 16  # facts that choose; the others judge
 SPLITS = 200
@@ -225,7 +225,7 @@ def drawn(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, floa
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What docs/results/study/summary.json holds."""
+    """What docs/results/cells/layers/summary.json holds."""
     sweeps = list(swept(cells))
     rows = [judge(one) for one in sweeps]
     single = [found for one in sweeps if (found := per_fact(one)) is not None]
