@@ -101,9 +101,7 @@ def main() -> None:
     layer = len(model.layers) // 2 if args.layer is None else args.layer
     facts = known_facts(model, load_facts("starter", limit=4 * args.facts))[: args.facts]
     # stop_loss 0: everyone takes all steps, so that the same work is compared.
-    settings = ValueSearch(
-        adam=True, lr=0.25, steps=args.steps, prefixes=args.prefixes, stop_loss=0.0
-    )
+    settings = ValueSearch(adam=True, steps=args.steps, prefixes=args.prefixes, stop_loss=0.0)
     from goldenlayers.editors.lookup_states import sample_prefixes
 
     prefixes = sample_prefixes(model, args.prefixes, settings.prefix_tokens, seed=0)

@@ -22,7 +22,7 @@ from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.editors.values import optimise_values
 
 SEARCHES = {
-    "adam 25": {"adam": True, "steps": 25, "lr": 0.25},
+    "adam 25": {"adam": True, "steps": 25},
     "quasi-Newton 8": {"steps": 8},
     "quasi-Newton 20": {"steps": 20},
 }

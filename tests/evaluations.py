@@ -17,7 +17,14 @@ from goldenlayers.models import Model
 from goldenlayers.progress import Progress
 
 LAYER = 1
-SETTINGS = {"steps": 40, "prefixes": 1, "prefix_tokens": 3, "lr": 0.5, "kl_factor": 0.0}
+SETTINGS = {
+    "adam": True,
+    "steps": 40,
+    "prefixes": 1,
+    "prefix_tokens": 3,
+    "lr": 0.5,
+    "kl_factor": 0.0,
+}
 PLACES = [("France", "Rome"), ("Italy", "Paris"), ("Brazil", "Ulm"), ("Japan", "gold")]
 
 

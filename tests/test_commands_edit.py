@@ -83,7 +83,7 @@ def test_one_fact_by_flags_leaves_a_small_run_folder(
     }
     assert "Paris" in printed and "rank" in printed
     delta = WeightDelta.load(out)
-    assert delta.layers == (1,) and delta.method == "rome" and delta.rank() == 1
+    assert delta.layers == (1,) and delta.method == "clear-rome" and delta.rank() == 1
     assert sum(p.stat().st_size for p in out.glob("delta.*")) < 64 * 1024
     # Three steps do not move a random model: the user is told.
     assert "did not take" in said
@@ -296,9 +296,9 @@ def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
         ((*FLAGS, "--layer", "9"), "0 to 3"),
         ((*FLAGS, "--layer", "first"), "layer number"),
         ((*FLAGS, "--layer", "1", "--set", "stepps", "3"), "steps"),
-        ((*FLAGS, "--layer", "1", "--set", "epsilon", "1"), "rome has no setting 'epsilon'"),
+        ((*FLAGS, "--layer", "1", "--set", "epsilon", "1"), "clear-rome has no setting 'epsilon'"),
         ((*FLAGS, "--method", "memit", "--mode", "batch", "--step", "2"), "--mode sequential"),
-        ((*FLAGS, "--layer", "1", "--step", "2"), "rome edits one fact at a time"),
+        ((*FLAGS, "--layer", "1", "--step", "2"), "clear-rome edits one fact at a time"),
         ((*FLAGS, "--layer", "1", "--set", "steps", "many"), "whole number"),
         ((*FLAGS, "--preset", "rome/gpt2-xl"), "48 layers"),
         ((*FLAGS[:4], "--target", " "), "empty"),

@@ -177,7 +177,7 @@ def test_the_delta_does_what_the_optimisation_says(name: str) -> None:
 
 def test_finished_facts_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("llama")
-    s = settings(steps=24, lr=1.0)
+    s = settings(steps=24)
     single = [optimise_values(model, [f], LAYER, PREFIXES, s)[0] for f in FACTS]
     losses = sorted(v.loss for v in single)
     s = dataclasses.replace(
@@ -230,7 +230,7 @@ def test_where_no_change_reaches_the_answer_nothing_is_moved(name: str) -> None:
 
 def test_the_clamp_holds() -> None:
     model = wrapped("llama")
-    values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(lr=3.0, clamp=0.5))
+    values = optimise_values(model, FACTS, LAYER, PREFIXES, settings(clamp=0.5))
     for value in values:
         assert float(value.delta.norm()) == pytest.approx(
             0.5 * float(value.values[0].norm()), rel=1e-4
@@ -240,7 +240,7 @@ def test_the_clamp_holds() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
 def test_published_clamps_count_in_lengths_of_the_blocks_output(name: str) -> None:
     model = wrapped(name)
-    s = settings(steps=24, lr=3.0, clamp=0.2, block_norm=True)
+    s = settings(steps=24, clamp=0.2, block_norm=True)
     block = model.layers[LAYER].module
     for value in optimise_values(model, FACTS, LAYER, PREFIXES, s):
         e = fact_prompts(model, value.fact, PREFIXES, value.fact.target)[0]
@@ -257,6 +257,13 @@ def test_published_step_sizes_are_per_coordinate() -> None:
     (value,) = optimise_values(model, FACTS[:1], LAYER, PREFIXES, s)
     # Adam's first step moves every coordinate by the step size.
     assert torch.allclose(value.delta.abs(), torch.full((32,), 0.01), rtol=1e-3)
+
+
+@pytest.mark.parametrize("given", [{"lr": 0.5}, {"lr_absolute": True}])
+def test_what_only_adam_reads_is_refused_without_it(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(given))} is for steps of Adam.*adam true"):
+        settings(**given)
+    settings(**given, adam=True)
 
 
 def test_groups_bound_the_tokens_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

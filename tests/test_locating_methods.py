@@ -208,7 +208,7 @@ def test_without_a_progress_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("goldenlayers.statistics.progress_bar", bar)
     model = tiny("llama")
     gl.locate(model, some_facts(4), gl.LGA(batch_size=3))
-    assert bars == [("locating with lga", "facts"), (3, 4), (4, 4)]
+    assert bars == [("locating with lga", "facts"), (0, 4), (3, 4), (4, 4)]
     bars.clear()
     gl.locate(model, some_facts(4), progress=Progress())
     assert bars == []

@@ -98,7 +98,7 @@ def test_settled_statistics_solve_as_those_of_more_text(model: Model) -> None:
         both = (one[1].solve(keys) for one in (statistics, full))
         return float(torch.nn.functional.cosine_similarity(*both, dim=0).min())
 
-    assert cosine(settled) > 0.9
+    assert cosine(settled) > 0.8
     assert cosine(run(settle=0, tokens=128)) < cosine(settled)
 
 

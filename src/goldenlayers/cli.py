@@ -77,9 +77,9 @@ def _told(call: Call, arguments: Sequence[str]) -> int:
             from goldenlayers.records import json_line
 
             found = call.found if error is None else {"error": _record(error)}
-            told = [*found.get("warnings", []), *call.warnings]
+            told = [one.rstrip(".") for one in (*found.get("warnings", []), *call.warnings)]
             command = {"command": arguments[0] if arguments else ""}
-            call.write(json_line({**command, **found, "warnings": told}))
+            call.write(json_line({**command, **found, "warnings": list(dict.fromkeys(told))}))
 
 
 def _record(error: BaseException) -> dict[str, Any]:

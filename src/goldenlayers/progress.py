@@ -106,6 +106,7 @@ def progress(
         TimeRemainingColumn(),
         console=console(stderr=True),
         transient=True,
+        redirect_stdout=False,  # it may lead elsewhere: into a file, or a pipe
     )
     pace.every = float("inf")
     with bar:

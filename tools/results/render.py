@@ -134,7 +134,8 @@ def editors_page() -> str:
         "Written by `python tools/results/render.py` from the JSON files in `cells/`. Figures are "
         "means over facts in points of 100, with 95 % bootstrap intervals over facts in brackets. "
         "Facts are starter facts whose old answer the model gives by itself; settings are the "
-        "defaults; key statistics come from Wikipedia text unless the table says otherwise. "
+        "defaults of when they were computed (`adam true steps 25`); "
+        "key statistics come from Wikipedia text unless the table says otherwise. "
         + TIMES,
         "## One fact at a time",
         "`python tools/results/cells.py editors --model MODEL`: 30 facts, each edited on the "

@@ -256,7 +256,9 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
 
 def _cleared(delta: WeightDelta) -> Iterable[str]:
     """The names that the edit stayed clear of: those are no judges of it."""
-    return (name for row in delta.facts for name in row.get("clear_of", ()))
+    for row in delta.facts:
+        names = row.get("clear_of")  # of a file that may come from anyone
+        yield from (n for n in (names if isinstance(names, list) else ()) if isinstance(n, str))
 
 
 class _Said(NamedTuple):

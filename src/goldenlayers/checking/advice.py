@@ -34,5 +34,9 @@ def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
 def stronger(settings: Mapping[str, Any]) -> list[str]:
     """What may make an edit take; of its settings, those that are lower."""
     more = {"steps": 50, "clamp": 8}
-    lower = [f"--set {n} {value}" for n, value in more.items() if settings.get(n, value) < value]
+    lower = [
+        f"--set {name} {value}"
+        for name, value in more.items()
+        if isinstance(now := settings.get(name), int | float) and now < value
+    ]
     return ["another --layer", *lower]

@@ -85,11 +85,12 @@ def run(config: AskConfig) -> int:
             except UserError as error:  # such as one that is too long: the next may be shorter
                 warn(error)
     else:
-        with progress("asking", "prompts") as bar:
-            for start in range(0, len(prompts), _AT_ONCE):
+        for start in range(0, len(prompts), _AT_ONCE):
+            some = prompts[start : start + _AT_ONCE]
+            with progress("asking", "prompts") as bar:
                 bar(start, len(prompts))
-                some = prompts[start : start + _AT_ONCE]
-                found += _show(_answers(model, some, versions, config))
+                answers = _answers(model, some, versions, config)
+            found += _show(answers)
     result(model=model.name, prompts=found)
     return 0
 

@@ -87,7 +87,7 @@ def pick_layer(
         say(f"Layer {layer}: the published depth")
         return layer
     if text != "auto":
-        return _of_run(text, model, facts)
+        return _of_run(text, model, editor, facts)
     from goldenlayers.atlas import found_for
 
     if (known := found_for(model, editor, sha256)) is not None:
@@ -96,7 +96,7 @@ def pick_layer(
     return _raced(config, model, editor, facts)
 
 
-def _of_run(text: str, model: Model, facts: Sequence[Fact]) -> int:
+def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> int:
     """The golden layer of a finished run of ``golden locate`` or ``golden sweep``."""
     from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.comparing.runs import other_weights
@@ -110,8 +110,12 @@ def _of_run(text: str, model: Model, facts: Sequence[Fact]) -> int:
     run = (SweepRun if folder.kind == "sweep" else LocateRun).read(folder)
     if isinstance(run, SweepRun):
         layer, by, used = run.truth.golden_layer(), f"the sweep with {run.editor}", run.truth.facts
+        other = run.editor
     else:
         layer, by, used = run.ranking.golden_layer, run.ranking.method, run.facts
+        other = run.settings.get("editor") if run.method == "race" else None
+    if isinstance(other, str) and other != editor.name:
+        warn(f"{path} chose the layer for {other}, and {editor.name} edits")
     for warning in other_weights(
         f"run '{path}'", run.fingerprint, "this model", model.fingerprint(),
         fix="Give a run on this model",
@@ -142,8 +146,9 @@ def _raced(config: Any, model: Model, editor: Editor, facts: Sequence[Fact]) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
         record = json_text(ranking.to_json())
         write_text(path, json_text({"sha256": _sha256(record), "ranking": record}))
-    for line in (*ranking.notes, *ranking.warnings):
-        say(line)
+    say(*ranking.notes)
+    for warning in ranking.warnings:
+        warn(warning)
     return ranking.golden_layer
 
 
@@ -212,7 +217,7 @@ def _kept(path: Path) -> LayerRanking | None:
             raise UserError(f"{path} has changed since it was written")
         return LayerRanking.from_json(text)
     except UserError as error:
-        say(f"The kept golden layer cannot be used, so it is chosen again: {error}")
+        warn(f"the kept golden layer cannot be used, so it is chosen again: {error}")
         return None
 
 

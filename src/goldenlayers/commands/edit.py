@@ -80,8 +80,9 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     skip_invalid: Annotated[bool, FACTS] = False
     """Leave out invalid rows of --facts, and say how many and why."""
 
-    method: str = "clear-rome"
-    """clear-rome, rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
+    method: str = ""
+    """clear-rome, rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l (default: that of
+    --preset, else clear-rome)."""
 
     layer: str = "auto"
     """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a
@@ -138,6 +139,9 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.method:
+            of_preset = (self.preset or "").partition("/")[0]
+            object.__setattr__(self, "method", of_preset or "clear-rome")
         check_budget(self)
         if self.step != 1 and self.mode == "batch":
             raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
@@ -195,7 +199,12 @@ def run(config: EditConfig) -> int:
     before = tables.greedy_answers(model, facts)
     with delta.applied(model):
         after = tables.greedy_answers(model, facts)
-    checked = None if config.no_check else check(model, delta, facts)
+    checked = None
+    if not config.no_check:
+        try:
+            checked = check(model, delta, facts)
+        except UserError as error:  # such as a prompt that is too long: the edit is there
+            warn(f"the edit was not checked: {error}")
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
     with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:

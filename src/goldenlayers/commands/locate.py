@@ -100,7 +100,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     """cma: also trace every token of this many of the facts, drawn with --seed, and draw the heat
     map; needs --out."""
 
-    editor: Annotated[str, RACE] = "rome"
+    editor: Annotated[str, RACE] = "clear-rome"
     """The editor that is to edit later."""
 
     editor_set: Annotated[dict[str, str], RACE] = dataclasses.field(default_factory=dict)

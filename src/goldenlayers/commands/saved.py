@@ -92,7 +92,7 @@ def run_export(config: ExportConfig) -> int:
     from goldenlayers import export
     from goldenlayers.delta import WeightDelta
 
-    export.refuse_place(config.out, overwrite=config.overwrite)
+    export.refuse_place(config.out, file=config.to.startswith("gguf"), overwrite=config.overwrite)
     shared.refuse_unwritable(config.out)
     names = [str(run) for run in config.run]
     delta, warnings = export.added_up([WeightDelta.load(run) for run in config.run], names)
@@ -123,7 +123,7 @@ def run_export(config: ExportConfig) -> int:
         say(f"LoRA adapter of rank {done.rank} written to {done.path}")
         result(to=config.to, out=done.path, rank=done.rank, left_out=done.errors)
         if done.vllm_rank is None:
-            say("  Its rank is higher than vLLM takes: --rank 512, or --to merged")
+            warn("its rank is higher than vLLM takes: --rank 512, or --to merged")
         _tell_left_out(done.errors)
         return 0
     # Worked with in a format that holds all of it, and rounded once, when it is written.

@@ -136,8 +136,8 @@ def tell_rounding(delta: WeightDelta, model: Model) -> None:
     made = getattr(torch, delta.base_dtype, None) if delta.base_dtype in DTYPES else None
     if made is not None and torch.promote_types(made, model.dtype) != model.dtype:
         used = str(model.dtype).removeprefix("torch.")
-        say(
-            f"The edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
+        warn(
+            f"the edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
             f"--dtype {delta.base_dtype} does not"
         )
 

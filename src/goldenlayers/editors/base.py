@@ -77,11 +77,11 @@ class ValueSearch(Settings):
     steps: int = 20
     """Most optimisation steps per fact."""
 
-    lr: float = 1.0
-    """Length of the first step (with adam: of each) as a share of the clean value's length."""
-
     adam: bool = False
     """Steps of Adam, as published, which take two to three times as many as quasi-Newton steps."""
+
+    lr: float = 0.25
+    """With adam: length of a step as a share of the clean value's length."""
 
     lr_absolute: bool = False
     """With adam: take lr as it stands, per coordinate, as published settings do."""
@@ -110,8 +110,11 @@ class ValueSearch(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lr_absolute and not self.adam:
-            raise UserError("lr_absolute is for steps of Adam", fix="Set adam true, too")
+        for name in ("lr", "lr_absolute"):
+            if not self.adam and getattr(self, name) != getattr(ValueSearch, name):
+                raise UserError(
+                    f"{name} is for steps of Adam", fix=f"Set adam true, too, or leave {name} out"
+                )
 
     @property
     def of_values(self) -> tuple[float | int | bool, ...]:

@@ -65,7 +65,11 @@ class QuasiNewton:
     """
 
     def __init__(
-        self, size: Mapping[str, Tensor], longest: Mapping[str, Tensor], width: int, first: float
+        self,
+        size: Mapping[str, Tensor],
+        longest: Mapping[str, Tensor],
+        width: int,
+        first: float = 1.0,
     ) -> None:
         self._size = torch.stack(list(size.values()), dim=1)  # (B, S)
         self._longest = torch.stack(list(longest.values()), dim=1) / self._size

@@ -223,7 +223,7 @@ class _Group:
             }
             walk = Adam(rate, longest, width)
         else:
-            walk = QuasiNewton(base, longest, width, s.lr)
+            walk = QuasiNewton(base, longest, width)
         nll_before: list[float] = []
         place = list(range(len(facts)))  # of each active fact in the group
         for step in range(s.steps):

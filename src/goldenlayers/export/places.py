@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 import goldenlayers
-from goldenlayers.durable import in_place_of, is_abandoned, lock, read_text_file, sync
+from goldenlayers.durable import absolute, in_place_of, is_abandoned, lock, read_text_file, sync
 from goldenlayers.errors import UserError
 from goldenlayers.models.gguf import read_header
 from goldenlayers.records import parse_json
@@ -39,8 +39,9 @@ _KNOWN = (
 )
 
 
-def refuse_place(out: Path, *, overwrite: bool = False) -> None:
-    """Refuse a place that is taken, unless an earlier export stands there and may be replaced.
+def refuse_place(out: Path, *, file: bool = False, overwrite: bool = False) -> None:
+    """Refuse a place that is taken, unless an earlier export of the same sort (a ``file``, or else
+    a folder) stands there and may be replaced.
 
     Raises:
         UserError: it is taken; says what would have been replaced, or what keeps it from being.
@@ -48,7 +49,7 @@ def refuse_place(out: Path, *, overwrite: bool = False) -> None:
     try:
         if not os.path.lexists(out):
             return
-        why = _not_ours(out)
+        why = _not_ours(out, file=file)
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise _unwritable(out, error) from error
     if overwrite and not why:
@@ -60,11 +61,15 @@ def refuse_place(out: Path, *, overwrite: bool = False) -> None:
     )
 
 
-def _not_ours(out: Path) -> str:
+def _not_ours(out: Path, *, file: bool) -> str:
     """Why what stands at ``out`` is no export, or holds more than one; "" if it may be replaced."""
     if out.is_symlink():
         return "it is a link"
+    if file and out.is_dir():
+        return "it is a folder"
     if out.is_file():
+        if not file:
+            return "it is a file"
         try:
             values = read_header(out).values
         except UserError:
@@ -107,6 +112,7 @@ def new_folder(out: Path, about: dict[str, Any], *, overwrite: bool = False) -> 
     Raises:
         UserError: the place is taken, or cannot be written.
     """
+    out = Path(absolute(out))  # "." has no name
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         refuse_place(out, overwrite=overwrite)
@@ -168,12 +174,12 @@ def new_file(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             f"--out is {str(out)[:200]}", expected="a file NAME.gguf, for llama.cpp to load"
         )
     try:
-        refuse_place(out, overwrite=overwrite)
+        refuse_place(out, file=True, overwrite=overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
         with in_place_of(out) as part:
             yield part
             sync(part)
-            refuse_place(out, overwrite=overwrite)
+            refuse_place(out, file=True, overwrite=overwrite)
         sync(out.parent)
     except (OSError, ValueError) as error:
         raise _unwritable(out, error) from error

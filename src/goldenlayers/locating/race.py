@@ -37,7 +37,7 @@ class Race(LayerMethod):
     name = "race"
     axis = ("score: worth of\nreal edits", "points")
 
-    editor: Any = "rome"
+    editor: Any = "clear-rome"
     """The editor that is to edit later: a name, or an object with its settings."""
 
     budget: Any = None

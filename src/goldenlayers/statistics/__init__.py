@@ -374,7 +374,8 @@ def _check(
         raise UserError(
             f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
             expected=f"at least {needed}: below the MLP width the second moment is singular",
-            fix="Use more text, or text='model' to sample it from the model",
+            fix="Use more text, or have it sampled from the model (--statistics model, "
+            "text='model')",
         )
     if sums.n_tokens < (budget if how.tokens else SETTLE_WIDTHS * width) and not settled:
         warnings.warn(
