@@ -106,6 +106,16 @@ def test_no_check_asks_nothing(
         golden(place, capsys, *FLAGS)
 
 
+def test_a_check_that_fails_leaves_the_edit(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    keep = ("--keep", "long " * 3000)
+    status, said = golden(place, capsys, *FLAGS, *keep, "--out", out)
+    assert status == 0 and "the edit was not checked: " in said and "Verdict" not in said
+    assert (out / "delta.json").exists() and not (out / "check.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

@@ -300,7 +300,7 @@ def test_editors_are_listed_with_their_settings(golden: Golden) -> None:
         ((*FLAGS, "--method", "memit", "--mode", "batch", "--step", "2"), "--mode sequential"),
         ((*FLAGS, "--layer", "1", "--step", "2"), "clear-rome edits one fact at a time"),
         ((*FLAGS, "--layer", "1", "--set", "steps", "many"), "whole number"),
-        ((*FLAGS, "--preset", "rome/gpt2-xl"), "48 layers"),
+        ((*FLAGS, "--preset", "rome/gpt2-xl"), "48 layers"),  # which brings its method
         ((*FLAGS[:4], "--target", " "), "empty"),
         (("--subject", "Spain", *FLAGS[2:]), "not in the prompt"),
         (("--facts", "nowhere.jsonl", "--layer", "1"), "nowhere.jsonl"),

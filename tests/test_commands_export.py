@@ -148,3 +148,22 @@ def test_gguf_files(golden: Golden, place: Path, tmp_path: Path) -> None:
     status, said = golden("italy", "--to", "gguf", "--out", edit, "--dtype", "float64")
     assert status == 2 and "float16 for gguf" in said
     assert [path.name for path in tmp_path.iterdir()] == ["merged.gguf"]
+
+
+def test_an_export_replaces_one_of_its_own_sort_only(
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    assert golden("italy", "--to", "gguf", "--out", file)[0] == 0
+    assert golden("italy", "--out", folder)[0] == 0
+    before = file.read_bytes(), sorted(one.name for one in folder.iterdir())
+    for out, to, why in ((file, "peft", "it is a file"), (folder, "gguf", "it is a folder")):
+        status, said = golden("spain", "--to", to, "--out", out, "--overwrite")
+        assert status == 2 and why in said, said
+    assert before == (file.read_bytes(), sorted(one.name for one in folder.iterdir()))
+    assert len(list(tmp_path.iterdir())) == 2
+    for out, to in ((file, "gguf"), (folder, "peft")):
+        assert golden("spain", "--to", to, "--out", out, "--overwrite")[0] == 0
+    monkeypatch.chdir(folder)  # "." has no name of its own
+    status, said = golden("italy", "--out", ".", "--overwrite")
+    assert status == 0 and "Traceback" not in said, said

@@ -170,6 +170,9 @@ def test_the_layer_of_a_run(golden: Golden, place: Path, tmp_path: Path, swept: 
         status, said = golden("edit", place / "model", *FLAGS, *QUICK, "--layer", run, "--out", out)
         assert status == 0 and edited(out) == layer, said
         assert f"Layer {layer}: the golden layer of {run}" in said
+    other = (*FLAGS, "--statistics", "none", "--method", "rome", "--layer", swept)
+    status, said = golden("edit", place / "model", *other)
+    assert status == 0 and "chose the layer for ft-m, and rome edits" in said, said
     judge = ("evaluate", *files, *QUICK, "--layer", located)
     status, said = golden(*judge, "--limit", 2, "--out", tmp_path / "judged")
     assert status == 0 and "2 of the facts are among those" in said, said

@@ -121,6 +121,9 @@ def test_lines_off_a_terminal_a_bar_on_one(
         work(clock)
     err = capsys.readouterr().err
     assert "on this machine" in err and "so far" not in err and "3/10" in err
+    out = sys.stdout
+    with progress("asking", "prompts"):  # what is printed beside a bar goes where it was sent
+        assert sys.stdout is out
 
 
 def test_python_has_lines_too(
