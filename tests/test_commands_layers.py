@@ -223,7 +223,7 @@ def an_entry(**more: Any) -> Entry:
     known: dict[str, Any] = {
         "model": "m", "fingerprint": "f", "n_layers": 4, "editor": "ft-m", "kind": "facts",
         "settings": {"steps": 1}, "data_sha256": "d", "n_facts": 40, "layer": 2,
-        "overall": (60.0, 50.0, 70.0), "lead": (3.0, -2.0, 8.0), "wins": 0.8,
+        "overall": (60.0, 50.0, 70.0), "lead": (3.0, 1.0, 5.0), "wins": 0.8,
         "command": "golden sweep m facts",
     }  # fmt: skip
     return Entry(**known | more)
@@ -253,7 +253,7 @@ def test_auto_takes_what_the_atlas_knows(
     status, said = golden(*command)
     assert status == 0 and edited(tmp_path / "run") == 2 and not raced
     assert "Layer 2: measured for ft-m on these weights with 40 facts of facts" in said
-    assert "+3.0 points (-2.0 to +8.0) from the published depth" in said
+    assert "+3.0 points (+1.0 to +5.0) from the published depth" in said
     editor = Rome()
     assert atlas.found_for(model, editor) is None
     ft_m = auto_layer_editor()

@@ -11,7 +11,9 @@ import pytest
 TOOLS = Path(__file__).parents[1] / "tools" / "results"
 
 
-@pytest.mark.parametrize("script", ["render.py", "golden_layers.py", "clear_rome.py"])
+@pytest.mark.parametrize(
+    "script", ["render.py", "golden_layers.py", "clear_rome.py", "choices_page.py"]
+)
 def test_pages_are_those_of_the_cells(script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(TOOLS / script), "--check"], capture_output=True, text=True

@@ -164,7 +164,9 @@ def draw(found: Found, stem: Path) -> None:
     across = min(4, len(cells))
     down = -(-len(cells) // across)
     with style():
-        figure = Figure(figsize=(3.0 * across + 1, 2.6 * down + 0.7), layout="constrained")
+        figure = Figure(
+            figsize=(max(6.4, 3.0 * across + 1), 2.6 * down + 0.7), layout="constrained"
+        )
         axes = figure.subplots(down, across, squeeze=False)
         for ax in axes.flat[len(cells) :]:
             ax.set_visible(False)
@@ -178,6 +180,7 @@ def draw(found: Found, stem: Path) -> None:
             ax.axvline(rows[0]["published_layer"], color="#555555", lw=0.8, ls=":")
             ax.set_title(f"{model}, {data}", fontsize=8)
             ax.set_xlabel("edited layer")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(axis="y", linewidth=0.3)
         for row in axes:
             row[0].set_ylabel("Overall")

@@ -135,8 +135,7 @@ def editors_page() -> str:
         "means over facts in points of 100, with 95 % bootstrap intervals over facts in brackets. "
         "Facts are starter facts whose old answer the model gives by itself; settings are the "
         "defaults of when they were computed (`adam true steps 25`); "
-        "key statistics come from Wikipedia text unless the table says otherwise. "
-        + TIMES,
+        "key statistics come from Wikipedia text unless the table says otherwise. " + TIMES,
         "## One fact at a time",
         "`python tools/results/cells.py editors --model MODEL`: 30 facts, each edited on the "
         "untouched model. The first layer of each model is the one LGA chooses on 200 starter "

@@ -67,14 +67,12 @@ class Entry:
 
     @property
     def advised(self) -> int:
-        """The layer to edit: the golden one where it is ahead of the published depth by more than a
-        standard error, else that depth. The best of many layers is in part luck.
+        """The layer to edit: the golden one where its lead over the published depth has an interval
+        above 0, else that depth. The best of many layers is in part luck.
         """
         from goldenlayers.locating import published_layer
 
-        value, low, high = self.lead
-        ahead = value > (high - low) / (2 * 1.96)
-        return self.layer if ahead else published_layer(self.n_layers)
+        return self.layer if self.lead[1] > 0 else published_layer(self.n_layers)
 
     def sentence(self) -> str:
         """What it says, in words."""
