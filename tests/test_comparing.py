@@ -297,7 +297,7 @@ def test_a_raced_choice():
     rows = [{"fact": f"p{i}", "phi": [1.0] * L} for i in range(ranking.n_facts)]
     truth = Truth.from_rows(sweep_rows())
     found = judged(truth, LocateRun("r", ranking, rows), seconds=80.0)
-    one = named(found)["race rome"]
+    one = named(found)["race clear-rome"]
     assert one.layer == ranking.golden_layer and one.speed_up == 10.0
     assert one.score == pytest.approx(truth.means()[one.layer]) and not found.proxy_sizes
     json.dumps(found.to_json(), allow_nan=False)

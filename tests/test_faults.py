@@ -220,6 +220,11 @@ def _again(place: Place, name: str, out: Path, end: End) -> None:
     _check_whole(place, name, out)
 
 
+def _meant(name: str, what: str) -> str:
+    """The fault; but Ctrl-C ends a race on purpose, with what is known by then."""
+    return "KILL" if name == "race" and what == "INT" else what
+
+
 def _case(place: Place, test: str, name: str, i: int) -> Path:
     return place.folder / test / name / str(i) / "out"
 
@@ -230,6 +235,7 @@ def test_a_command_cut_short_at_any_file_can_be_run_again(place: Place, name: st
     for i in range(CASES):
         out = _case(place, "cut", name, i)
         what = ("KILL", "ENOSPC", "INT", "KILL", "TERM", "EIO")[rng.randrange(6)]
+        what = _meant(name, what)
         fault = {"at": rng.randint(1, place.operations[name]), "do": what}
         _again(place, name, out, _disturbed(place, name, out, fault))
 
@@ -239,7 +245,8 @@ def test_a_command_cut_short_at_any_time_can_be_run_again(place: Place, name: st
     rng = random.Random(f"time/{name}")
     for i in range(CASES):
         out = _case(place, "time", name, i)
-        fault = {"after": rng.random() * place.seconds[name], "do": rng.choice(["KILL", "INT"])}
+        after, what = rng.random() * place.seconds[name], rng.choice(["KILL", "INT"])
+        fault = {"after": after, "do": _meant(name, what)}
         _again(place, name, out, _disturbed(place, name, out, fault))
 
 
