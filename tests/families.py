@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import models as hf
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from goldenlayers.models import Model
 
 VOCAB = 320
@@ -224,6 +226,12 @@ def tiny(
     from goldenlayers.models import Model
 
     return Model.wrap(build(name, dtype, seed), TOKENIZERS[tokenizer](), name=f"tiny-{name}")
+
+
+def save(model: Model, folder: Path) -> None:
+    """Put a tiny model's checkpoint and tokenizer into a folder."""
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,13 @@ def some_facts(count: int = 3) -> list[Fact]:
         )
         for i, (place, old, new) in enumerate(_PLACES[:count])
     ]
+
+
+def write_plain(path: Path, facts: Iterable[Fact]) -> None:
+    """Facts without their probes, as JSON lines."""
+    names = ("id", "subject", "prompt", "target_new", "target_old", "rephrasings")
+    rows = [{name: getattr(fact, name.removesuffix("_new")) for name in names} for fact in facts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def load_tiny() -> Model:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from alike import alike
 from evaluation_slow import TEXT, slow_perplexity
-from families import tiny
+from families import save, tiny
 
 from goldenlayers.cli import main
 from goldenlayers.datasets import load_facts, write_jsonl
@@ -28,9 +28,7 @@ from goldenlayers.store import RunFolder
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    model = tiny("llama", "sentencepiece_bpe")
-    model.hf.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    save(tiny("llama", "sentencepiece_bpe"), folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from families import tiny
+from families import save, tiny
 
 from goldenlayers.cli import main
 from goldenlayers.store import RunFolder
@@ -38,9 +38,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("apart") / "model"
-    made = tiny("llama")
-    made.hf.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
+    save(tiny("llama"), folder)
     return folder
 
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
-from families import tiny
-from sweep_helpers import some_facts
+from families import save, tiny
+from sweep_helpers import some_facts, write_plain
 
 import goldenlayers as gl
 from goldenlayers.cli import main, parse
@@ -72,17 +72,8 @@ CALLS: dict[str, tuple[Callable[[Path], list[Any]], set[str]]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, facts, a study's file, and the runs ``edited`` and ``swept``."""
     folder = tmp_path_factory.mktemp("json")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
-    rows = [
-        {
-            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
-            "target_old": f.target_old, "rephrasings": list(f.rephrasings),
-        }
-        for f in some_facts(4)
-    ]  # fmt: skip
-    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save(tiny("llama"), folder / "model")
+    write_plain(folder / "facts.jsonl", some_facts(4))
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
     facts = ("--facts", folder / "facts.jsonl")
     quiet("edit", folder / "model", *facts, *FAST, "--layer", 1, "--out", folder / "edited")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alike import alike
-from families import tiny
+from families import save, tiny
 from interrupts import stop_locating_at_the_second_batch
 from sweep_helpers import some_facts
 
@@ -26,9 +26,7 @@ from goldenlayers.store import RunFolder
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, and four facts."""
     folder = tmp_path_factory.mktemp("locate")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(tiny("llama"), folder / "model")
     rows = [
         {"id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
          "target_old": f.target_old}

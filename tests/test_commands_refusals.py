@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
-from sweep_helpers import some_facts
+from families import save, tiny
+from sweep_helpers import some_facts, write_plain
 
 from goldenlayers.cli import main
 from goldenlayers.errors import UserError
@@ -24,28 +24,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a model of zeros, five facts, and six of which some are known."""
     folder = tmp_path_factory.mktemp("refusals")
     model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(model, folder / "model")
     own, _ = fill_old_answers(model, [dataclasses.replace(f, target_old=None) for f in FACTS])
-    write(folder / "facts.jsonl", FACTS)
-    write(folder / "some-known.jsonl", [*own[:3], *FACTS[3:]])
+    write_plain(folder / "facts.jsonl", FACTS)
+    write_plain(folder / "some-known.jsonl", [*own[:3], *FACTS[3:]])
     with torch.no_grad():
         for block in model.layers.blocks:
             for matrix in block.matrices("block"):
                 matrix.module.get_parameter("weight").zero_()
-    model.hf.save_pretrained(folder / "zeros")
-    model.tokenizer.save_pretrained(folder / "zeros")
+    save(model, folder / "zeros")
     (folder / "file").write_text("x")
     return folder
 
 
 FACTS = some_facts(6)
-
-
-def write(path: Path, facts: Any) -> None:
-    names = ("id", "subject", "prompt", "target_new", "target_old", "rephrasings")
-    rows = [{name: getattr(fact, name.removesuffix("_new")) for name in names} for fact in facts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 Golden = Callable[..., tuple[int, str, str]]

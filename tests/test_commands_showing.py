@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from families import tiny
-from sweep_helpers import some_facts
+from families import save, tiny
+from sweep_helpers import some_facts, write_plain
 
 from goldenlayers.cli import main
 from goldenlayers.shown import say, showing
@@ -23,17 +22,8 @@ from goldenlayers.store import RunFolder
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, facts, and a finished sweep."""
     folder = tmp_path_factory.mktemp("showing")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
-    rows = [
-        {
-            "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,
-            "target_old": f.target_old, "rephrasings": list(f.rephrasings),
-        }
-        for f in some_facts(3)
-    ]  # fmt: skip
-    (folder / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save(tiny("llama"), folder / "model")
+    write_plain(folder / "facts.jsonl", some_facts(3))
     assert main([*COMMANDS["sweep"](folder), "--out", str(folder / "swept")]) == 0
     return folder
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
+from families import save, tiny
 from faults import End, Server
 from gguf_built import write_llama_gguf
 from safetensors.torch import load_file
@@ -41,8 +41,7 @@ class Place:
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server = folder, server
         model = tiny("llama")
-        model.hf.save_pretrained(folder / "model")
-        model.tokenizer.save_pretrained(folder / "model")
+        save(model, folder / "model")
         tokenizer = byte_level_bpe()
         write_llama_gguf(folder / "tiny.gguf", model.hf, tokenizer)
         facts = "".join(json.dumps(_row(fact)) + "\n" for fact in some_facts(4))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from families import tiny
+from families import save, tiny
 
 from goldenlayers.cli import main
 from goldenlayers.commands import COMMANDS, options_of
@@ -33,9 +33,7 @@ PLAIN_FLAGS = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with code of its own, and one fact."""
     folder = tmp_path_factory.mktemp("rerun")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(tiny("llama"), folder / "model")
     (folder / "facts.jsonl").write_text(json.dumps(FACT) + "\n")
     return folder
 

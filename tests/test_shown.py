@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from families import tiny
+from families import save, tiny
 
 import goldenlayers
 from goldenlayers.cli import main
@@ -155,9 +155,7 @@ NAME = WILD.replace("\x00", "").replace("\ud800", "")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wild")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(tiny("llama"), folder / "model")
     shutil.copytree(folder / "model", folder / NAME)
     other = fact(id="b", subject="Toko", prompt="Toko plays the", target_new="piano")
     other |= {"target_old": "drums", "rephrasings": ["What Toko plays is"]}

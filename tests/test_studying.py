@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alike import alike
-from families import tiny
+from families import save, tiny
 from sweep_helpers import canonical, some_facts
 
 import goldenlayers as gl
@@ -41,9 +41,7 @@ RUNS = ("rome", "r-rome", "in-context", "locate/lga", "compare/rome", "compare/r
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and facts, and a whole study in ``whole``."""
     folder = tmp_path_factory.mktemp("study")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(tiny("llama"), folder / "model")
     rows = [
         {
             "id": f.id, "subject": f.subject, "prompt": f.prompt, "target_new": f.target,

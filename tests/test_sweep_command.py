@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from alike import alike
-from families import tiny
+from families import save, tiny
 from sweep_helpers import canonical, some_facts
 
 from goldenlayers import durable
@@ -28,9 +28,7 @@ from goldenlayers.store import RunFolder
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and facts, and the rows of an undisturbed sweep in ``whole``."""
     folder = tmp_path_factory.mktemp("sweep")
-    model = tiny("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
+    save(tiny("llama"), folder / "model")
     rows = [
         {
             "id": f.id,

@@ -78,22 +78,23 @@ def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
             yield Swept(cell, editor, rows, layers, list(truth.facts), truth.table(), soft[order])
 
 
+def raced(one: Swept, facts: list[int], **rule: float) -> tuple[int, int]:
+    """The place of the layer that a race on some facts chooses, and the edits it costs."""
+    layer, edits = replay(one.soft[facts], one.layers, one.layers[one.published], **rule)
+    return one.layers.index(layer), edits
+
+
 def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
-    """By name: proxy facts (places) → the place of the layer that is chosen."""
+    """By name, but for the race: proxy facts (places) → the place of the layer that is chosen."""
 
     def best(table: Floats, facts: list[int]) -> int:
         place = best_place(table[facts])
         return one.published if place is None else place
 
-    def race(facts: list[int], **rule: float) -> int:
-        layer, _ = replay(one.soft[facts], one.layers, one.layers[one.published], **rule)
-        return one.layers.index(layer)
-
     found: dict[str, Callable[[list[int]], int]] = {
         PUBLISHED: lambda _: one.published,
-        RACE: lambda facts: race(facts, edits=EDITS),
-        "race of 60 edits": lambda facts: race(facts, edits=60),
-        "race without a prior": lambda facts: race(facts, edits=EDITS, prior=0.0),
+        "race of 60 edits": lambda facts: raced(one, facts, edits=60)[0],
+        "race without a prior": lambda facts: raced(one, facts, edits=EDITS, prior=0.0)[0],
         "all edits, soft scores": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
@@ -118,7 +119,7 @@ def splits(n: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
 def judge(one: Swept) -> dict[str, Any]:
     """Regrets of every choice, the noise floor, and what the cell says for itself."""
     rules = choices(one)
-    lost: dict[str, list[float]] = {name: [] for name in (*rules, RANDOM)}
+    lost: dict[str, list[float]] = {name: [] for name in (RACE, *rules, RANDOM)}
     floor, costs = [], []
     golden = best_place(one.hard)
     assert golden is not None
@@ -129,14 +130,16 @@ def judge(one: Swept) -> dict[str, Any]:
         lost[RANDOM].append(top - float(np.nanmean(means)))
         for name, rule in rules.items():
             lost[name].append(top - float(means[rule(proxy)]))
-        costs.append(replay(one.soft[proxy], one.layers, one.layers[one.published], edits=EDITS)[1])
+        place, edits = raced(one, proxy, edits=EDITS)
+        lost[RACE].append(top - float(means[place]))
+        costs.append(edits)
     means = nan_mean(one.hard)
     return {
         "model": one.cell["model"],
         "data": one.cell["data"],
         "editor": one.editor,
         "facts": len(one.facts),
-        "layers": len(one.layers),
+        "layers": one.layers,
         "golden_layer": one.layers[golden],
         "published_layer": one.layers[one.published],
         "means": [plain(round(float(m), 2)) for m in means],
@@ -154,9 +157,9 @@ def judge(one: Swept) -> dict[str, Any]:
 # --- one layer per fact
 
 
-def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats, Floats] | None:
-    """Every metric's probes of every fact in two halves: (chooser's soft, chooser's hard, judge's
-    hard), (B, L) each, over rewrite, rephrase and locality. None where facts have too few probes.
+def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats] | None:
+    """Every metric's probes of every fact in two halves: (chooser's soft, judge's hard), (B, L)
+    each, over rewrite, rephrase and locality. None where facts have too few probes.
 
     Rewrite has one probe, the prompt itself, on both sides: it is what the edit is made by.
     """
@@ -167,7 +170,7 @@ def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats, Floats] | None:
             own = probes.setdefault((row["fact"], row["metric"]), {}).setdefault(row["probe"], {})
             own[row["layer"]] = row["score"], row.get("soft", math.nan)
     shape = (3, len(one.facts), len(one.layers))
-    parts = np.full((3, *shape), np.nan)  # soft A, hard A, hard B × metric × fact × layer
+    parts = np.full((2, *shape), np.nan)  # soft A, hard B × metric × fact × layer
     for m, metric in enumerate(("rewrite", "rephrase", "locality")):
         for b, fact in enumerate(one.facts):
             own = list(probes.get((fact, metric), {}).values())
@@ -176,16 +179,15 @@ def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats, Floats] | None:
             order = rng.permutation(len(own)).tolist()
             half = len(own) // 2 if metric != "rewrite" else 0
             sides = (order[:half], order[half:]) if half else (order, order)
-            for side, which, value in ((0, 0, 1), (1, 0, 0), (2, 1, 0)):
+            for side, value in enumerate((1, 0)):
                 for k, layer in enumerate(one.layers):
-                    some = [own[i][layer][value] for i in sides[which] if layer in own[i]]
+                    some = [own[i][layer][value] for i in sides[side] if layer in own[i]]
                     parts[side, m, b, k] = float(np.mean(some)) if some else np.nan
-    whole = ~np.isnan(parts[2, 1:]).all(axis=(0, 2))
-    enough = ~np.isnan(parts[2]).any(axis=(0, 2))
-    if enough.sum() < 12 or not whole.any():
+    enough = ~np.isnan(parts[1]).any(axis=(0, 2))
+    if enough.sum() < 12:
         return None
-    kept = parts[:, :, enough].mean(axis=1)
-    return kept[0], kept[1], kept[2]
+    soft, judged = parts[:, :, enough].mean(axis=1)
+    return soft, judged
 
 
 def per_fact(one: Swept, repeats: int = 20) -> dict[str, Any] | None:
@@ -196,7 +198,7 @@ def per_fact(one: Swept, repeats: int = 20) -> dict[str, Any] | None:
         found = halves(one, seed)
         if found is None:
             return None
-        soft, _, judged = found
+        soft, judged = found
         n = len(soft)
         others = (soft.sum(0) - soft) / (n - 1)  # (B, L) means of the others
         fixed = others.argmax(1)

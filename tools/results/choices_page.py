@@ -1,8 +1,8 @@
 """docs/results/choices.md and its figure, from the cells kept in docs/results/cells/layers.
 
 python tools/results/choices.py                  # first: summary.json, minutes
-python tools/results/golden_layers.py            # write
-python tools/results/golden_layers.py --check    # exit 1 if the page is out of date
+python tools/results/choices_page.py             # write
+python tools/results/choices_page.py --check     # exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from choices import EDITS, NAMED_SHARE, PUBLISHED, RACE, RANDOM, STUDY, SUMMARY
-from render import RESULTS, table
+from render import RESULTS, table, written
 
 from goldenlayers.report.figures import OKABE_ITO, save, style
 
@@ -113,8 +113,7 @@ def dials(found: Found) -> str:
 
         def at(editor: str, layer: str, of: dict[str, Found] = of) -> float:
             row = of[editor]
-            place = row[layer] if row["layers"] == len(row["means"]) else 0
-            return row["means"][place]
+            return row["means"][row["layers"].index(row[layer])]
 
         base = at("rome", "published_layer")
         best = max(of, key=lambda editor: at(editor, "golden_layer"))
@@ -174,9 +173,10 @@ def draw(found: Found, stem: Path) -> None:
             rows = [r for r in found["rows"] if (r["model"], r["data"]) == (model, data)]
             for row in rows:
                 colour, golden = OKABE_ITO[_COLOURS[row["editor"]]], row["golden_layer"]
-                means = row["means"]
-                ax.plot(range(len(means)), means, color=colour, lw=1.2, label=row["editor"])
-                ax.plot(golden, means[golden], marker="*", color=colour, ms=9, mec="black", mew=0.5)
+                layers, means = row["layers"], row["means"]
+                best = means[layers.index(golden)]
+                ax.plot(layers, means, color=colour, lw=1.2, label=row["editor"])
+                ax.plot(golden, best, marker="*", color=colour, ms=9, mec="black", mew=0.5)
             ax.axvline(rows[0]["published_layer"], color="#555555", lw=0.8, ls=":")
             ax.set_title(f"{model}, {data}", fontsize=8)
             ax.set_xlabel("edited layer")
@@ -235,15 +235,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     found = json.loads(SUMMARY.read_text(encoding="utf-8"))
-    text = page(found)
-    if args.check:
-        stale = not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text
-        if stale:
-            print(f"{PAGE} is out of date: run python tools/results/choices_page.py")
-        return int(stale)
-    PAGE.write_text(text, encoding="utf-8")
-    draw(found, RESULTS / "layer-curves")
-    return 0
+    status = written({PAGE: page(found)}, "choices_page.py", check=args.check)
+    if not args.check:
+        draw(found, RESULTS / "layer-curves")
+    return status
 
 
 if __name__ == "__main__":

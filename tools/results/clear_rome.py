@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from clear_curve import section
 from kept import load, unpack
-from render import CELLS, RESULTS, table
+from render import CELLS, RESULTS, table, written
 
 from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, nan_mean, resampled_means
 from goldenlayers.truth import Truth
@@ -291,16 +291,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     cells = [Cell(kept) for kept in load(KEPT)]
-    stale = []
-    for name, page in (("clear-rome", clear_page), ("probes", probes_page)):
-        path, text = RESULTS / f"{name}.md", page(cells, write=not args.check)
-        if not args.check:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(str(path))
-    for path in stale:
-        print(f"{path} is out of date: run python tools/results/clear_rome.py")
-    return 1 if stale else 0
+    pages = {
+        RESULTS / f"{name}.md": page(cells, write=not args.check)
+        for name, page in (("clear-rome", clear_page), ("probes", probes_page))
+    }
+    return written(pages, "clear_rome.py", check=args.check)
 
 
 if __name__ == "__main__":

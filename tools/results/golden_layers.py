@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from cells import QUICK
-from render import RESULTS
+from render import RESULTS, written
 from study_figures import curves_figure, sizes_figure
 from study_record import (
     DATASETS,
@@ -133,16 +133,11 @@ def main() -> int:
     if not cells:
         print("there is no cell")
         return 1
-    text = page(cells)
-    if args.check:
-        stale = not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text
-        if stale:
-            print(f"{PAGE} is out of date: run python tools/results/golden_layers.py")
-        return int(stale)
-    PAGE.write_text(text, encoding="utf-8")
-    curves_figure(cells, STUDY / "curves")
-    sizes_figure([c for c in cells if c["method"] in RANK_ONE], STUDY / "sizes")
-    return 0
+    status = written({PAGE: page(cells)}, "golden_layers.py", check=args.check)
+    if not args.check:
+        curves_figure(cells, STUDY / "curves")
+        sizes_figure([c for c in cells if c["method"] in RANK_ONE], STUDY / "sizes")
+    return status
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -327,23 +327,29 @@ def evaluation_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def written(pages: Mapping[Path, str], script: str, *, check: bool) -> int:
+    """Write pages; or only say which are out of date, and hand back 1 if some are."""
+    stale = []
+    for path, text in pages.items():
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
+    for path in stale:
+        print(f"{path} is out of date: run python tools/results/{script}")
+    return 1 if stale else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the pages of docs/results from the cells.")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    stale = []
-    for name, page in (("editors", editors_page), ("evaluation", evaluation_page)):
-        if not (CELLS / name).exists():
-            continue
-        path, text = RESULTS / f"{name}.md", page()
-        if args.check:
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                stale.append(str(path))
-        else:
-            path.write_text(text, encoding="utf-8")
-    for path in stale:
-        print(f"{path} is out of date: run python tools/results/render.py")
-    return 1 if stale else 0
+    pages = {
+        RESULTS / f"{name}.md": page()
+        for name, page in (("editors", editors_page), ("evaluation", evaluation_page))
+        if (CELLS / name).exists()
+    }
+    return written(pages, "render.py", check=args.check)
 
 
 if __name__ == "__main__":

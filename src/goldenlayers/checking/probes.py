@@ -322,9 +322,7 @@ class _Near:
 
 def unrelated(fact: Fact, among: Sequence[Fact]) -> list[str]:
     """Prompts of starter facts that ask something else of someone else; a draw by the prompt."""
-    before, behind = template(fact)
-    asked = _plain(before + "{}" + behind)
-    related = {one.relation for one in _starter() if _template_text(one) == asked} | {fact.relation}
+    related = _relations().get(_form(fact), frozenset()) | {fact.relation}
     told = {words(text) for one in among for text in (one.subject, one.target)}
     draw = random.Random(f"check/{fact.prompt}")
     by_relation: dict[str, str] = {}
@@ -337,7 +335,15 @@ def unrelated(fact: Fact, among: Sequence[Fact]) -> list[str]:
     return list(by_relation.values())
 
 
-@cache
-def _template_text(fact: Fact) -> str:
+def _form(fact: Fact) -> str:
     before, behind = template(fact)
     return _plain(before + "{}" + behind)
+
+
+@cache
+def _relations() -> dict[str, frozenset[str | None]]:
+    """Every form that starter facts are asked in, with the relations that ask so."""
+    found: dict[str, set[str | None]] = {}
+    for fact in _starter():
+        found.setdefault(_form(fact), set()).add(fact.relation)
+    return {form: frozenset(of) for form, of in found.items()}
