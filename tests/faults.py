@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -217,9 +219,17 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    # Everything a command could import, so that a child starts at once.
+    # Everything a command could import, so that a child starts at once: importing takes seconds,
+    # the commands' own work here a fraction of one.
     import matplotlib.pyplot  # noqa: F401
-    import transformers.models.auto.modeling_auto  # noqa: F401
+    import peft  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.tokenization_llama  # noqa: F401
+
+    import goldenlayers
+
+    for module in pkgutil.walk_packages(goldenlayers.__path__, "goldenlayers."):
+        importlib.import_module(module.name)
 
     for line in sys.stdin:
         answer = json.dumps(_run(json.loads(line)))
