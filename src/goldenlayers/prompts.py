@@ -80,9 +80,16 @@ def find_subject(subject: str, text: str) -> tuple[int, int] | None:
     subject = subject.strip()
     if not subject:
         return None
-    whole = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text))
-    matches = whole or list(re.finditer(re.escape(subject), text))
-    return matches[-1].span() if matches else None
+    # Not by a pattern: to compile one for every fact takes longer than to look.
+    at = last = text.rfind(subject)
+    while at >= 0:
+        end = at + len(subject)
+        if not any(
+            c.isalnum() or c == "_" for c in text[max(0, at - 1) : at] + text[end : end + 1]
+        ):
+            return at, end
+        at = text.rfind(subject, 0, end - 1)
+    return (last, last + len(subject)) if last >= 0 else None
 
 
 def near_subject(subject: str, prompt: str) -> str | None:
