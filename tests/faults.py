@@ -223,7 +223,7 @@ def _serve() -> None:
     # the commands' own work here a fraction of one.
     import matplotlib.pyplot  # noqa: F401
     import peft  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama
     import transformers.models.llama.tokenization_llama  # noqa: F401
 
     import goldenlayers

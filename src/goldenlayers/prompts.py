@@ -84,9 +84,8 @@ def find_subject(subject: str, text: str) -> tuple[int, int] | None:
     at = last = text.rfind(subject)
     while at >= 0:
         end = at + len(subject)
-        if not any(
-            c.isalnum() or c == "_" for c in text[max(0, at - 1) : at] + text[end : end + 1]
-        ):
+        beside = text[max(0, at - 1) : at] + text[end : end + 1]
+        if not any(c.isalnum() or c == "_" for c in beside):
             return at, end
         at = text.rfind(subject, 0, end - 1)
     return (last, last + len(subject)) if last >= 0 else None
