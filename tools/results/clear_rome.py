@@ -26,6 +26,7 @@ WEIGHTS = EDITORS[:-1]
 DEPTHS = ("1/6", "1/3", "1/2")
 METRICS = ("rewrite", "rephrase", "locality", "portability", "overall")
 KEPT = CELLS / "clear"
+LARGER = CELLS / "larger"  # of a model for which one depth and fewer facts have to do
 LOCALITIES = ("locality_subject", "locality_neighbour", "locality_contradicting")
 RESAMPLES = 2000
 BENT = "locality with all probes"
@@ -132,9 +133,9 @@ def shown(found: tuple[float, float, float, int], *, sign: bool = False) -> str:
     )
 
 
-def summary_tables(cells: Sequence[Cell]) -> Iterable[str]:
+def summary_tables(cells: Sequence[Cell], depths: Sequence[str] = DEPTHS) -> Iterable[str]:
     head = ["editor", *METRICS[:3], *LOCALITIES[:2], *METRICS[3:], "gain", "harmonic"]
-    for depth, word in enumerate(DEPTHS):
+    for depth, word in enumerate(depths):
         rows = [
             [editor, *(shown(mean_of(cells, editor, depth, metric)) for metric in head[1:])]
             for editor in EDITORS
@@ -144,13 +145,13 @@ def summary_tables(cells: Sequence[Cell]) -> Iterable[str]:
         yield table(head, rows)
 
 
-def against(cells: Sequence[Cell]) -> Iterable[str]:
+def against(cells: Sequence[Cell], depths: Sequence[str] = DEPTHS) -> Iterable[str]:
     """clear-rome against each other editor, over all cells."""
     rows = []
     for other in EDITORS:
-        if other == "clear-rome":
+        if other == "clear-rome" or not any(cell.has(other) for cell in cells):
             continue
-        for depth, word in enumerate(DEPTHS):
+        for depth, word in enumerate(depths):
             found = [difference(cells, "clear-rome", other, depth, m) for m in METRICS]
             rows.append([other, word, *(shown(one, sign=True) for one in found)])
     yield table(["against", "depth", *METRICS], rows)
@@ -201,12 +202,12 @@ def by_cell(cells: Sequence[Cell]) -> Iterable[str]:
     for cell in cells:
         facts = len(cell.truths["rome"].facts)
         where = ", ".join(
-            f"{word} = layer {layer}" for word, layer in zip(DEPTHS, cell.layers, strict=True)
+            f"{word} = layer {layer}" for word, layer in zip(DEPTHS, cell.layers, strict=False)
         )
         yield f"### {cell.name}\n\n{facts} facts; {where}."
         head = ["depth", "editor", *METRICS[:3], *LOCALITIES[:2], *METRICS[3:], "gain", "harmonic"]
         rows = []
-        for depth, word in enumerate(DEPTHS):
+        for depth, word in enumerate(DEPTHS[: len(cell.layers)]):
             for editor in EDITORS:
                 if not cell.has(editor) or (editor == "in-context" and depth):
                     continue
@@ -218,13 +219,30 @@ def by_cell(cells: Sequence[Cell]) -> Iterable[str]:
 def missing(cells: Sequence[Cell]) -> list[str]:
     models = ("gemma3-270m", "smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
     data = ("starter", "counterfact_500", "ZsRE-test-all", "wiki_counterfact")
-    there = {(cell.model, cell.data) for cell in cells}
+    there = {(cell.model, cell.data) for cell in [*cells, *map(Cell, load(LARGER))]}
     return [f"{m} × {d}" for m in models for d in data if (m, d) not in there]
 
 
 def opened(cells: Sequence[Cell]) -> list[str]:
     left = missing(cells)
     return ["Still open: " + ", ".join(left) + "."] if left else []
+
+
+def larger(cells: Sequence[Cell]) -> Iterable[str]:
+    """What a larger model says, at one depth."""
+    if not cells:
+        return
+    models = " and ".join(sorted({cell.model for cell in cells}))
+    facts = " or ".join(map(str, sorted({len(cell.truths["rome"].facts) for cell in cells})))
+    yield f"## A larger model: {models}"
+    yield (
+        f"{len(cells)} cells of {facts} facts each, at one sixth of the depth, with quasi-Newton "
+        "steps (`steps 10 prefixes 2`); `studies/larger.yaml`. They stand by themselves: no figure "
+        "above has them in."
+    )
+    yield from summary_tables(cells, DEPTHS[:1])
+    yield from against(cells, DEPTHS[:1])
+    yield from by_cell(cells)
 
 
 def clear_page(cells: Sequence[Cell], *, write: bool) -> str:
@@ -241,6 +259,7 @@ def clear_page(cells: Sequence[Cell], *, write: bool) -> str:
         "## clear-rome against each, fact by fact",
         *against(cells),
         *section(RESULTS / "clear-curve", write=write),
+        *larger([Cell(kept) for kept in load(LARGER)]),
         "## Cell by cell",
         *by_cell(cells),
     ]
