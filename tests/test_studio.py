@@ -58,7 +58,7 @@ def test_an_edit_is_made_asked_switched_undone_and_the_model_stays(
     plain, changed = session.ask("The capital of France is")
     assert changed is not None and plain.next != changed.next and len(plain.next) == 5
     assert sum(p for _, p in changed.next) <= 1 + 1e-4
-    with made.delta.applied(session.bench.model):  # the slow way, as golden ask has it
+    with made.delta.applied(session.bench.model):  # the slow way
         ids = torch.tensor([session.bench.model.encoder.verbatim("The capital of France is").ids])
         chances = session.bench.model.hf(ids).logits[0, -1].softmax(-1)
     assert changed.next[0][1] == pytest.approx(float(chances.max()), rel=1e-4)
@@ -110,7 +110,9 @@ def test_an_edit_is_downloaded_as_it_is_used_elsewhere(
         session.download(made.number, "../../etc")
 
 
-def test_what_is_typed_wrongly_is_told_and_leaves_nothing() -> None:
+def test_what_is_typed_wrongly_is_told_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = bench_of()
     session = bench.session("k")
     for typed, said in (
@@ -134,16 +136,17 @@ def test_what_is_typed_wrongly_is_told_and_leaves_nothing() -> None:
     with pytest.raises(UserError, match="the prompt is empty"):
         session.ask(" ")
     assert not session.edits and not bench._line
-    answer = session.ask("The capital of France is")[0].next[0][0].strip()
-    with pytest.raises(UserError, match="already"):
-        session.edit(Fact("France", "The capital of France is", answer, joint="none"), "rome", 1)
+    known = lambda _, rows: [list(row.answer_ids) for row in rows]  # noqa: E731
+    monkeypatch.setattr("goldenlayers.studio.workbench.forced_predictions", known)
+    with pytest.raises(UserError, match="with 'Rome' already"):
+        session.edit(FACT, "rome", 1)
     session.edits += [None] * EDITS  # type: ignore[list-item]
     with pytest.raises(UserError, match="Undo one of them first"):
         session.edit(FACT)
 
 
 def test_layers_are_scored_for_one_fact_and_advised_without_one() -> None:
-    bench = bench_of("gemma3_text")
+    bench = bench_of("gemma3")
     ranking = bench.session("k").layers(FACT)
     assert len(ranking.layers) == 4 and ranking.n_facts == 1
     html = drawn.layers(ranking)
@@ -292,8 +295,8 @@ def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     pytest.importorskip("uvicorn")
     monkeypatch.setattr("goldenlayers.studio.serving.refuse_missing", lambda: None)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(UserError, match="cannot be served at 127.0.0.1, port"):
-            serve(bench_of(), port=taken.getsockname()[1])
+    told = pytest.raises(UserError, match="cannot be served at 127")
+    with socket.create_server(("127.0.0.1", 0)) as taken, told:
+        serve(bench_of(), port=taken.getsockname()[1])
     with pytest.raises(UserError, match="Give another --host"):
         serve(bench_of(), host="no.such.host.invalid", port=0)

@@ -313,7 +313,7 @@ def _list(session: Session, tab: str, turn: Any, checked: Any, state: Any) -> No
         with gr.Row(elem_classes="edit", key=f"row-{one.number}"):
             with gr.Column(min_width=220, scale=6):
                 box = gr.Checkbox(
-                    value=one.on, label=drawn.title(one), container=False,
+                    value=one.on, label=drawn.title(one), container=False, interactive=True,
                     elem_id=f"on-{one.number}",
                 )  # fmt: skip
                 gr.HTML(drawn.about(one, tab))
