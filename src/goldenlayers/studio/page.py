@@ -83,6 +83,10 @@ def _theme() -> Any:
         input_background_fill="#ffffff",
         input_background_fill_dark="#1a1715",
         input_border_width="1px",
+        input_border_color_focus="*primary_500",
+        input_border_color_focus_dark="*primary_500",
+        input_shadow_focus="none",
+        input_shadow_focus_dark="none",
         button_primary_background_fill="#85601c",
         button_primary_background_fill_hover="#6f4f15",
         button_primary_background_fill_dark="#c9962f",
@@ -164,7 +168,7 @@ def page(bench: Workbench) -> Any:
                     subject = _field("Subject", "subject", "France")
                     prompt = _field("Prompt", "prompt", "The capital of {} is", "{} is the subject")
                     target = _field("New answer", "new answer", "Rome")
-                    look = gr.Button("Score the layers for this fact", elem_id="look")
+                    look = gr.Button("Score the layers", elem_id="look")
                     scores = gr.HTML(elem_id="scores")
                 with gr.Column(elem_classes="card"):
                     gr.HTML("<h2>The edit</h2>")

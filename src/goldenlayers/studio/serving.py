@@ -5,6 +5,7 @@ another site's page, and nothing beside what the page needs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import ipaddress
 import os
@@ -228,6 +229,6 @@ def serve(
         server.should_exit = True
 
     shown_host = f"[{host}]" if family == socket.AF_INET6 else host
-    with listening:
+    with listening, contextlib.suppress(KeyboardInterrupt):  # the usual end
         on_ready(f"http://{shown_host}:{listening.getsockname()[1]}/", stop)
         asyncio.run(server.serve(sockets=[listening]))
