@@ -194,6 +194,8 @@ def test_tabs_have_lists_of_their_own_and_the_oldest_are_forgotten() -> None:
     bench = bench_of()
     first = bench.session("first")
     assert bench.session("first") is first and bench.session("second") is not first
+    with pytest.raises(UserError, match="still loading"):
+        bench.session("")
     for i in range(SESSIONS):
         bench.session(f"more {i}")
     assert bench.session("first") is not first and len(bench._sessions) == SESSIONS

@@ -36,7 +36,7 @@ class Studio:
         """A new tab of its own, with the page loaded."""
         page = self.browser.new_context(**context).new_page()
         self.pages.append(page)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(150_000)
         page.on("request", lambda one: self._see(one.url))
         page.on("response", lambda one: one.status < 400 or self.amiss.append(one.url))
         page.on("console", lambda one: one.type == "error" and self.amiss.append(one.text))
@@ -86,7 +86,7 @@ def studio() -> Iterator[Studio]:
             target=serve, args=(bench,), kwargs={"port": 0, "on_ready": on_ready}, daemon=True
         )
         server.start()
-        assert ready.wait(120)
+        assert ready.wait(300)
         yield Studio(bench, browser, told[0])
         browser.close()
         told[1]()

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.themes import Base, Color
 
 from goldenlayers.errors import UserError
 from goldenlayers.progress import in_words
@@ -46,22 +47,27 @@ _GOLD = dict(zip(
 def mounted(app: Any, bench: Workbench) -> Any:
     """``app`` with the page of a workbench on it."""
     style = (files("goldenlayers.studio") / "style.css").read_text("utf-8")
+    # Gradio sets its own style sheet's rules, and ours, inside this box.
+    box = "<style>.gradio-container .main.main { padding: 0 !important; }</style>"
     return gr.mount_gradio_app(
-        app, page(bench), "/", css=style, theme=_theme(), footer_links=[], run_history=False,
-        show_error=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+        app, page(bench), "/", css=style, head=box, theme=_theme(), footer_links=[],
+        run_history=False, show_error=False, ssr_mode=False, mcp_server=False, pwa=False,
+        enable_monitoring=False,
     )  # fmt: skip
 
 
 def _theme() -> Any:
     """Warm and plain, with the system's own letters: nothing is fetched from elsewhere."""
     sans = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
-    theme = gr.themes.Base(
-        primary_hue=gr.themes.Color(**_GOLD), neutral_hue="stone", font=sans,
+    theme = Base(
+        primary_hue=Color(**_GOLD), neutral_hue="stone", font=sans,
         font_mono=["ui-monospace", "Consolas", "monospace"], radius_size="lg",
     )  # fmt: skip
     return theme.set(
         body_background_fill="#f7f5f1",
         body_background_fill_dark="#161412",
+        body_text_color_subdued="#6b645b",
+        body_text_color_subdued_dark="#aca59b",
         block_background_fill="#fffefb",
         block_background_fill_dark="#201d1a",
         background_fill_secondary="#f6f3ec",
@@ -235,13 +241,12 @@ def page(bench: Workbench) -> Any:
             tab: str, subject: str, prompt: str, target: str, method: str, layer: str,
             strength: float, asked: str,
         ) -> Any:  # fmt: skip
-            skip, session = gr.skip(), bench.session(tab)
+            skip = gr.skip()
 
             def work(tell: Tell) -> Any:
                 number = None if layer == "auto" else int(layer)
-                return session.edit(
-                    make_fact(subject, prompt, target), method, number, strength, tell
-                )
+                fact = make_fact(subject, prompt, target)
+                return bench.session(tab).edit(fact, method, number, strength, tell)
 
             made = None
             async for line, made in followed(work):
@@ -251,20 +256,24 @@ def page(bench: Workbench) -> Any:
                 return
             told = " ".join((f"Edit {made.number} is made, at layer {made.layer}.", *made.notes))
             yield drawn.strip(told, "busy"), _anew(), asked.strip() or made.fact.prompt, skip
-            async for line, found in followed(lambda tell: session.check(made.number, tell)):
+
+            def checking(tell: Tell) -> Any:
+                return bench.session(tab).check(made.number, tell)
+
+            async for line, found in followed(checking):
                 if found is not None:
                     yield drawn.strip(told, "done"), _anew(), skip, drawn.check(found, made)
                 else:
                     yield line or drawn.strip(told, "done"), skip, skip, skip
 
         async def on_ask(tab: str, question: str) -> Any:
-            session = bench.session(tab)
-            n_on = sum(one.on for one in session.edits)
-            async for line, found in followed(lambda tell: session.ask(question, tell)):
-                if found is None:
-                    yield line
-                else:
-                    yield drawn.answers(question, found[0], found[1], n_on)
+            def work(tell: Tell) -> str:
+                session = bench.session(tab)
+                n_on = sum(one.on for one in session.edits)
+                return drawn.answers(question, *session.ask(question, tell), n_on)
+
+            async for line, found in followed(work):
+                yield found or line
 
         fact = [subject, prompt, target]
         results = [state, turn, question, checked]

@@ -160,8 +160,8 @@ def refuse_missing() -> None:
 def application(bench: Workbench, host: str) -> Guard:
     """The whole page as an ASGI application."""
     from fastapi import FastAPI
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import HTMLResponse, Response
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import HTMLResponse, Response
 
     from goldenlayers.studio.page import mounted
 

@@ -125,7 +125,13 @@ class Workbench:
                 self._moved.notify_all()
 
     def session(self, key: str) -> Session:
-        """The session of a key, a new one if there is none; beyond a number the oldest are gone."""
+        """The session of a key, a new one if there is none; beyond a number the oldest are gone.
+
+        Raises:
+            UserError: the key is empty: the tab has not said its own yet.
+        """
+        if not key:
+            raise UserError("the page is still loading", fix="Try again in a moment")
         with self._moved:
             found = self._sessions.pop(key, None) or Session(self)
             self._sessions[key] = found  # now the youngest
