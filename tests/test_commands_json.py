@@ -99,7 +99,7 @@ def strict(text: str) -> Any:
 
 
 def test_every_command_is_called() -> None:
-    assert set(CALLS) == set(COMMANDS)
+    assert set(CALLS) == set(COMMANDS) - {"studio"}  # which serves until Ctrl-C
 
 
 @pytest.mark.parametrize("command", CALLS)

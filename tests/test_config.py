@@ -26,6 +26,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "locate": {"model": "m", "method": "cma", "out": "o"},
     "evaluate": {"model": "m", "mode": "sequential"},
     "run": {"config": "c"},
+    "studio": {"model": "m"},
 }
 WORDS_OR_NUMBERS = {"chunk", "batch_size"}  # "auto", or a number as text
 

@@ -44,10 +44,11 @@ ORDER: list[str] = [
     "export",
     "report",
     "studying",
+    "studio",
     "commands",
     "cli",
 ]
-HEAVY = ("torch", "transformers", "matplotlib", "tokenizers", "numpy", "gguf", "rich")
+HEAVY = ("torch", "transformers", "matplotlib", "tokenizers", "numpy", "gguf", "rich", "gradio")
 
 
 def room(path: Path) -> str:

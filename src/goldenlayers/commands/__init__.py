@@ -18,6 +18,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Edit": {
         "edit": "change facts at one layer, and save the change",
         "ask": "ask a model, with and without edits",
+        "studio": "open a page on this machine to edit, ask and check",
         "export": "write edits for PEFT, vLLM and llama.cpp, or as a whole checkpoint",
     },
     "Judge": {

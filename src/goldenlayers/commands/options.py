@@ -60,6 +60,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "kappa": (0, 1_000_000),
     "limit": (1, 1_000_000_000),
     "minutes": (0, 10_000_000),
+    "port": (1, 65_535),
     "rank": (1, 1_000_000),
     "repeats": (1, 10_000),
     "seed": (0, LARGEST_SEED),
