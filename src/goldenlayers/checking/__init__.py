@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.checking.advice import advice_on, stronger
 from goldenlayers.checking.probes import NEIGHBOURS, Asked, Part, probes_of
-from goldenlayers.decoding import end_ids, settle_joints
+from goldenlayers.decoding import end_ids, greedy, settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.durable import read_bytes_file
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.reading import Pass, Reading, read
-from goldenlayers.evaluation.tokenised import CONTINUATION
+from goldenlayers.evaluation.tokenised import continuation
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models import check_model
 from goldenlayers.records import made, parse_json, text_of
@@ -204,8 +204,8 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     """Ask the model about edited facts before and after an edit; the model is left as it is.
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
-    an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
-    same. Of facts without rephrasings or locality probes they are made: see
+    an unrelated prompt keeps its answer where its greedy continuation, of three tokens (in a chat
+    twelve), is the same. Of facts without rephrasings or locality probes they are made: see
     :mod:`goldenlayers.checking.probes`.
 
     Args:
@@ -308,14 +308,20 @@ class _Texts:
     def said(self, model: Model) -> list[_Said]:
         """What the model answers, as it is now."""
         n, ends, limit = len(self.rows), end_ids(model), model.encoder.max_length or math.inf
-        # Rows of all lengths in one padded pass a token: no row is worth a pass of its own.
-        asked = [*self.readings, *map(_next, self.rows)]
-        reads = read(model, asked, Pass())
-        answers: list[list[int]] = [[one.tokens[0]] for one in reads[n:]]
+        most = continuation(model)
+        if model.chat:  # many tokens, which a cache pays for
+            reads = read(model, self.readings, Pass())
+            answers = greedy(
+                model, self.rows, most, stop=lambda u, new: len(self.rows[u]) + len(new) >= limit
+            )
+        else:  # rows of all lengths in one padded pass a token: no row is worth its own
+            reads = read(model, [*self.readings, *map(_next, self.rows)], Pass())
+            answers = [[one.tokens[0]] for one in reads[n:]]
         while running := [
             u
             for u, said in enumerate(answers)
-            if len(said) < CONTINUATION
+            if not model.chat
+            and len(said) < most
             and said[-1] not in ends
             and said[-1] >= 0  # no number
             and len(self.rows[u]) + len(said) <= limit

@@ -123,8 +123,13 @@ def no_text() -> UserError:
     return UserError("perplexity needs a held-out text", fix="Give one with --text FILE")
 
 
-CONTINUATION = 3
-"""Tokens of its own greedy continuation along which a locality probe without answer is compared."""
+def continuation(model: Model) -> int:
+    """Tokens of its own greedy continuation along which a locality probe without answer is
+    compared: in a chat more, where an answer often begins by saying the question again.
+    """
+    return 12 if model.chat else 3
+
+
 TOO_LONG = "the text is longer than the model's context"
 
 
@@ -173,14 +178,19 @@ class Texts:
         return specs
 
     def continue_open(self, batch_size: int) -> None:
-        """Fill locality probes without an answer with the untouched model's own continuation."""
-        asked = self.questions
-        places = [u for u in self.specs if asked[u].scoring.continued and not asked[u].answer]
+        """Fill locality probes without an answer with the untouched model's own continuation.
+
+        In a chat all of them: what the data has as the answer seldom begins the model's turn.
+        """
+        asked, chat = self.questions, self.model.chat
+        places = [
+            u for u in self.specs if asked[u].scoring.continued and (chat or not asked[u].answer)
+        ]
         rows = [self._prompt(self.questions[u].prompt, "", "") for u in places]
-        limit = self.model.encoder.max_length
-        found = greedy(self.model, rows, CONTINUATION, batch_size=batch_size)
+        limit, most = self.model.encoder.max_length, continuation(self.model)
+        found = greedy(self.model, rows, most, batch_size=batch_size)
         for u, row, ids in zip(places, rows, found, strict=True):
-            count = len(ids) + (len(ids) < CONTINUATION)  # the end of the text is a prediction too
+            count = len(ids) + (len(ids) < most)  # the end of the text is a prediction too
             if limit is not None:
                 count = max(1, min(count, limit + 1 - len(row)))
             self.specs[u] = [Spec("", tuple(ids), count)]
