@@ -1,7 +1,7 @@
 """What an edit that was made of plain prompts does in a chat, and the other way round.
 
-    python tools/results/chat.py qwen2.5-coder-0.5b --layer 4 --limit 12 --statistics wikipedia.jsonl \
-        --rows chat.jsonl
+    python tools/results/chat.py qwen2.5-coder-0.5b --layer 4 --limit 12 \
+        --statistics wikipedia.jsonl --rows chat.jsonl
 
 Every fact is edited by ROME and clear-rome, with plain prompts and in chat form, and each edit is
 asked in both forms. Rows that are there already are kept; without --statistics the rows there are
@@ -24,7 +24,7 @@ from goldenlayers.decoding import greedy, settle_joints
 EDITORS = ("rome", "clear-rome")
 FORMS = {"plain": False, "chat": True}
 QUICK = {"steps": 10, "prefixes": 1}
-TOKENS = 12  # of an answer
+TOKENS = 10  # of an answer
 PER_FACT = 2  # rephrasings, and neighbours, of a fact
 
 
@@ -80,12 +80,13 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
         return slice(len(row["prompts"]) - row["near"], None)
 
     def same(row: dict[str, Any]) -> list[bool]:
-        return [a == b for a, b in zip(row["before"][near(row)], row["after"][near(row)])]
+        before, after = (row[when][near(row)] for when in ("before", "after"))
+        return [a == b for a, b in zip(before, after, strict=True)]
 
     print(f"{len({row['fact'] for row in rows})} facts\n")
     print(
-        "| made | asked | editor | prompt: begins with the new answer | says it | rephrasings: begin "
-        "| say it | neighbours: same answer | say the new answer |"
+        "| made | asked | editor | prompt: begins with the new answer | says it "
+        "| rephrasings: begin | say it | neighbours: same answer | say the new answer |"
     )
     print("|" + " --- |" * 9)
     for made in FORMS:
