@@ -5,7 +5,8 @@
 
 Every fact is edited by ROME and clear-rome, with plain prompts and in chat form, and each edit is
 asked in both forms. Rows that are there already are kept; without --statistics the rows there are
-tabled.
+tabled. With --ask nothing is edited: the model is asked for rephrasings, and those that the check
+would keep are shown.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from statistics import mean
 from typing import Any
 
 import goldenlayers as gl
+from goldenlayers.checking.asking import asked_of_model
 from goldenlayers.decoding import greedy, settle_joints
 
 EDITORS = ("rome", "clear-rome")
 FORMS = {"plain": False, "chat": True}
-QUICK = {"steps": 10, "prefixes": 1}
-TOKENS = 10  # of an answer
-PER_FACT = 2  # rephrasings, and neighbours, of a fact
+QUICK = {"steps": 8, "prefixes": 0}
+TOKENS = 9  # of an answer
+PER_FACT = 1  # rephrasings, and neighbours, of a fact that are asked
 
 
 def answers(model: gl.Model, prompts: Sequence[str]) -> list[str]:
@@ -58,6 +60,19 @@ def measure(args: argparse.Namespace, done: set[tuple[str, ...]]) -> None:
                     row |= {"before": before[asked], "after": after}
                     with args.rows.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def ask(args: argparse.Namespace) -> None:
+    model = gl.load(args.model, chat=True)
+    facts = list(gl.load_facts("starter", limit=args.limit, seed=1))
+    kept = []
+    for fact in facts:
+        (lines,) = asked_of_model(model, [fact])
+        kept.append(lines)
+        print(fact.prompt, *(f"    {line}" for line in lines), sep="\n", flush=True)
+    print(
+        f"{sum(map(len, kept))} lines kept of {len(facts)} facts, {sum(map(bool, kept))} have any"
+    )
 
 
 def share(rows: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], list[bool]]) -> str:
@@ -117,8 +132,12 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=4)
     parser.add_argument("--limit", type=int, default=12)
     parser.add_argument("--statistics")
-    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, default=Path("chat.jsonl"))
+    parser.add_argument("--ask", action="store_true")
     args = parser.parse_args()
+    if args.ask:
+        ask(args)
+        return
     if args.statistics:
         done = set()
         if args.rows.exists():

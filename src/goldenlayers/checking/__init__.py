@@ -56,6 +56,7 @@ class Probed:
         prompt: what was asked.
         made: whether the prompt was made by the check, not given with the fact.
         name: the name in the subject's place, of a made neighbour.
+        by_model: whether the model itself wrote it, as another way to ask.
         ok: whether it gives the new answer (prompt, rephrase) or keeps its own (the others).
         before: the greedy answer's first tokens without the edit.
         after: the same with it.
@@ -68,6 +69,7 @@ class Probed:
     prompt: str
     made: bool
     name: str = ""
+    by_model: bool = False
     ok: bool
     before: str
     after: str
@@ -242,6 +244,7 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             prompt=one.prompt,
             made=one.made,
             name=one.name,
+            by_model=one.by_model,
             ok=new.tokens == old.tokens if one.part in _KEEP else new.is_new,
             before=old.text,
             after=new.text,
