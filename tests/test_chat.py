@@ -13,14 +13,17 @@ from families import build
 from tokenizers_built import chatting
 
 import goldenlayers as gl
+from goldenlayers import checking
 from goldenlayers.chat import ChatTemplate
+from goldenlayers.checking.probes import Asked
 from goldenlayers.cli import main
 from goldenlayers.comparing.runs import other_form
-from goldenlayers.decoding import end_ids, settle_joints
+from goldenlayers.decoding import end_ids, greedy, settle_joints
 from goldenlayers.editors.name_keys import reader, template
 from goldenlayers.evaluation.plan import EvaluationPlan
 from goldenlayers.evaluation.tokenised import continuation
 from goldenlayers.facts import Fact, Probe
+from goldenlayers.prompts import new_words
 from goldenlayers.sweeping.workers import loader_of
 from goldenlayers.tokens import TextEncoder, subject_tokens
 
@@ -137,11 +140,29 @@ def test_an_edit_is_made_and_judged_in_the_users_turn(model: gl.Model) -> None:
     assert not plain.in_chat and (plain + delta).in_chat
     found = gl.check(model, delta, [FACT])
     assert {one.prompt for one in found.probes if one.part == "rephrase"} == {*FACT.rephrasings}
-    assert continuation(model) > 3
-    # What stays is the model's own answer, not the data's, which its turn need not begin with.
+    # What is to stay is the model's own answer, which need not begin with the data's.
     plan = EvaluationPlan(model, [FACT], ["rewrite", "locality"])
     rows = [row for row in plan.score([delta]) if row["metric"] == "locality"]
-    assert [len(row["evidence"]["before"]) > 3 for row in rows] == [True, True]
+    for row, probe in zip(rows, FACT.locality, strict=True):
+        (own,) = greedy(model, [model.encoder.encode(probe.prompt).ids], continuation(model))
+        said = [model.tokenizer.decode([i]) for i in own]
+        new = [t for t in said if t.strip().isalnum() and t.strip().lower() not in probe.prompt]
+        assert row["evidence"]["before"] == (new[:6] or said)
+
+
+def test_what_an_answer_says_of_its_own_decides_whether_it_stays(model: gl.Model) -> None:
+    question = "Where is the capital of Italy?"
+    assert new_words(question, "The capital of Italy is Rome.") == ["rome"]
+    asked = Asked(0, "neighbours", question)
+
+    def said(text: str) -> Any:
+        return checking._Said((len(text),), text, None, False)
+
+    old, other = said("The capital of Italy is Rome. It lies"), said("It is Paris.")
+    again = said("The capital of Italy is Rome. It lies there")
+    assert checking._kept(model, asked, old, again)
+    assert not checking._kept(model, asked, old, other)
+    assert not checking._kept(dataclasses.replace(model, chat=False), asked, old, again)
 
 
 @pytest.fixture(scope="module")

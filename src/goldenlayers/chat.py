@@ -35,7 +35,7 @@ class ChatTemplate:
             raise UserError(
                 f"the tokenizer of {name} has no chat template, so it cannot be asked in chat form",
                 expected="an instruction model",
-                fix="Leave chat out, or put the model's chat_template.jinja beside its tokenizer",
+                fix="Leave --chat out, or put the model's chat_template.jinja beside its tokenizer",
             )
         asked = self._render(_USER)
         self._before, found, self._behind = asked.partition(_USER)
@@ -80,5 +80,5 @@ class ChatTemplate:
 
     def _odd(self, problem: str) -> UserError:
         return UserError(
-            f"the chat template of {self._name} {problem}", fix="Leave chat out, or mend it"
+            f"the chat template of {self._name} {problem}", fix="Leave --chat out, or mend it"
         )

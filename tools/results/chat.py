@@ -26,7 +26,7 @@ from goldenlayers.decoding import greedy, settle_joints
 EDITORS = ("rome", "clear-rome")
 FORMS = {"plain": False, "chat": True}
 QUICK = {"steps": 8, "prefixes": 0}
-TOKENS = 9  # of an answer
+TOKENS = 20  # of an answer
 PER_FACT = 1  # rephrasings, and neighbours, of a fact that are asked
 
 

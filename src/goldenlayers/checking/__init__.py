@@ -25,6 +25,7 @@ from goldenlayers.evaluation.reading import Pass, Reading, read
 from goldenlayers.evaluation.tokenised import continuation
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models import check_model
+from goldenlayers.prompts import new_words
 from goldenlayers.records import made, parse_json, text_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ TOOK, FOLLOWED, CHANGED = 0.5, 0.5, 0.25
 fewer than this share of rephrasings follow; is damaging if more than this share of neighbours, or
 of unrelated prompts, change their answer.
 """
+
+_WORDS = 3  # of an answer in a chat, beyond the question's
 
 Verdict = Literal["good", "narrow", "damaging", "did not take"]
 
@@ -206,9 +209,9 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     """Ask the model about edited facts before and after an edit; the model is left as it is.
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
-    an unrelated prompt keeps its answer where its greedy continuation, of three tokens (in a chat
-    twelve), is the same. Of facts without rephrasings or locality probes they are made: see
-    :mod:`goldenlayers.checking.probes`.
+    an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
+    same; in a chat the first three words that do not say the question again. Of facts without
+    rephrasings or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
 
     Args:
         model: the model that the edit was made on.
@@ -245,7 +248,7 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             made=one.made,
             name=one.name,
             by_model=one.by_model,
-            ok=new.tokens == old.tokens if one.part in _KEEP else new.is_new,
+            ok=_kept(model, one, old, new) if one.part in _KEEP else new.is_new,
             before=old.text,
             after=new.text,
             p_before=old.chance,
@@ -255,6 +258,14 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     )
     found = Check(probes=probes, n_edited=len(among))
     return dataclasses.replace(found, advice=advice_on(found, delta))
+
+
+def _kept(model: Model, asked: Asked, old: _Said, new: _Said) -> bool:
+    """Whether an answer is the one that was given before."""
+    if not model.chat:
+        return old.tokens == new.tokens
+    was, now = (new_words(asked.prompt, one.text)[:_WORDS] for one in (old, new))
+    return was == now
 
 
 def _cleared(delta: WeightDelta) -> Iterable[str]:

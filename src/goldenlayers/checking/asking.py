@@ -15,7 +15,7 @@ from goldenlayers.decoding import greedy
 from goldenlayers.delta.apply import untouched
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.prompts import find_subject, mentions, plain_words
+from goldenlayers.prompts import find_subject, mentions, new_words, plain_words
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
@@ -26,7 +26,7 @@ _ASK = (
     'Write three questions that have the same answer as "{prompt}". Each names "{subject}". '
     "One a line, without answers."
 )
-_LINES, _ANSWER = 72, 16  # tokens
+_LINES, _ANSWER = 72, 20  # tokens
 _SHORTEST = 4  # letters of a word that two answers must share
 
 
@@ -85,6 +85,6 @@ def _alike(first: tuple[str, str], second: tuple[str, str]) -> bool:
     """Whether two (question, answer) pairs are answered alike: by a word that is in neither
     question.
     """
-    known = {word for question, _ in (first, second) for word in plain_words(question).split()}
-    new = [set(plain_words(answer).split()) - known for _, answer in (first, second)]
+    questions = f"{first[0]} {second[0]}"
+    new = [set(new_words(questions, answer)) for _, answer in (first, second)]
     return any(len(word) >= _SHORTEST for word in new[0] & new[1])

@@ -36,7 +36,7 @@ class AskConfig(ModelOptions):
     """
 
     chat: Chat = False
-    """For instruction models: ask by the tokenizer's chat template; a prompt is the user's turn."""
+    """Ask prompts by the model's own chat template."""
 
     prompts: Annotated[Positional[list[str]], arg(metavar="PROMPT ...")] = dataclasses.field(
         default_factory=list
@@ -109,7 +109,7 @@ def _prompts(config: AskConfig) -> list[str] | None:
         prompts += lines_of(STDIN, "standard input", "prompts") if one == STDIN else [one]
     if config.prompts_file is not None:
         prompts += lines_of(config.prompts_file, "--prompts-file", "prompts")
-    if any(prompt.endswith(" ") for prompt in prompts):
+    if not config.chat and any(prompt.endswith(" ") for prompt in prompts):
         say(
             "A prompt that ends in a space is asked so; most models expect the space as a part "
             "of the next word, and answer better without it."

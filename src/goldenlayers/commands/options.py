@@ -131,8 +131,7 @@ class JointOptions(Checked):
     heading = "Facts"
 
     chat: Chat = False
-    """For instruction models: ask every prompt by the tokenizer's chat template, as the user's
-    turn; the answer is the model's."""
+    """Ask prompts by the model's own chat template."""
 
     joint: Annotated[Literal["auto", "space", "none"], RARE] = "auto"
     """What stands between prompts and answers where the data do not say it: space, none (nothing),

@@ -22,7 +22,7 @@ from goldenlayers.evaluation.metrics import Question
 from goldenlayers.evaluation.reading import Ids, Pass, Read, Reading, States, read, states_hold
 from goldenlayers.evaluation.scoring import Outcome, outcome_of
 from goldenlayers.facts import Fact
-from goldenlayers.prompts import Joint
+from goldenlayers.prompts import Joint, plain_words
 from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:
@@ -127,20 +127,24 @@ def continuation(model: Model) -> int:
     """Tokens of its own greedy continuation along which a locality probe without answer is
     compared: in a chat more, where an answer often begins by saying the question again.
     """
-    return 12 if model.chat else 3
+    return 24 if model.chat else 3
 
 
+_SAID = 6  # of these, tokens that the question does not hold
 TOO_LONG = "the text is longer than the model's context"
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One forced text of a question: its answer, the answer's tokens, the positions read."""
+    """One forced text of a question: its answer, the answer's tokens, how many positions are read,
+    or which of them.
+    """
 
     answer: str
     targets: Ids
     count: int
     joint: Joint = "auto"
+    places: tuple[int, ...] = ()
 
 
 class Texts:
@@ -180,7 +184,8 @@ class Texts:
     def continue_open(self, batch_size: int) -> None:
         """Fill locality probes without an answer with the untouched model's own continuation.
 
-        In a chat all of them: what the data has as the answer seldom begins the model's turn.
+        In a chat all of them, as what the data has as the answer seldom begins the model's turn;
+        and what is compared are the first tokens that do not say the question again.
         """
         asked, chat = self.questions, self.model.chat
         places = [
@@ -193,7 +198,15 @@ class Texts:
             count = len(ids) + (len(ids) < most)  # the end of the text is a prediction too
             if limit is not None:
                 count = max(1, min(count, limit + 1 - len(row)))
-            self.specs[u] = [Spec("", tuple(ids), count)]
+            places = self._said(asked[u].prompt, ids, count) if chat else ()
+            self.specs[u] = [Spec("", tuple(ids), count, places=places)]
+
+    def _said(self, prompt: str, ids: Sequence[int], count: int) -> tuple[int, ...]:
+        """Places of an answer's first tokens that are no part of a word of the question's."""
+        asked = plain_words(prompt)
+        said = [plain_words(str(self.model.tokenizer.decode([i]))).strip() for i in ids[:count]]
+        new = [i for i, word in enumerate(said) if word.isalnum() and word not in asked]
+        return tuple(new[:_SAID])
 
     def readings(
         self, u: int, prefix: str, before: Sequence[Read] = (), carrier: int = -1
@@ -213,6 +226,8 @@ class Texts:
             ids = prompt + spec.targets[: spec.count - 1]
             self._fits(len(ids))
             positions = tuple(range(len(prompt) - 1, len(ids)))
+            if spec.places:
+                positions = tuple(positions[i] for i in spec.places)
             found.append(
                 Reading(
                     ids,
