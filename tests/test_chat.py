@@ -129,7 +129,9 @@ def test_the_model_carries_the_form(model: gl.Model) -> None:
     plain = dataclasses.replace(model, chat=False)
     assert turn_end not in end_ids(plain)
     assert plain.encoder.encode(ITALY).text == ITALY
-    assert loader_of(model).keywords["chat"] and not loader_of(plain).keywords["chat"]
+    for one in (model, plain):  # workers load it in the same form
+        load: Any = loader_of(one)
+        assert load.keywords["chat"] is one.chat
 
 
 def test_an_edit_is_made_and_judged_in_the_users_turn(model: gl.Model) -> None:
@@ -145,7 +147,7 @@ def test_an_edit_is_made_and_judged_in_the_users_turn(model: gl.Model) -> None:
     rows = [row for row in plan.score([delta]) if row["metric"] == "locality"]
     for row, probe in zip(rows, FACT.locality, strict=True):
         (own,) = greedy(model, [model.encoder.encode(probe.prompt).ids], continuation(model))
-        said = [model.tokenizer.decode([i]) for i in own]
+        said = [str(model.tokenizer.decode([i])) for i in own]
         new = [t for t in said if t.strip().isalnum() and t.strip().lower() not in probe.prompt]
         assert row["evidence"]["before"] == (new[:6] or said)
 
