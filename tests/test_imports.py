@@ -25,6 +25,7 @@ ORDER: list[str] = [
     "runfiles",
     "store",
     "datasets",
+    "chat",
     "tokens",
     "models",
     "hooks",

@@ -25,7 +25,7 @@ FACT = {
 # Flags that only choose what is computed. A new flag has to be put here, or given a role.
 PLAIN_FLAGS = {
     "skip_invalid", "known", "no_check", "evidence", "schema", "example",
-    "all_probes",
+    "all_probes", "chat",
 }  # fmt: skip
 
 

@@ -265,8 +265,10 @@ def test_errors_say_what_is_wrong() -> None:
         encoder("bytes").encode("ab", "  ")
 
     class Dropping(TextEncoder):
-        def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-            ids, spans = super().tokens(text)
+        def tokens(
+            self, text: str, *, whole: bool = False
+        ) -> tuple[list[int], list[tuple[int, int]]]:
+            ids, spans = super().tokens(text, whole=whole)
             return ids[-3:], spans[-3:]
 
     fact = Fact("Rome", "Rome is a big city", "x", id="f1")

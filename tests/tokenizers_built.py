@@ -169,3 +169,33 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "bytes": byte_tokenizer,
     "bytes_eos": lambda: byte_tokenizer(append_eos=True),
 }
+
+
+# Turns as ChatML writes them, with a system prompt of its own; as Gemma, which trims texts and has
+# another name for the model's turns; as Mistral, which puts a space before the answer.
+TEMPLATES = {
+    "chatml": (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helper from France."
+        "<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "gemma": (
+        "{{ bos_token }}{% for m in messages %}<|im_start|>"
+        "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} "
+        "[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+
+
+def chatting(template: str = "chatml", kind: str = "byte_level_bpe") -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template (of ``TEMPLATES``, or as given) and tokens for its turns."""
+    tokenizer = TOKENIZERS[kind]()
+    if kind != "bytes":
+        turns: Any = ["<|im_start|>", "<|im_end|>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": turns})
+    tokenizer.chat_template = TEMPLATES.get(template, template)
+    return tokenizer

@@ -30,8 +30,11 @@ Stop = Callable[[int, list[int]], bool]
 
 
 def end_ids(model: Model) -> frozenset[int]:
-    """Every token that ends a text for this model: the tokenizer's and the generation config's."""
-    found: set[int] = set()
+    """Every token that ends a text for this model: the tokenizer's, the generation config's, and in
+    a chat what ends a turn.
+    """
+    chat = model.encoder.chat
+    found = set() if chat is None or chat.end_id is None else {chat.end_id}
     for place in (model.tokenizer, getattr(model.hf, "generation_config", None)):
         value = getattr(place, "eos_token_id", None)
         found |= {value} if isinstance(value, int) else {int(v) for v in value or ()}
@@ -218,7 +221,7 @@ def settle_joints(
     Open are the joints of prompts and answers that are fixed neither by the user nor by their
     characters (:func:`goldenlayers.prompts.sure_joint`). The model decides by its own probability
     of both forms, as its weights are now. Facts without open joints are handed back as they are,
-    and so are facts that have been settled before.
+    and so are facts that have been settled before. In a chat none is open: the template decides.
 
     Args:
         model: a loaded model.
@@ -226,6 +229,8 @@ def settle_joints(
         recorded: joints decided earlier, as :func:`joints_record` has them: not decided anew.
         on_settled: told what the model decided now, unless that is nothing.
     """
+    if model.chat:
+        return list(facts)
     todo = [(fact, _open_joints(fact)) for fact in facts]
     asked: dict[tuple[str, str], Joint] = {}
     taken: dict[int, list[Joint]] = {}

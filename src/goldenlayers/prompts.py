@@ -59,6 +59,12 @@ def plain_words(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", _simple(text)).split()) or text
 
 
+def new_words(question: str, answer: str) -> list[str]:
+    """The words of an answer that do not stand in the question: what it says of its own."""
+    asked = set(plain_words(question).split())
+    return [word for word in plain_words(answer).split() if word not in asked]
+
+
 def _simple(text: str) -> str:
     if not text.isascii():
         split = unicodedata.normalize("NFKD", text.translate(_KEYBOARD))

@@ -23,6 +23,8 @@ from goldenlayers.prompts import Joint, find_subject, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from goldenlayers.chat import ChatTemplate
+
 
 class TooLongError(UserError):
     """A text does not fit the model's context."""
@@ -34,7 +36,8 @@ class Encoding:
 
     ``ids`` are all T token ids (BOS included if the tokenizer adds one); ``spans`` the character
     span of each in ``text``; tokens ``ids[n_prompt:]`` are the answer; ``lookup`` is the index of
-    the subject's last token (the lookup token), None where the text does not hold the subject.
+    the subject's last token (the lookup token), None where the text does not hold the subject;
+    ``start`` the character at which the prompt begins, behind what a chat template writes.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Encoding:
     spans: tuple[tuple[int, int], ...]
     n_prompt: int
     lookup: int | None = None
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,20 +95,29 @@ class TextEncoder:
     Args:
         tokenizer: a transformers tokenizer, fast or slow (without offsets).
         max_length: the model's context in tokens, None if unlimited.
+        chat: the template that every prompt stands in, the answer in the model's turn; None asks
+            prompts as they are.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        chat: ChatTemplate | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.chat = chat
 
-    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def tokens(self, text: str, *, whole: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character spans of ``text`` as the model sees a text's beginning.
 
         Special tokens in front (BOS) are kept with an empty span; those behind (EOS) are dropped.
-        A text that already begins with the BOS token's own text gets no second one.
+        A text that is ``whole`` (a chat), or already begins with the BOS token's own text, gets
+        none.
         """
         bos = getattr(self.tokenizer, "bos_token", None)
-        special = not (isinstance(bos, str) and bos and text.startswith(bos))
+        special = not (whole or (isinstance(bos, str) and bos and text.startswith(bos)))
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         encoded: Any = self.tokenizer(
             text,
@@ -166,12 +179,14 @@ class TextEncoder:
         return spans
 
     def verbatim(self, text: str) -> Encoding:
-        """Tokenise a text to be continued, letter for letter as it is.
+        """Tokenise a text to be continued, letter for letter as it is, or answered in a chat.
 
         Raises:
             TooLongError: more tokens than the model's context.
             UserError: it has no tokens.
         """
+        if self.chat is not None:
+            return self.encode(text)
         ids, spans = self.tokens(text)
         self._check(text, ids)
         return Encoding(text, tuple(ids), tuple(spans), len(ids))
@@ -199,28 +214,35 @@ class TextEncoder:
     ) -> Encoding:
         """Tokenise ``prompt`` with ``answer`` behind it; find the subject's last mention.
 
-        ``joint`` is what stands between the two: see :func:`goldenlayers.prompts.join`.
+        ``joint`` is what stands between the two: see :func:`goldenlayers.prompts.join`. In a chat
+        it says nothing: the template does.
 
         Raises:
             TooLongError: more tokens than the model's context.
             UserError: the text has no tokens, or the answer none, or nothing stands before it.
         """
-        text, boundary = join(prompt, answer, joint)
-        ids, spans = self.tokens(text)
+        if self.chat is None:
+            text, boundary = join(prompt, answer, joint)
+            start, end = 0, boundary
+        else:
+            text, start, end = self.chat.around(prompt)
+            boundary = len(text)
+            text += self.chat.gap + answer.lstrip() if answer else ""
+        ids, spans = self.tokens(text, whole=self.chat is not None)
         n_prompt = len(ids)
         if answer:
-            if any(start < boundary < end for start, end in spans):
+            if any(a < boundary < b for a, b in spans):
                 ids, spans = self._tokens_apart(text, boundary)
             n_prompt = next((i for i, (_, end) in enumerate(spans) if end > boundary), len(ids))
             if n_prompt == len(ids):
                 raise UserError(f"the answer '{answer}' has no tokens after '{prompt[-60:]}'")
             if n_prompt == 0:
                 raise UserError(f"nothing stands before the answer '{answer[:60]}'")
-        self._check(text, ids)
+        self._check(text[start:], ids)
         lookup = None
-        if subject is not None and (span := find_subject(subject, text[:boundary])) is not None:
-            lookup = last_token_in(spans, span)
-        return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup)
+        if subject is not None and (span := find_subject(subject, text[start:end])) is not None:
+            lookup = last_token_in(spans, (start + span[0], start + span[1]))
+        return Encoding(text, tuple(ids), tuple(spans), n_prompt, lookup, start)
 
     def _check(self, text: str, ids: Sequence[int]) -> None:
         if not ids:
@@ -235,8 +257,9 @@ class TextEncoder:
         # One token holds the prompt's end and the answer's beginning (scripts without spaces,
         # brackets). A model that is asked the prompt gets it whole and answers in tokens of its
         # own, so the two are tokenised apart; the answer behind a line break, as in mid-text.
-        ids, spans = self.tokens(text[:boundary])
-        more, places = self.tokens("\n" + text[boundary:])
+        whole = self.chat is not None
+        ids, spans = self.tokens(text[:boundary], whole=whole)
+        more, places = self.tokens("\n" + text[boundary:], whole=whole)
         for token, (start, end) in zip(more, places, strict=True):
             if start < 1 < end:
                 raise UserError(f"the tokens of '{text[:60]}' do not tell prompt and answer apart")
@@ -285,7 +308,8 @@ def subject_tokens(fact: Fact, encoding: Encoding) -> tuple[int, int]:
 
     ``encoding`` is of :meth:`TextEncoder.fact`, which refuses a subject without tokens.
     """
-    within = _tokens_in(encoding.spans, fact.subject_span)
+    start, end = (encoding.start + place for place in fact.subject_span)
+    within = _tokens_in(encoding.spans, (start, end))
     return within[0], within[-1] + 1
 
 

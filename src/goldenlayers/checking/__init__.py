@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.checking.advice import advice_on, stronger
 from goldenlayers.checking.probes import NEIGHBOURS, Asked, Part, probes_of
-from goldenlayers.decoding import end_ids, settle_joints
+from goldenlayers.decoding import end_ids, greedy, settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.durable import read_bytes_file
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
 from goldenlayers.evaluation.reading import Pass, Reading, read
-from goldenlayers.evaluation.tokenised import CONTINUATION
+from goldenlayers.evaluation.tokenised import continuation
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models import check_model
+from goldenlayers.prompts import new_words
 from goldenlayers.records import made, parse_json, text_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ fewer than this share of rephrasings follow; is damaging if more than this share
 of unrelated prompts, change their answer.
 """
 
+_WORDS = 3  # of an answer in a chat, beyond the question's
+
 Verdict = Literal["good", "narrow", "damaging", "did not take"]
 
 
@@ -56,6 +59,7 @@ class Probed:
         prompt: what was asked.
         made: whether the prompt was made by the check, not given with the fact.
         name: the name in the subject's place, of a made neighbour.
+        by_model: whether the model itself wrote it, as another way to ask.
         ok: whether it gives the new answer (prompt, rephrase) or keeps its own (the others).
         before: the greedy answer's first tokens without the edit.
         after: the same with it.
@@ -68,6 +72,7 @@ class Probed:
     prompt: str
     made: bool
     name: str = ""
+    by_model: bool = False
     ok: bool
     before: str
     after: str
@@ -205,8 +210,8 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
     an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
-    same. Of facts without rephrasings or locality probes they are made: see
-    :mod:`goldenlayers.checking.probes`.
+    same; in a chat the first three words that do not say the question again. Of facts without
+    rephrasings or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
 
     Args:
         model: the model that the edit was made on.
@@ -242,7 +247,8 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             prompt=one.prompt,
             made=one.made,
             name=one.name,
-            ok=new.tokens == old.tokens if one.part in _KEEP else new.is_new,
+            by_model=one.by_model,
+            ok=_kept(model, one, old, new) if one.part in _KEEP else new.is_new,
             before=old.text,
             after=new.text,
             p_before=old.chance,
@@ -252,6 +258,14 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     )
     found = Check(probes=probes, n_edited=len(among))
     return dataclasses.replace(found, advice=advice_on(found, delta))
+
+
+def _kept(model: Model, asked: Asked, old: _Said, new: _Said) -> bool:
+    """Whether an answer is the one that was given before."""
+    if not model.chat:
+        return old.tokens == new.tokens
+    was, now = (new_words(asked.prompt, one.text)[:_WORDS] for one in (old, new))
+    return was == now
 
 
 def _cleared(delta: WeightDelta) -> Iterable[str]:
@@ -308,14 +322,20 @@ class _Texts:
     def said(self, model: Model) -> list[_Said]:
         """What the model answers, as it is now."""
         n, ends, limit = len(self.rows), end_ids(model), model.encoder.max_length or math.inf
-        # Rows of all lengths in one padded pass a token: no row is worth a pass of its own.
-        asked = [*self.readings, *map(_next, self.rows)]
-        reads = read(model, asked, Pass())
-        answers: list[list[int]] = [[one.tokens[0]] for one in reads[n:]]
+        most = continuation(model)
+        if model.chat:  # many tokens, which a cache pays for
+            reads = read(model, self.readings, Pass())
+            answers = greedy(
+                model, self.rows, most, stop=lambda u, new: len(self.rows[u]) + len(new) >= limit
+            )
+        else:  # rows of all lengths in one padded pass a token: no row is worth its own
+            reads = read(model, [*self.readings, *map(_next, self.rows)], Pass())
+            answers = [[one.tokens[0]] for one in reads[n:]]
         while running := [
             u
             for u, said in enumerate(answers)
-            if len(said) < CONTINUATION
+            if not model.chat
+            and len(said) < most
             and said[-1] not in ends
             and said[-1] >= 0  # no number
             and len(self.rows[u]) + len(said) <= limit

@@ -1,7 +1,8 @@
 """What an edit is asked when it is checked: the fact's own probes, or made ones where it has none.
 
 Made rephrasings are the other templates of a starter relation that has the fact's prompt, question
-forms (``FORMS``), and the prompt behind neutral text (``NEUTRAL``). Made neighbours are the prompt
+forms (``FORMS``), and the prompt behind neutral text (``NEUTRAL``); of an instruction model, before
+them, what it writes itself (:mod:`goldenlayers.checking.asking`). Made neighbours are the prompt
 with other names of the subject's kind in its place: those whose keys at the edited layer are
 nearest to the subject's by their cosine, which the edit will hit first. They come from a list of
 the check's own (``judges.json``) and the starter facts' subjects, and are none of the names that
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from goldenlayers.checking.asking import asked_of_model
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.clearing import ALIKE, kinds, pool, unsaid, words
 from goldenlayers.editors.name_keys import reader, template
@@ -100,7 +102,8 @@ class Asked:
     """One prompt of a check.
 
     ``fact`` is the fact's place. ``made`` says that it came neither from the data nor from the
-    user; ``name`` is what stands in the subject's place in a made neighbour.
+    user, ``by_model`` that the model wrote it; ``name`` is what stands in the subject's place in a
+    made neighbour.
     """
 
     fact: int
@@ -108,6 +111,7 @@ class Asked:
     prompt: str
     made: bool = False
     name: str = ""
+    by_model: bool = False
 
 
 def probes_of(
@@ -125,11 +129,16 @@ def probes_of(
     without = [i for i, fact in enumerate(facts) if not fact.must_stay]
     near = neighbours(model, [facts[i] for i in without], among, layer, avoid)
     of_fact = dict(zip(without, near, strict=True))
+    bare = [i for i, fact in enumerate(facts) if model.chat and not fact.rephrasings]
+    written = dict(zip(bare, asked_of_model(model, [facts[i] for i in bare]), strict=True))
     asked = []
     for i, fact in enumerate(facts):
         asked.append(Asked(i, "prompt", fact.prompt))
-        given = fact.rephrasings or made_rephrasings(fact)
-        asked += [Asked(i, "rephrase", text, not fact.rephrasings) for text in given]
+        own = written.get(i, ())
+        given = fact.rephrasings or made_rephrasings(fact, own)
+        asked += [
+            Asked(i, "rephrase", text, not fact.rephrasings, by_model=text in own) for text in given
+        ]
         asked += [Asked(i, "neighbours", probe.prompt) for probe in fact.must_stay]
         before, behind = template(fact)
         asked += [
@@ -140,8 +149,8 @@ def probes_of(
     return asked
 
 
-def made_rephrasings(fact: Fact) -> tuple[str, ...]:
-    """The fact's prompt in other words, and behind neutral text."""
+def made_rephrasings(fact: Fact, first: Sequence[str] = ()) -> tuple[str, ...]:
+    """The fact's prompt in other words, those of ``first`` in front, and behind neutral text."""
     before, behind = template(fact)
     found: list[str] = []
     if "\0" not in before:  # the subject stands there once
@@ -152,7 +161,7 @@ def made_rephrasings(fact: Fact) -> tuple[str, ...]:
                 # Groups that take no part in a match are empty.
                 found += [_expanded(match, other) for other in others]
                 break
-    texts = [_filled(text, fact.subject) for text in found]
+    texts = [*first, *(_filled(text, fact.subject) for text in found)]
     texts = [text for text in dict.fromkeys(texts) if text != fact.prompt][:REPHRASINGS]
     return (*texts, *(text + fact.prompt for text in NEUTRAL))
 

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from goldenlayers.commands import shared
 from goldenlayers.commands.deciding import lines_of
-from goldenlayers.commands.options import RARE, Consent, ModelOptions, Role, Sources
+from goldenlayers.commands.options import RARE, Chat, Consent, ModelOptions, Role, Sources
 from goldenlayers.errors import UserError
 from goldenlayers.progress import progress
 from goldenlayers.shown import put, result, say, warn
@@ -34,6 +34,9 @@ class AskConfig(ModelOptions):
     golden ask smollm2-135m "The capital of Italy is" "The capital of Spain is"
     golden ask smollm2-135m --prompts-file prompts.txt --delta my-edit other-edit
     """
+
+    chat: Chat = False
+    """Ask prompts by the model's own chat template."""
 
     prompts: Annotated[Positional[list[str]], arg(metavar="PROMPT ...")] = dataclasses.field(
         default_factory=list
@@ -74,7 +77,7 @@ def run(config: AskConfig) -> int:
     model = shared.load_model(config)
     for delta in deltas:
         delta.check(model, force=config.force)
-        shared.tell_rounding(delta, model)
+        shared.tell_use(delta, model)
     _tell_contradictions(deltas)
     versions = _versions([str(path) for path in config.delta], deltas)
     found: list[dict[str, Any]] = []
@@ -106,7 +109,7 @@ def _prompts(config: AskConfig) -> list[str] | None:
         prompts += lines_of(STDIN, "standard input", "prompts") if one == STDIN else [one]
     if config.prompts_file is not None:
         prompts += lines_of(config.prompts_file, "--prompts-file", "prompts")
-    if any(prompt.endswith(" ") for prompt in prompts):
+    if not config.chat and any(prompt.endswith(" ") for prompt in prompts):
         say(
             "A prompt that ends in a space is asked so; most models expect the space as a part "
             "of the next word, and answer better without it."
@@ -166,7 +169,7 @@ def _answers(
     counts = [config.tokens if room is None else min(config.tokens, room - len(r)) for r in rows]
     for count in (count for count in counts if count < config.tokens):
         say(f"Only {max(0, count)} tokens: the model's context ends there")
-    found: list[dict[str, Any]] = [{"prompt": text.text, "answers": []} for text in texts]
+    found: list[dict[str, Any]] = [{"prompt": prompt, "answers": []} for prompt in prompts]
     may = [i for i, count in enumerate(counts) if count > 0]
     for version in versions:
         with ExitStack() as stack:

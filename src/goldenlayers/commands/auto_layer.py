@@ -90,7 +90,8 @@ def pick_layer(
         return _of_run(text, model, editor, facts)
     from goldenlayers.atlas import found_for
 
-    if (known := found_for(model, editor, sha256)) is not None:
+    # The atlas is of plain prompts.
+    if not model.chat and (known := found_for(model, editor, sha256)) is not None:
         say(f"Layer {known.advised}: {known.sentence()}")
         return known.advised
     return _raced(config, model, editor, facts)
@@ -99,7 +100,7 @@ def pick_layer(
 def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> int:
     """The golden layer of a finished run of ``golden locate`` or ``golden sweep``."""
     from goldenlayers.comparing import LocateRun, SweepRun
-    from goldenlayers.comparing.runs import other_weights
+    from goldenlayers.comparing.runs import other_form, other_weights
     from goldenlayers.store import RunFolder
 
     path = Path(text).expanduser()
@@ -120,6 +121,8 @@ def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> i
         f"run '{path}'", run.fingerprint, "this model", model.fingerprint(),
         fix="Give a run on this model",
     ):  # fmt: skip
+        warn(warning)
+    for warning in other_form(f"run '{path}'", run.in_chat, "this command", model.chat):
         warn(warning)
     if both := {fact.id for fact in facts} & set(used):
         warn(f"{len(both)} of the facts are among those that {path} chose the layer with")
@@ -201,6 +204,7 @@ def _key(config: Any, model: Model, how: Race, proxy: FactSet) -> str:
     text = [config.statistics, inputs_of(config).get("statistics")]
     ids = [fact.id for fact in drawn(proxy)]
     found_by = [_VERSION, options, text, config.seed, ids, proxy.sha256, model_settings(model)]
+    found_by += ["chat"] if model.chat else []
     return _sha256(json_text(found_by))
 
 
@@ -233,6 +237,8 @@ def to_atlas(path: Path, run: Path, sweep: SweepRun) -> None:
     from goldenlayers.store import RunFolder
 
     settings = shared.recorded_settings(options_of("sweep"), RunFolder.open(run).config)
+    if settings["chat"]:
+        raise UserError(f"{run} was swept with --chat, and an atlas is of plain prompts")
     recorded = argparse.Namespace(**settings)
     entry = entry_of(sweep, editor_of(recorded), _command(settings))
     add_entry(path, entry)

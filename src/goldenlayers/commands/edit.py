@@ -385,7 +385,7 @@ def _odd_subject(model: Model, fact: Fact) -> str:
     encoding = model.encoder.fact(fact)
     assert encoding.lookup is not None  # held by encoder.fact
     start, end = encoding.spans[encoding.lookup]
-    if end > fact.subject_span[1]:
+    if end > encoding.start + fact.subject_span[1]:
         token = encoding.text[start:end]
         return (
             f"the tokenizer joins the end of the subject '{fact.subject}' with what follows "

@@ -131,7 +131,7 @@ def run(config: EvaluateConfig) -> int:
     model = shared.load_model(config)
     if delta is not None:
         delta.check(model)
-        shared.tell_rounding(delta, model)
+        shared.tell_use(delta, model)
     config, (settled, free) = settle(config, model, facts, others)
     facts, others = dataclasses.replace(facts, facts=tuple(settled)), free or None
     layer, statistics = None, None

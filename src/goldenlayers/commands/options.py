@@ -46,6 +46,7 @@ DataName = Annotated[Positional[str], arg(metavar="DATA"), Role.SOURCE]
 Statistics = Annotated[str, arg(metavar="TEXT"), Role.SOURCE, RARE]
 Sources = Annotated[list[Path], Role.SOURCE]
 Out = Annotated[Path | None, arg(metavar="RUN"), Role.PLACE, Under("Output")]
+Chat = Annotated[bool, Under("Model")]
 LayerPaths = Annotated[dict[str, str], RARE]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 
@@ -126,9 +127,12 @@ class ModelOptions(LoadOptions, Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class JointOptions(Checked):
-    """What stands between prompts and answers."""
+    """In which form prompts are asked, and what stands between them and answers."""
 
     heading = "Facts"
+
+    chat: Chat = False
+    """Ask prompts by the model's own chat template."""
 
     joint: Annotated[Literal["auto", "space", "none"], RARE] = "auto"
     """What stands between prompts and answers where the data do not say it: space, none (nothing),

@@ -43,6 +43,7 @@ def load_model(options: ModelOptions) -> Model:
         cache_dir=options.cache_dir,
         trust_remote_code=options.trust_remote_code,
         layer_paths=options.layer_paths or None,
+        chat=getattr(options, "chat", False),
         progress=say,
     )
 
@@ -127,8 +128,10 @@ def tell_written(folder: RunFolder | None, *names: str) -> None:
         say(f"Written to {folder.path}: {there}")
 
 
-def tell_rounding(delta: WeightDelta, model: Model) -> None:
-    """Say it where an edit is used in a number format too narrow for the one it was made in."""
+def tell_use(delta: WeightDelta, model: Model) -> None:
+    """Say it where an edit is used otherwise than it was made: in a number format too narrow for
+    it, or with prompts in another form.
+    """
     import torch
 
     from goldenlayers.models import DTYPES
@@ -140,6 +143,9 @@ def tell_rounding(delta: WeightDelta, model: Model) -> None:
             f"the edit was made in {delta.base_dtype} and is used in {used}, which rounds it; "
             f"--dtype {delta.base_dtype} does not"
         )
+    if delta.in_chat != model.chat:
+        made_so, used_so = ("with", "without") if delta.in_chat else ("without", "with")
+        warn(f"the edit was made {made_so} --chat and is asked {used_so} it: it may not show")
 
 
 def settings_of(config: Any) -> dict[str, Any]:

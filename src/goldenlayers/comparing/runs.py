@@ -90,6 +90,11 @@ class LocateRun:
         """The method's name."""
         return self.ranking.method
 
+    @property
+    def in_chat(self) -> bool:
+        """Whether its prompts stood in a chat template."""
+        return self.settings.get("chat") is True
+
     @cached_property
     def how(self) -> LayerMethod:
         """The method with the run's options.
@@ -174,6 +179,7 @@ class SweepRun:
         fingerprint: of the model's weights.
         seconds: what the sweep took; None if unknown.
         n_layers: of the model (the sweep may have been of some); None if unknown.
+        in_chat: whether its prompts stood in a chat template.
     """
 
     run: str
@@ -185,6 +191,7 @@ class SweepRun:
     fingerprint: str = ""
     seconds: float | None = None
     n_layers: int | None = None
+    in_chat: bool = False
 
     @classmethod
     def read(cls, folder: RunFolder) -> SweepRun:
@@ -218,6 +225,7 @@ class SweepRun:
             fingerprint=entry(model, "fingerprint", str, where, ""),
             seconds=entry(summary, "seconds", float, said, None),
             n_layers=n_layers,
+            in_chat=entry(config, "settings", dict[str, Any], where, {}).get("chat") is True,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -285,6 +293,7 @@ def overlap_warnings(
             f"run '{one.run}'", one.fingerprint, "the sweep", sweep.fingerprint,
             fix="Locate with the sweep's model",
         )  # fmt: skip
+        found += other_form(f"run '{one.run}'", one.in_chat, "the sweep", sweep.in_chat)
         if truth.layers[-1] >= len(one.ranking.layers):
             raise UserError(
                 f"run '{one.run}' ranks {len(one.ranking.layers)} layers, but the sweep has layer "
@@ -330,6 +339,14 @@ def other_weights(name: str, mine: str, other: str, theirs: str, *, fix: str) ->
     )
 
 
+def other_form(name: str, mine: bool, other: str, theirs: bool) -> list[str]:
+    """What the reader has to know of the forms that prompts were asked in: in a chat, or plain."""
+    if mine == theirs:
+        return []
+    first, second = ("with", "without") if mine else ("without", "with")
+    return [f"{name} was made {first} --chat, {other} is {second} it: its layer is for other texts"]
+
+
 def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) -> list[str]:
     """Whether the golden layers of other sweeps may be judged by this one.
 
@@ -346,6 +363,7 @@ def transfer_warnings(sweep: SweepRun, others: Sequence[SweepRun], metric: str) 
             name, one.fingerprint, f"'{sweep.run}'", sweep.fingerprint,
             fix="Compare sweeps of one model: layers of another mean something else",
         )  # fmt: skip
+        found += other_form(name, one.in_chat, f"'{sweep.run}'", sweep.in_chat)
         if metric not in one.truth.metrics:
             raise UserError(f"{name} has no '{metric}'", expected=", ".join(one.truth.metrics))
         if not set(one.truth.layers) & set(sweep.truth.layers):

@@ -79,6 +79,12 @@ class WeightDelta:
             f"{self.nbytes / 1024:.1f} KB)"
         )
 
+    @property
+    def in_chat(self) -> bool:
+        """Whether its prompts stood in a chat template; of a sum, those of any part."""
+        parts = (part for part in _parts(self) if isinstance(part, Mapping))
+        return any(part.get("chat") is True for part in parts)
+
     # --- algebra ---------------------------------------------------------------------------
 
     def __add__(self, other: WeightDelta) -> WeightDelta:

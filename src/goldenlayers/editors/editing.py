@@ -380,6 +380,7 @@ class Editing:
                 "nll_after": round(value.nll_after, 6),
                 **(told or {}),
             }
+        asked = {"chat": True} if self.model.chat else {}
         if rows and clear_of:
             rows[0]["clear_of"] = list(dict.fromkeys(clear_of))
         return WeightDelta(
@@ -390,5 +391,5 @@ class Editing:
             method=self.editor.name,
             layers=self.editor.layers(self.layer),
             facts=rows,
-            settings=self.editor.to_json() | {"seed": self.seed},
+            settings=self.editor.to_json() | {"seed": self.seed} | asked,
         )

@@ -59,7 +59,8 @@ def reader(model: Model, prompt: tuple[str, str], listed: Iterable[str]) -> Read
             text = model.encoder.verbatim(head + name + behind)
         except TooLongError:
             continue
-        last = last_token_in(text.spans, (len(head), len(head) + len(name)))
+        start = text.start + len(head)
+        last = last_token_in(text.spans, (start, start + len(name)))
         if last is not None:
             names.append(name)
             # Causal attention: what follows the name does not change its key.

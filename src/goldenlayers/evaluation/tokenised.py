@@ -22,7 +22,7 @@ from goldenlayers.evaluation.metrics import Question
 from goldenlayers.evaluation.reading import Ids, Pass, Read, Reading, States, read, states_hold
 from goldenlayers.evaluation.scoring import Outcome, outcome_of
 from goldenlayers.facts import Fact
-from goldenlayers.prompts import Joint
+from goldenlayers.prompts import Joint, plain_words
 from goldenlayers.tokens import TooLongError
 
 if TYPE_CHECKING:
@@ -123,19 +123,28 @@ def no_text() -> UserError:
     return UserError("perplexity needs a held-out text", fix="Give one with --text FILE")
 
 
-CONTINUATION = 3
-"""Tokens of its own greedy continuation along which a locality probe without answer is compared."""
+def continuation(model: Model) -> int:
+    """Tokens of its own greedy continuation along which a locality probe without answer is
+    compared: in a chat more, where an answer often begins by saying the question again.
+    """
+    return 24 if model.chat else 3
+
+
+_SAID = 6  # of these, tokens that the question does not hold
 TOO_LONG = "the text is longer than the model's context"
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One forced text of a question: its answer, the answer's tokens, the positions read."""
+    """One forced text of a question: its answer, the answer's tokens, how many positions are read,
+    or which of them.
+    """
 
     answer: str
     targets: Ids
     count: int
     joint: Joint = "auto"
+    places: tuple[int, ...] = ()
 
 
 class Texts:
@@ -173,17 +182,31 @@ class Texts:
         return specs
 
     def continue_open(self, batch_size: int) -> None:
-        """Fill locality probes without an answer with the untouched model's own continuation."""
-        asked = self.questions
-        places = [u for u in self.specs if asked[u].scoring.continued and not asked[u].answer]
+        """Fill locality probes without an answer with the untouched model's own continuation.
+
+        In a chat all of them, as what the data has as the answer seldom begins the model's turn;
+        and what is compared are the first tokens that do not say the question again.
+        """
+        asked, chat = self.questions, self.model.chat
+        places = [
+            u for u in self.specs if asked[u].scoring.continued and (chat or not asked[u].answer)
+        ]
         rows = [self._prompt(self.questions[u].prompt, "", "") for u in places]
-        limit = self.model.encoder.max_length
-        found = greedy(self.model, rows, CONTINUATION, batch_size=batch_size)
+        limit, most = self.model.encoder.max_length, continuation(self.model)
+        found = greedy(self.model, rows, most, batch_size=batch_size)
         for u, row, ids in zip(places, rows, found, strict=True):
-            count = len(ids) + (len(ids) < CONTINUATION)  # the end of the text is a prediction too
+            count = len(ids) + (len(ids) < most)  # the end of the text is a prediction too
             if limit is not None:
                 count = max(1, min(count, limit + 1 - len(row)))
-            self.specs[u] = [Spec("", tuple(ids), count)]
+            places = self._said(asked[u].prompt, ids, count) if chat else ()
+            self.specs[u] = [Spec("", tuple(ids), count, places=places)]
+
+    def _said(self, prompt: str, ids: Sequence[int], count: int) -> tuple[int, ...]:
+        """Places of an answer's first tokens that are no part of a word of the question's."""
+        asked = plain_words(prompt)
+        said = [plain_words(str(self.model.tokenizer.decode([i]))).strip() for i in ids[:count]]
+        new = [i for i, word in enumerate(said) if word.isalnum() and word not in asked]
+        return tuple(new[:_SAID])
 
     def readings(
         self, u: int, prefix: str, before: Sequence[Read] = (), carrier: int = -1
@@ -203,6 +226,8 @@ class Texts:
             ids = prompt + spec.targets[: spec.count - 1]
             self._fits(len(ids))
             positions = tuple(range(len(prompt) - 1, len(ids)))
+            if spec.places:
+                positions = tuple(positions[i] for i in spec.places)
             found.append(
                 Reading(
                     ids,

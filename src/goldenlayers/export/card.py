@@ -212,6 +212,8 @@ def _summary(delta: WeightDelta) -> str:
         f"{text(delta.created_with, 40)}: method {text(delta.method or 'not recorded', 80)}, "
         f"{'layer' if len(delta.layers) == 1 else 'layers'} {layers}, {len(delta.changes)} "
         f"{'matrix' if len(delta.changes) == 1 else 'matrices'} of rank {delta.rank()} at most."
+        + " Its prompts stood in the model's chat template: ask it so."
+        * delta.in_chat
     )
 
 

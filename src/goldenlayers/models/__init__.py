@@ -71,6 +71,7 @@ def load(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     layer_paths: Mapping[str, str] | None = None,
+    chat: bool = False,
     progress: cache.Progress | None = None,
 ) -> Model:
     """Load a decoder-only language model, in evaluation mode with frozen weights.
@@ -85,11 +86,14 @@ def load(
             directory. Hub models live in the hub's own cache.
         trust_remote_code: run model code that comes with the checkpoint.
         layer_paths: module paths that override what the layer map would find.
+        chat: ask every prompt by the tokenizer's chat template: the prompt is the user's turn, the
+            answer the model's.
         progress: called with a line of text when something takes long; default: the logger
             ``goldenlayers``.
 
     Raises:
-        UserError: the name, the files, the kind of model, the dtype or the device is not usable.
+        UserError: the name, the files, the kind of model, the dtype or the device is not usable,
+            or there is no chat template.
     """
     if dtype not in DTYPES:
         raise UserError(
@@ -104,7 +108,7 @@ def load(
     from goldenlayers.models.loading import open_folder
 
     hf, tokenizer = open_folder(folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code)
-    model = Model.wrap(_moved(hf, target), tokenizer, str(name), layer_paths)
+    model = Model.wrap(_moved(hf, target), tokenizer, str(name), layer_paths, chat=chat)
     model.folder = folder
     return model
 
@@ -283,6 +287,7 @@ class Model:
         tokenizer: its tokenizer.
         layers: where its blocks and their matrices are.
         folder: the checkpoint it was loaded from, None for a model made in memory.
+        chat: whether every prompt is asked by the tokenizer's chat template.
     """
 
     name: str
@@ -290,6 +295,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     layers: LayerMap
     folder: Path | None = None
+    chat: bool = False
     _fingerprint: str | None = field(default=None, repr=False)
     _old_fingerprints: set[str] | None = field(default=None, repr=False)
 
@@ -300,6 +306,8 @@ class Model:
         tokenizer: PreTrainedTokenizerBase,
         name: str = "custom",
         layer_paths: Mapping[str, str] | None = None,
+        *,
+        chat: bool = False,
     ) -> Model:
         """Take over a transformers model: sets evaluation mode and freezes every parameter.
 
@@ -308,16 +316,20 @@ class Model:
             tokenizer: its tokenizer.
             name: what reports call the model.
             layer_paths: module paths that override what the layer map would find.
+            chat: ask every prompt by the tokenizer's chat template.
 
         Raises:
-            UserError: the model has no decoder blocks that the layer map can find.
+            UserError: the model has no decoder blocks that the layer map can find, or its
+                tokenizer no chat template that can be used.
         """
         from goldenlayers.models.layers import LayerMap
 
         hf_model.eval()
         hf_model.requires_grad_(False)
         layers = LayerMap.of(hf_model, layer_paths)
-        return cls(name=name, hf=hf_model, tokenizer=tokenizer, layers=layers)
+        model = cls(name=name, hf=hf_model, tokenizer=tokenizer, layers=layers, chat=chat)
+        _ = model.encoder  # says at once what is wrong with a template
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -342,9 +354,11 @@ class Model:
     @cached_property
     def encoder(self) -> TextEncoder:
         """Turns texts into tokens with their spans, within the model's context."""
+        from goldenlayers.chat import ChatTemplate
         from goldenlayers.tokens import TextEncoder, context_length
 
-        return TextEncoder(self.tokenizer, context_length(self.config))
+        chat = ChatTemplate(self.tokenizer, self.name) if self.chat else None
+        return TextEncoder(self.tokenizer, context_length(self.config), chat)
 
     def fingerprint(self) -> str:
         """Names the weights: see :mod:`goldenlayers.models.weights`.

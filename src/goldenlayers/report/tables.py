@@ -107,7 +107,9 @@ def show_check(found: Check) -> None:
     rows = []
     for part, (name, how) in parts.items():
         share = found.share(part)
-        rows.append((name + " (made)" * share.made, f"{share.ok} of {share.n} {how}"))
+        own = sum(one.by_model for one in found.probes if one.part == part)
+        made = f" (made, {own} by the model)" if own else " (made)" * share.made
+        rows.append((name + made, f"{share.ok} of {share.n} {how}"))
     checked = found.share("prompt").n
     some = f" of {checked} of {found.n_edited} facts" if checked < found.n_edited else ""
     show(table(f"Check{some}", ("asked", "after the edit"), rows))

@@ -274,11 +274,11 @@ def shared_out(start: Start, workers: int) -> Start:
 
 
 def loader_of(model: Model) -> Callable[[], Model]:
-    """How a worker loads ``model`` again: by its name, in its dtype, on its device."""
+    """How a worker loads ``model`` again: by its name, in its dtype and form, on its device."""
     from goldenlayers.models import load
 
     dtype: Any = str(model.dtype).removeprefix("torch.")
-    return partial(load, model.name, dtype=dtype, device=str(model.device))
+    return partial(load, model.name, dtype=dtype, device=str(model.device), chat=model.chat)
 
 
 def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> None:
