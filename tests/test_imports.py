@@ -41,6 +41,7 @@ ORDER: list[str] = [
     "comparing",
     "atlas",
     "checking",
+    "choosing",
     "export",
     "report",
     "studying",

@@ -29,16 +29,20 @@ PARTS = ("rewrite", "rephrase", "locality")
 QUICK: dict[str, Any] = {"steps": 10, "prefixes": 2}
 
 
-def drawn(args: argparse.Namespace) -> Iterator[tuple[str, Fact]]:
-    """The facts of the data sets in turn, so that a run that is stopped has as many of each."""
+def drawn(args: argparse.Namespace, seed: int, limit: int) -> Iterator[tuple[str, Fact]]:
+    """The facts of the data sets in turn, so that a run that is stopped has as many of each.
+
+    Those to develop with, of another seed, are none of the tested ones, nor about their subjects.
+    """
     sets = []
     for data in args.facts:
-        facts = list(gl.load_facts(data, limit=args.limit, seed=args.seed, skip_invalid=True))
-        if args.seed:  # development: none of the facts that the test draws, nor their subjects
-            tested = gl.load_facts(data, limit=40, seed=0, skip_invalid=True)
+        tested = gl.load_facts(data, limit=args.limit, seed=0, skip_invalid=True)
+        facts = list(tested)
+        if seed:
             gone = {fact.subject for fact in tested}
-            facts = [fact for fact in facts if fact.subject not in gone]
-        sets.append([(Path(data).stem, fact) for fact in facts])
+            more = gl.load_facts(data, limit=limit + args.limit, seed=seed, skip_invalid=True)
+            facts = [fact for fact in more if fact.subject not in gone]
+        sets.append([(Path(data).stem, fact) for fact in facts[:limit]])
     for group in itertools.zip_longest(*sets):
         yield from (one for one in group if one is not None)
 
@@ -48,7 +52,14 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
     layers = args.layers or depths(len(model.layers))
     statistics = gl.key_statistics(model, sorted(layers), text=args.statistics)
     work = Editing(model, make_editor("rome", **QUICK), layers[0], statistics=statistics)
-    for data, fact in drawn(args):
+    limits, asked_for = ((1, args.develop), (0, args.limit)), []
+    queues = [[(data, f, seed) for data, f in drawn(args, seed, n)] for seed, n in limits]
+    n_sets = len(args.facts)
+    while any(queues):  # one of each set to develop with, then two of each to test
+        turn = queues[0][:n_sets] + queues[1][: 2 * n_sets]
+        queues = [queues[0][n_sets:], queues[1][2 * n_sets :]]
+        asked_for += turn
+    for data, fact, seed in asked_for:
         if (data, fact.id) in done:
             continue
         (fact,) = settle_joints(model, [fact])
@@ -90,7 +101,7 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
                 tries.append([layer, editor, strength, *by_part(rows, f" {w}")])
             seconds[2] += time.perf_counter() - now
         row = {
-            "model": args.model, "data": data, "fact": fact.id, "seed": args.seed,
+            "model": args.model, "data": data, "fact": fact.id, "seed": seed,
             "probes": [len(asked.rephrasings), len(asked.locality)],
             "seconds": [round(x, 1) for x in seconds],
             "tries": tries,
@@ -106,11 +117,8 @@ def by_part(rows: Sequence[Mapping[str, Any]], way: str) -> list[list[float | No
     for whose, of in itertools.product(("judge", "own"), ("score", "soft")):
         means: list[float | None] = []
         for part in PARTS:
-            some = [
-                r.get(of)
-                for r in rows
-                if r["fact"] == whose + way and r["metric"] == part and r.get(of) is not None
-            ]
+            mine = (r for r in rows if r["fact"] == whose + way and r["metric"] == part)
+            some = [float(r[of]) for r in mine if r.get(of) is not None]
             means.append(round(float(np.mean(some)), 2) if some else None)
         found.append(means)
     return found
@@ -123,7 +131,7 @@ def main() -> None:
     parser.add_argument("--statistics", required=True)
     parser.add_argument("--facts", nargs="+", default=["starter"])
     parser.add_argument("--limit", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--develop", type=int, default=16, help="facts of each set, of seed 1")
     parser.add_argument("--layers", type=int, nargs="*")
     args = parser.parse_args()
     text = args.rows.read_text("utf-8") if args.rows.exists() else ""

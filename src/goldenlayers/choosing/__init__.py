@@ -43,6 +43,9 @@ STRENGTHS = (0.5, 0.75, 1.0, 1.2)
 """What a change is multiplied by with ``--strength auto``."""
 
 
+_PARTS = ("rewrite", "rephrase", "locality")
+
+
 @dataclass(frozen=True)
 class Try:
     """One way to edit a fact: where, by which editor, and what its change is multiplied by."""
@@ -171,24 +174,23 @@ def choose_edits(
     tries = _tries(layers or depths(len(model.layers)), editors, strengths, model)
     own = own_probes(model, facts, tries[0].layer)
     asked = settle_joints(model, [one.fact for one in own])
-    plan = EvaluationPlan(model, asked, ("rewrite", "rephrase", "locality"), seed=options.seed)
-    plan.baseline()
     values = {} if options.value_cache is None else options.value_cache
     work = dataclasses.replace(options, value_cache=values).editing(
         model, tries[0].editor, tries[0].layer
     )
     scores = np.full((len(facts), len(tries)), math.nan)
     deltas: dict[tuple[int, str], list[WeightDelta | UserError]] = {}
+    plan = _Plan(model, asked)
     tell.tell(0, len(tries))
-    order = sorted(range(len(tries)), key=lambda k: tries[k].layer)  # names' keys go on upwards
-    for done, k in enumerate(order, 1):
-        one = tries[k]
-        place = one.layer, one.editor.name
-        if place not in deltas:
-            deltas[place] = _edited(work, one, facts)
-        edits = [e if isinstance(e, UserError) else e * one.strength for e in deltas[place]]
-        found = Worth().by_fact(plan.score(edits))
-        scores[:, k] = [found.get(fact.id, math.nan) for fact in asked]
+    done = 0
+    for layer in sorted({one.layer for one in tries}):  # names' keys go on upwards
+        places = [k for k, one in enumerate(tries) if one.layer == layer]
+        for one in (tries[k] for k in places):
+            if (layer, one.editor.name) not in deltas:
+                deltas[layer, one.editor.name] = _edited(work, one, facts)
+        edits = [_scaled(e, tries[k]) for k in places for e in deltas[layer, tries[k].editor.name]]
+        scores[:, places] = plan.scores(edits)
+        done += len(places)
         tell.tell(done, len(tries))
     picks = choose(scores, 0)
     parts, kept = [], []
@@ -201,8 +203,7 @@ def choose_edits(
             tell.on_dropped(DataError(f"fact '{fact.id}' cannot be edited: {delta}"))
             continue
         row = {**delta.facts[0], "chosen": one.to_json(), "chosen_by": own[i].told}
-        scaled = delta if one.strength == 1 else delta * one.strength
-        parts.append(dataclasses.replace(scaled, facts=[row]))
+        parts.append(dataclasses.replace(_scaled(delta, one), facts=[row]))
         kept.append(i)
     if not parts:
         raise UserError(f"none of the {len(facts)} facts can be edited")
@@ -248,6 +249,34 @@ def _tries(
         raise UserError("there is nothing to try", expected="at least one editor and strength")
     usual = next((one for one in found if one.strength == 1), found[0])
     return [usual, *(one for one in found if one is not usual)]
+
+
+class _Plan:
+    """The facts' prompts, once for each way that is tried at a layer, so that all are read in the
+    same passes.
+    """
+
+    def __init__(self, model: Model, facts: Sequence[Fact]) -> None:
+        self._model, self._facts = model, list(facts)
+        self._plans: dict[int, EvaluationPlan] = {}
+
+    def scores(self, edits: Sequence[WeightDelta | UserError]) -> Floats:
+        """(N, K) of K ways, from the N facts' edits the first way, the second way, and so on."""
+        n_ways = len(edits) // len(self._facts)
+        ids = [f"{way} {i}" for way in range(n_ways) for i in range(len(self._facts))]
+        if n_ways not in self._plans:
+            facts = [
+                dataclasses.replace(f, id=x) for f, x in zip(self._facts * n_ways, ids, strict=True)
+            ]
+            self._plans[n_ways] = EvaluationPlan(self._model, facts, _PARTS)
+        found = Worth().by_fact(self._plans[n_ways].score(edits))
+        table = [found.get(one, math.nan) for one in ids]
+        return np.array(table).reshape(n_ways, len(self._facts)).T
+
+
+def _scaled(delta: Any, one: Try) -> Any:
+    """The change at the try's strength; an error as it is."""
+    return delta if isinstance(delta, UserError) or one.strength == 1 else delta * one.strength
 
 
 def _edited(work: Editing, one: Try, facts: Sequence[Fact]) -> list[WeightDelta | UserError]:

@@ -1,4 +1,4 @@
-"""How ``golden edit`` makes its edit: by one editor at one layer, or chosen for each fact by trying."""
+"""The edit of ``golden edit``: by one editor at one layer, or for each fact the best of several."""
 
 from __future__ import annotations
 
