@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kept import load, unpack
+from kept import Cell, load, unpack
 from render import CELLS, table, written
 
 from goldenlayers.choosing.rule import choose
@@ -201,39 +201,66 @@ def draw(sets: dict[str, Tries], stem: Path) -> None:
 
 
 def ceilings() -> str:
-    """The default, the best fixed way and the oracle of the kept cells of `cells/clear`."""
+    """The default, the best fixed way, the oracle, and choices by half of each fact's own probes
+    judged by the other half, of the kept cells of `cells/clear`.
+    """
     rows = []
     for cell in load(CELLS / "clear"):
         if cell["data"] not in ("starter", "counterfact_500"):
             continue
-        sums: dict[tuple[int, str], dict[str, dict[str, list[float]]]] = {}
-        for editor, some in unpack(cell):
-            for row in some:
-                if row["metric"] in PARTS and row["score"] is not None and row["layer"] >= 0:
-                    of = sums.setdefault((row["layer"], editor), {}).setdefault(row["fact"], {})
-                    of.setdefault(row["metric"], []).append(row["score"])
-        ways = [(layer, editor, 1.0) for layer, editor in sorted(sums)]
-        facts = sorted({fact for one in sums.values() for fact in one})
-        hits = np.array([
-            [[float(np.mean(sums[w[:2]][f].get(p, [np.nan]))) for p in PARTS] for w in ways]
-            for f in facts
-        ])  # fmt: skip
-        tries = Tries(ways, hits, hits[:, :, 0], np.zeros((len(facts), 3)))
+        tries, halves = cell_tries(cell)
         usual = tries.fixed(tries.usual)
-        fixed = {k: harmonic(tries.fixed(k)) for k in range(len(ways))}
-        best = max(fixed, key=lambda k: fixed[k])
-        oracle = tries.oracle(range(len(ways)))
-        low, high = interval(oracle, usual)
+        every = range(len(tries.ways))
+        best = max(every, key=lambda k: harmonic(tries.fixed(k)))
+        leads = [(tries.oracle(every), usual)]
+        for rule in ({"own": 1.0, "margin": 0.0, "prior": 0.0}, {}):
+            got = np.concatenate([half.chosen(every, **rule) for half in halves])
+            leads.append((got, np.concatenate([half.fixed(half.usual) for half in halves])))
         rows.append([
             f"{cell['model']}, {cell['data']}",
-            f"{len(facts)}",
+            f"{len(usual)}",
             f"{harmonic(usual):.1f}",
-            f"{fixed[best]:.1f} (layer {ways[best][0]}, {ways[best][1]})",
-            f"{harmonic(oracle):.1f}",
-            f"{harmonic(oracle) - harmonic(usual):+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{harmonic(tries.fixed(best)):.1f} ({tries.ways[best][1]}, {tries.ways[best][0]})",
+            f"{harmonic(leads[0][0]):.1f}",
+            *map(lead_of, leads),
         ])  # fmt: skip
-    head = ["cell", "facts", "the default", "best fixed of 18 ways", "oracle", "its lead"]
+    head = ["cell", "facts", "the default", "best fixed way (editor, layer)", "oracle"]
+    head += ["lead of the oracle", "of each half alone", "of the rule on a half"]
     return table(head, rows)
+
+
+def lead_of(both: tuple[Floats, Floats]) -> str:
+    low, high = interval(*both)
+    return f"{harmonic(both[0]) - harmonic(both[1]):+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def cell_tries(cell: Cell) -> tuple[Tries, list[Tries]]:
+    """A kept cell as tries: by all probes, and twice with one half to choose and one to judge."""
+    sums: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    ways = set()
+    for editor, some in unpack(cell):
+        for row in some:
+            if row["metric"] in PARTS and row["score"] is not None and row["layer"] >= 0:
+                ways.add((row["layer"], editor, 1.0))
+                where = row["fact"], (row["layer"], editor, 1.0), row["metric"]
+                sums.setdefault(where, []).append((row["score"], row.get("soft", row["score"])))
+    order, facts = sorted(ways), sorted({fact for fact, *_ in sums})
+
+    def means(half: slice, which: int) -> Floats:
+        def mean(fact: str, way: Any, part: str) -> float:
+            some = sums.get((fact, way, part), [])
+            some = some[half] if len(some) > 1 else some  # the one rewrite serves both halves
+            return float(np.mean([one[which] for one in some])) if some else np.nan
+
+        return np.array([[[mean(f, w, p) for p in PARTS] for w in order] for f in facts])
+
+    none, first, second = np.zeros((len(facts), 3)), slice(0, None, 2), slice(1, None, 2)
+    whole = Tries(order, means(slice(None), 0), means(slice(None), 1).mean(2), none)
+    halves = [
+        Tries(order, means(judge, 0), np.nanmean(means(own, 1), axis=2), none)
+        for own, judge in ((first, second), (second, first))
+    ]
+    return whole, halves
 
 
 def sets_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tries]:
