@@ -82,7 +82,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     run of `golden locate` or `golden sweep`; auto: chosen for this editor by a race of real edits
     of starter facts, once, and kept (see --budget); or each: for each fact the best of three."""
 
-    strength: str = "1"
+    strength: Annotated[str, arg(metavar="FACTOR")] = "1"
     """What the change is multiplied by; auto: for each fact the best of 0.5, 0.75, 1 and 1.2."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
