@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from kept import Cell, load, unpack
 from render import CELLS, table, written
 
+from goldenlayers.choosing import EDITORS
 from goldenlayers.choosing.rule import choose
 from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, resampled_means
 from goldenlayers.report.figures import OKABE_ITO, save, style
@@ -29,6 +30,7 @@ from goldenlayers.report.figures import OKABE_ITO, save, style
 KEPT, PAGE = CELLS / "each", CELLS.parent / "each.md"
 PARTS = ("rewrite", "rephrase", "locality")
 JUDGE, OWN_SOFT = 0, 3  # of what a try keeps: judge's hits, soft; the chooser's hits, soft
+_USUAL = {"clear-10": "clear-rome"}  # the default's name among the weights
 _COLOURS = {"clear-rome": "vermillion", "rome": "black", "alphaedit": "bluish green"}
 
 
@@ -102,13 +104,11 @@ def interval(*both: Floats) -> tuple[float, float]:
 def line(name: str, parts: Floats, usual: Floats) -> list[str]:
     means = [f"{x:.1f}" for x in np.nanmean(parts, axis=0)]
     low, high = interval(parts)
-    lead = harmonic(parts) - harmonic(usual)
-    to = interval(parts, usual)
     return [
         name,
         *means,
         f"{harmonic(parts):.1f} ({low:.0f} to {high:.0f})",
-        "–" if parts is usual else f"{lead:+.1f} ({to[0]:+.1f} to {to[1]:+.1f})",
+        "–" if parts is usual else lead_of(parts, usual),
     ]
 
 
@@ -202,36 +202,48 @@ def draw(sets: dict[str, Tries], stem: Path) -> None:
 
 def ceilings() -> str:
     """The default, the best fixed way, the oracle, and choices by half of each fact's own probes
-    judged by the other half, of the kept cells of `cells/clear`.
+    judged by the other half, of the kept cells of `cells/clear` and `cells/curve`.
     """
     rows = []
-    for cell in load(CELLS / "clear"):
-        if cell["data"] not in ("starter", "counterfact_500"):
-            continue
+    cells = [(cell, "18 ways") for cell in load(CELLS / "clear")]
+    cells += [(cell, "23 weights, one layer") for cell in load(CELLS / "curve")]
+    for cell, ways in cells:
         tries, halves = cell_tries(cell)
-        usual = tries.fixed(tries.usual)
-        every = range(len(tries.ways))
+        usual, every = tries.fixed(tries.usual), tries.where()
+        if np.isnan(usual).all(axis=0).any():
+            continue  # data without rephrasings
         best = max(every, key=lambda k: harmonic(tries.fixed(k)))
-        leads = [(tries.oracle(every), usual)]
-        for rule in ({"own": 1.0, "margin": 0.0, "prior": 0.0}, {}):
-            got = np.concatenate([half.chosen(every, **rule) for half in halves])
-            leads.append((got, np.concatenate([half.fixed(half.usual) for half in halves])))
+        first = tries.ways[tries.usual][0]
+        alike = [k for k in tries.where(layer=first) if tries.ways[k][1] in EDITORS]
+        before = np.concatenate([half.fixed(half.usual) for half in halves])
+        one, alone = {"own": 0.0, "margin": 0.0, "prior": 0.0}, {"own": 1.0, "margin": 0.0}
+        leads = [
+            lead_of(np.concatenate([half.chosen(among, **rule) for half in halves]), before)
+            for among, rule in (
+                (every, alone),
+                (every, {}),
+                (tries.where(editor="clear-rome"), {}),
+                (tries.where(editor="clear-rome"), one),
+                (alike, {}),
+            )
+        ]
+        if len({way[0] for way in tries.ways}) == 1:
+            leads[2:] = ["–"] * 3
         rows.append([
-            f"{cell['model']}, {cell['data']}",
-            f"{len(usual)}",
+            f"{cell['model']}, {cell['data']}: {ways}",
             f"{harmonic(usual):.1f}",
             f"{harmonic(tries.fixed(best)):.1f} ({tries.ways[best][1]}, {tries.ways[best][0]})",
-            f"{harmonic(leads[0][0]):.1f}",
-            *map(lead_of, leads),
+            lead_of(tries.oracle(every), usual),
+            *leads,
         ])  # fmt: skip
-    head = ["cell", "facts", "the default", "best fixed way (editor, layer)", "oracle"]
-    head += ["lead of the oracle", "of each half alone", "of the rule on a half"]
-    return table(head, rows)
+    head = ["24 facts of", "the default", "best fixed way (editor, layer)", "oracle"]
+    head += ["each fact alone", "rule, all ways", "rule, 3 layers", "one of the 3 layers for all"]
+    return table([*head, "rule, 3 editors"], rows)
 
 
-def lead_of(both: tuple[Floats, Floats]) -> str:
-    low, high = interval(*both)
-    return f"{harmonic(both[0]) - harmonic(both[1]):+.1f} ({low:+.1f} to {high:+.1f})"
+def lead_of(parts: Floats, usual: Floats) -> str:
+    low, high = interval(parts, usual)
+    return f"{harmonic(parts) - harmonic(usual):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def cell_tries(cell: Cell) -> tuple[Tries, list[Tries]]:
@@ -241,8 +253,9 @@ def cell_tries(cell: Cell) -> tuple[Tries, list[Tries]]:
     for editor, some in unpack(cell):
         for row in some:
             if row["metric"] in PARTS and row["score"] is not None and row["layer"] >= 0:
-                ways.add((row["layer"], editor, 1.0))
-                where = row["fact"], (row["layer"], editor, 1.0), row["metric"]
+                way = row["layer"], _USUAL.get(editor, editor), 1.0
+                ways.add(way)
+                where = row["fact"], way, row["metric"]
                 sums.setdefault(where, []).append((row["score"], row.get("soft", row["score"])))
     order, facts = sorted(ways), sorted({fact for fact, *_ in sums})
 
@@ -275,7 +288,7 @@ def sets_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tries]:
 def page(kept: dict[str, list[dict[str, Any]]], *, write: bool) -> str:
     parts = [(KEPT / "reading.md").read_text("utf-8").strip(), "## The ceiling", ceilings()]
     for model, rows in kept.items():
-        sets = sets_of([row for row in rows if row["seed"] == 0])
+        sets = sets_of(rows)
         stem = PAGE.with_name(f"each-{model}")
         if write:
             draw(sets, stem)
@@ -294,31 +307,18 @@ def page(kept: dict[str, list[dict[str, Any]]], *, write: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def tune(rows: Iterable[dict[str, Any]]) -> None:
-    sets = sets_of([row for row in rows if row["seed"] == 1])
-    for name, tries in sets.items():
-        every = tries.where()
-        print(name, f"default {harmonic(tries.fixed(tries.usual)):.1f}",
-              f"oracle {harmonic(tries.oracle(every)):.1f}")  # fmt: skip
-        for own, margin in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 1.0, 2.0, 4.0)):
-            got = tries.chosen(every, own=own, margin=margin)
-            print(f"  own {own}, margin {margin}: {harmonic(got):.1f}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--tune", type=Path, help="rows of each.py")
     parser.add_argument("--keep", type=Path, nargs="*", help="rows of each.py to keep")
     args = parser.parse_args()
-    if args.tune:
-        tune(json.loads(one) for one in args.tune.read_text("utf-8").splitlines())
-        return 0
     for path in args.keep or ():
         KEPT.mkdir(exist_ok=True)
-        lines = path.read_text("utf-8")
-        model = json.loads(lines.splitlines()[0])["model"]
-        (KEPT / f"{model}.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+        lines = path.read_text("utf-8").splitlines()
+        rows = {(row["data"], row["fact"]): row for row in map(json.loads, lines)}
+        model = next(iter(rows.values()))["model"]
+        text = "".join(json.dumps(rows[key]) + "\n" for key in sorted(rows))
+        (KEPT / f"{model}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     kept = {
         path.name.removesuffix(".jsonl.gz"): [
             json.loads(one) for one in gzip.decompress(path.read_bytes()).decode().splitlines()
