@@ -106,6 +106,20 @@ def test_the_chooser_and_the_check_ask_nothing_in_common() -> None:
         assert free & mine or fact is TOKO
 
 
+def test_half_of_a_facts_own_probes_choose_and_the_others_judge() -> None:
+    model = tiny("gpt2")
+    texts = tuple(f"Number {i}: Toko plays the" for i in range(3))
+    stay = tuple(Probe(f"Anna {verb} the", contradicts=False) for verb in ("plays", "likes"))
+    fact = dataclasses.replace(TOKO, rephrasings=texts, locality=stay)
+    (own,) = own_probes(model, [fact], 1)
+    assert own.fact.rephrasings == (texts[0], texts[2]) and own.fact.locality == stay[:1]
+    assert not own.names
+    row = {"subject": "Toko", "prompt": fact.prompt, "chosen_by": own.told}
+    delta = WeightDelta(edit(model, fact, "ft-m", layer=1, steps=1).changes, facts=[row])
+    asked = [one.prompt for one in check(model, delta, [fact]).probes if one.part != "unrelated"]
+    assert asked == [fact.prompt, texts[1], stay[1].prompt]
+
+
 # --- whole choices
 
 

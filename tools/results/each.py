@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
             continue
         (fact,) = settle_joints(model, [fact])
         start = time.perf_counter()
-        (own,) = own_probes(model, [fact], layers[0])
+        (own,) = own_probes(model, [fact], layers[0], given=False)
         (asked,) = settle_joints(model, [own.fact])
         stay = fact.must_stay[:LOCALITY]
         judge = dataclasses.replace(fact, locality=stay, portability=(), generation_prompts=())

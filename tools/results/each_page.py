@@ -34,6 +34,14 @@ _USUAL = {"clear-10": "clear-rome"}  # the default's name among the weights
 _COLOURS = {"clear-rome": "vermillion", "rome": "black", "alphaedit": "bluish green"}
 
 
+CEILING = (
+    "Rows of `cells/clear` (six editors at one sixth, one third and half of the depth) and of "
+    "`cells/curve`. Harmonic mean of hits, and leads over the default. The *oracle* sees the "
+    "judge's hits. In the other columns one half of each fact's own probes chooses (by "
+    "probabilities; by hits where the rows have none), the other half judges, and both in turn."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Tries:
     """Facts × ways, in points: the judge's hits (N, K, 3) and the chooser's scores (N, K)."""
@@ -286,13 +294,18 @@ def sets_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tries]:
 
 
 def page(kept: dict[str, list[dict[str, Any]]], *, write: bool) -> str:
-    parts = [(KEPT / "reading.md").read_text("utf-8").strip(), "## The ceiling", ceilings()]
+    parts = [
+        (KEPT / "reading.md").read_text("utf-8").strip(),
+        "## The ceiling",
+        CEILING,
+        ceilings(),
+    ]
     for model, rows in kept.items():
         sets = sets_of(rows)
         stem = PAGE.with_name(f"each-{model}")
         if write:
             draw(sets, stem)
-        parts.append(f"## {model}, held-out facts")
+        parts.append(f"## {model}, made probes: all ways")
         for name, tries in sets.items():
             parts += [f"### {name}", choices(tries), f"Kept by all three: {picked(tries)}."]
         both = list(sets.values())[-1]

@@ -128,10 +128,10 @@ def probes_of(
     asked = []
     for i, fact in enumerate(facts):
         asked.append(Asked(i, "prompt", fact.prompt))
-        made = (text for text in made_rephrasings(fact) if text not in avoid)
-        given = fact.rephrasings or tuple(made)
-        asked += [Asked(i, "rephrase", text, not fact.rephrasings) for text in given]
-        asked += [Asked(i, "neighbours", probe.prompt) for probe in fact.must_stay]
+        texts = (t for t in fact.rephrasings or made_rephrasings(fact) if t not in avoid)
+        asked += [Asked(i, "rephrase", text, not fact.rephrasings) for text in texts]
+        stay = (probe.prompt for probe in fact.must_stay)
+        asked += [Asked(i, "neighbours", prompt) for prompt in stay if prompt not in avoid]
         before, behind = template(fact)
         asked += [
             Asked(i, "neighbours", before.replace("\0", name) + name + behind, True, name)

@@ -1,5 +1,5 @@
 """Choosing by trying: of each fact's edits at some layers, by some editors and at some strengths,
-the one that does best on prompts made for the choice.
+the one that does best on prompts that only the choice asks.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def choose_edits(
     """Edit each fact in several ways and keep, of each, what its own prompts speak for.
 
     Every edit is made on the untouched model; those that are kept are added up. A try's score is
-    the mean of rewrite, rephrase and locality by probabilities, on prompts made for the choice
-    (:mod:`goldenlayers.choosing.probes`): the facts' own probes and those of
-    :func:`goldenlayers.check` are not among them. What is kept: :mod:`goldenlayers.choosing.rule`.
+    the mean of rewrite, rephrase and locality by probabilities, on half of the fact's own probes or
+    on made ones (:mod:`goldenlayers.choosing.probes`); :func:`goldenlayers.check` then asks none of
+    them. What is kept: :mod:`goldenlayers.choosing.rule`.
 
     Args:
         model: a loaded model; it is left as it is.

@@ -1,9 +1,10 @@
-"""What tries of an edit are compared by: prompts of the chooser's own.
+"""What tries of an edit are compared by: prompts that the check then leaves out.
 
-The judge (``goldenlayers.checking``) never asks them. Of the check's names the chooser has those
+Of a fact's own rephrasings and locality probes, where it has two or more, every other one is the
+chooser's, from the first on; the rest are left to the judge (``goldenlayers.checking``). Where it
+has fewer they are made, apart from those of the check: of the check's names the chooser has those
 whose SHA-256 begins with an even number, of two question forms the second, and it has neutral texts
-of its own. Prompts that come with a fact, its rephrasings and locality probes, are left to the
-judge: none is asked here, and no name that stands in one.
+of its own. No name is asked about that stands in a probe of the fact.
 """
 
 from __future__ import annotations
@@ -41,29 +42,37 @@ class _Judges:
 
 @dataclass(frozen=True)
 class Own:
-    """A fact with the chooser's prompts as its probes, and the names that stand in them."""
+    """A fact with the chooser's prompts as its probes, and the names that made ones ask about."""
 
     fact: Fact
     names: tuple[str, ...]
 
     @property
     def told(self) -> list[str]:
-        """What the check must not ask any more: the names and the rephrasings."""
-        return [*self.names, *self.fact.rephrasings]
+        """What the check must not ask any more: names and prompts."""
+        stay = (probe.prompt for probe in self.fact.locality)
+        return [*self.names, *self.fact.rephrasings, *stay]
 
 
-def own_probes(model: Model, facts: Sequence[Fact], layer: int) -> list[Own]:
-    """Each fact with prompts of the chooser's own; names nearest by their keys at ``layer``."""
-    near = neighbours(model, facts, facts, layer, _Judges())
+def own_probes(model: Model, facts: Sequence[Fact], layer: int, *, given: bool = True) -> list[Own]:
+    """Each fact with the chooser's prompts; names nearest by their keys at ``layer``.
+
+    Without ``given`` all of a fact's own probes are left to the judge.
+    """
+    bare = [i for i, fact in enumerate(facts) if not given or len(fact.must_stay) < 2]
+    near = neighbours(model, [facts[i] for i in bare], facts, layer, _Judges())
+    of_fact = dict(zip(bare, near, strict=True))
     found = []
-    for fact, listed in zip(facts, near, strict=True):
-        names = tuple(listed[:NEIGHBOURS])
+    for i, fact in enumerate(facts):
+        names = tuple(of_fact.get(i, ())[:NEIGHBOURS])
         before, behind = template(fact)
-        stay = (before.replace("\0", name) + name + behind for name in names)
+        made = (before.replace("\0", name) + name + behind for name in names)
+        stay = tuple(Probe(prompt, contradicts=False) for prompt in made)
+        texts = fact.rephrasings[::2] if given and len(fact.rephrasings) > 1 else ()
         asked = dataclasses.replace(
             fact,
-            rephrasings=_rephrasings(fact),
-            locality=tuple(Probe(prompt, contradicts=False) for prompt in stay),
+            rephrasings=texts or _rephrasings(fact),
+            locality=stay if i in of_fact else fact.must_stay[::2],
             portability=(),
             generation_prompts=(),
         )

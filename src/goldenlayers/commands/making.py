@@ -138,6 +138,8 @@ def _chosen(config: Any, model: Model, facts: Sequence[Fact], dropped: list[Any]
             names=config.clear_of,
             progress=Progress(on_progress=bar, on_dropped=dropped.append),
         )
+    if any(len(fact.rephrasings) > 1 or len(fact.must_stay) > 1 for fact in found.facts):
+        say("Half of the facts' own probes chose, from the first on; the check asks the others")
     told = list(zip(found.facts, found.sentences(), strict=True))
     for fact, sentence in told[:_SHOWN]:
         say(f"'{fact.prompt}': {sentence}" if len(told) > 1 else f"{sentence}; {found.cost()}")
