@@ -50,7 +50,7 @@ CALLS: dict[str, tuple[Callable[[Path], list[Any]], set[str]]] = {
     "study": (lambda p: [p / "study.yaml", "--out", p / "studied"], {"means", "left", "out"}),
     "edit": (
         lambda p: [p / "model", "--facts", p / "facts.jsonl", *FAST, "--layer", 1],
-        {"model", "method", "layer", "facts", "took", "dropped", "changes", "out"},
+        {"model", "method", "layer", "facts", "took", "dropped", "changes", "out", "tried"},
     ),
     "ask": (
         lambda p: [p / "model", "The capital of Italy is", "--delta", p / "edited"],

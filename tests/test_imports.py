@@ -42,6 +42,7 @@ ORDER: list[str] = [
     "comparing",
     "atlas",
     "checking",
+    "choosing",
     "export",
     "report",
     "studying",

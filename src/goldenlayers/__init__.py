@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from goldenlayers.checking import Check, check
+    from goldenlayers.choosing import Chosen, choose_edits
     from goldenlayers.datasets import FactSet, load_facts
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import (
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 # Module → the public names that live in it.
 _ROOMS = {
     "checking": "Check check",
+    "choosing": "Chosen choose_edits",
     "datasets": "FactSet load_facts",
     "delta": "WeightDelta",
     "editors": "AlphaEdit ClearRome Editing Editor Emmet FtL FtM InContext Memit Pmet "
@@ -75,6 +77,7 @@ __all__ = [
     "LGA",
     "AlphaEdit",
     "Check",
+    "Chosen",
     "ClearRome",
     "DataError",
     "Editing",
@@ -108,6 +111,7 @@ __all__ = [
     "Workers",
     "__version__",
     "check",
+    "choose_edits",
     "edit",
     "edit_each",
     "evaluate",

@@ -34,7 +34,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "heatmap.svg",
         "heatmap.png",
     ),
-    "edit": (*_DELTA, "check.json", "README.md"),
+    "edit": (*_DELTA, "check.json", "tries.json", "README.md"),
     "evaluate": ("scores.jsonl", "summary.json", *_DELTA, "previous_keys.[0-9]*.safetensors"),
     "sweep": ("scores.jsonl", "times.jsonl", "summary.json", "sweep.svg", "sweep.png"),
     "compare": ("compare.json",),

@@ -234,7 +234,7 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
         drawn = random.Random("check").sample(range(len(facts)), FACTS)
         facts = [facts[i] for i in sorted(drawn)]
     layer = delta.layers[-1] if delta.layers else first_block(model, [delta])
-    asked = probes_of(model, facts, among, layer, _cleared(delta))
+    asked = probes_of(model, facts, among, layer, frozenset(_told_before(delta)))
     texts = _Texts.of(model, facts, asked)
     before = texts.said(model)
     texts, before = texts.enough(before)
@@ -268,11 +268,14 @@ def _kept(model: Model, asked: Asked, old: _Said, new: _Said) -> bool:
     return was == now
 
 
-def _cleared(delta: WeightDelta) -> Iterable[str]:
-    """The names that the edit stayed clear of: those are no judges of it."""
+def _told_before(delta: WeightDelta) -> Iterable[str]:
+    """The names that the edit stayed clear of, and the names and prompts that it was chosen by:
+    those are no judges of it.
+    """
     for row in delta.facts:
-        names = row.get("clear_of")  # of a file that may come from anyone
-        yield from (n for n in (names if isinstance(names, list) else ()) if isinstance(n, str))
+        for name in ("clear_of", "chosen_by"):
+            texts = row.get(name)  # of a file that may come from anyone
+            yield from (t for t in (texts if isinstance(texts, list) else ()) if isinstance(t, str))
 
 
 class _Said(NamedTuple):

@@ -21,9 +21,12 @@ def advice_on(found: Check, delta: WeightDelta) -> tuple[str, ...]:
     moved = found.share("neighbours").failed or found.share("unrelated").failed
     if found.verdict == "narrow" or not moved:
         return layer
-    mine = [kind for kind in EDITORS.known() if kind.name == delta.method]
+    mine = [kind for kind in EDITORS.known() if kind.name in delta.method.split("+")]
     can_clear = any(issubclass(kind, Clearing) for kind in mine)
-    if not (can_clear and delta.settings.get("neighbours")):
+    parts = delta.settings.get("parts")  # of a sum; of a file that may come from anyone
+    each = [one for one in (parts if isinstance(parts, list) else []) if isinstance(one, Mapping)]
+    clear = any(one.get("neighbours") for one in (delta.settings, *each))
+    if not (can_clear and clear):
         other = can_clear and delta.method != "rome"
         return ("--set neighbours 128" if other else "--method clear-rome", *layer)
     hit = dict.fromkeys(one.name for one in found.worst if one.name)

@@ -19,7 +19,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -115,7 +115,7 @@ class Asked:
 
 
 def probes_of(
-    model: Model, facts: Sequence[Fact], among: Sequence[Fact], layer: int, avoid: Iterable[str]
+    model: Model, facts: Sequence[Fact], among: Sequence[Fact], layer: int, avoid: Container[str]
 ) -> list[Asked]:
     """The prompts of ``facts``, fact by fact; neighbours nearest first, with some to spare.
 
@@ -124,7 +124,7 @@ def probes_of(
         facts: to be checked.
         among: all facts of the edit: made probes say nothing of any of them.
         layer: the edited layer, where keys are compared.
-        avoid: names that the edit stayed clear of.
+        avoid: names that the edit stayed clear of, and names and prompts that it was chosen by.
     """
     without = [i for i, fact in enumerate(facts) if not fact.must_stay]
     near = neighbours(model, [facts[i] for i in without], among, layer, avoid)
@@ -135,11 +135,14 @@ def probes_of(
     for i, fact in enumerate(facts):
         asked.append(Asked(i, "prompt", fact.prompt))
         own = written.get(i, ())
-        given = fact.rephrasings or made_rephrasings(fact, own)
+        texts = fact.rephrasings or made_rephrasings(fact, own)
         asked += [
-            Asked(i, "rephrase", text, not fact.rephrasings, by_model=text in own) for text in given
+            Asked(i, "rephrase", text, not fact.rephrasings, by_model=text in own)
+            for text in texts
+            if text not in avoid
         ]
-        asked += [Asked(i, "neighbours", probe.prompt) for probe in fact.must_stay]
+        stay = (probe.prompt for probe in fact.must_stay)
+        asked += [Asked(i, "neighbours", prompt) for prompt in stay if prompt not in avoid]
         before, behind = template(fact)
         asked += [
             Asked(i, "neighbours", before.replace("\0", name) + name + behind, True, name)
@@ -151,26 +154,33 @@ def probes_of(
 
 def made_rephrasings(fact: Fact, first: Sequence[str] = ()) -> tuple[str, ...]:
     """The fact's prompt in other words, those of ``first`` in front, and behind neutral text."""
-    before, behind = template(fact)
-    found: list[str] = []
-    if "\0" not in before:  # the subject stands there once
-        form = before + "{}" + behind
-        found += _starter_templates().get(_plain(form), ())
-        for pattern, others in FORMS:
-            if match := re.fullmatch(pattern.replace("{}", r"\{\}"), form, re.IGNORECASE):
-                # Groups that take no part in a match are empty.
-                found += [_expanded(match, other) for other in others]
-                break
-    texts = [*first, *(_filled(text, fact.subject) for text in found)]
+    form = form_of(fact)
+    found = [*_starter_templates().get(_plain(form), ()), *in_other_words(form)]
+    texts = [*first, *(filled_form(text, fact.subject) for text in found)]
     texts = [text for text in dict.fromkeys(texts) if text != fact.prompt][:REPHRASINGS]
     return (*texts, *(text + fact.prompt for text in NEUTRAL))
+
+
+def form_of(fact: Fact) -> str:
+    """The prompt with {} for its subject; empty where the subject stands there twice."""
+    before, behind = template(fact)
+    return "" if "\0" in before else before + "{}" + behind
+
+
+def in_other_words(form: str) -> list[str]:
+    """The question forms that ask the same as a form."""
+    for pattern, others in FORMS:
+        if match := re.fullmatch(pattern.replace("{}", r"\{\}"), form, re.IGNORECASE):
+            # Groups that take no part in a match are empty.
+            return [_expanded(match, other) for other in others]
+    return []
 
 
 def _expanded(match: re.Match[str], form: str) -> str:
     return re.sub(r"\\(\d)", lambda number: match[int(number[1])] or "", form)
 
 
-def _filled(form: str, subject: str) -> str:
+def filled_form(form: str, subject: str) -> str:
     """The form about the subject, begun with a capital unless a name begins it (iPod)."""
     text = form.replace("{}", subject)
     plain = form.startswith("{}") and not subject.startswith("the ")
@@ -230,7 +240,7 @@ def _kinds_of() -> dict[str, frozenset[str]]:
 
 
 def neighbours(
-    model: Model, facts: Sequence[Fact], among: Sequence[Fact], layer: int, avoid: Iterable[str]
+    model: Model, facts: Sequence[Fact], among: Sequence[Fact], layer: int, avoid: Container[str]
 ) -> list[list[str]]:
     """For each fact other names, nearest first by the cosine of their keys in its prompt.
 
@@ -238,14 +248,13 @@ def neighbours(
     it, of a few of each kind. Of a person, ``RELATIVES`` with the same last name come first. Names
     with the subject's own key are left out, as another spelling of it may have it.
     """
-    gone = frozenset(avoid)
     by_prompt: dict[tuple[str, str], list[int]] = {}
     for i, fact in enumerate(facts):
         by_prompt.setdefault(template(fact), []).append(i)
     found: list[list[str]] = [[] for _ in facts]
     for prompt, members in by_prompt.items():
         subjects = list(dict.fromkeys(facts[i].subject for i in members))
-        near = _Near(model, prompt, layer, among, gone)
+        near = _Near(model, prompt, layer, among, avoid)
         near.read([*subjects, *near.few(subjects)])
         own = {subject: near.kinds(subject) for subject in subjects}
         listed = {subject: near.of_kinds(own[subject]) for subject in subjects}
@@ -268,7 +277,7 @@ class _Near:
         prompt: tuple[str, str],
         layer: int,
         among: Sequence[Fact],
-        gone: frozenset[str],
+        gone: Container[str],
     ) -> None:
         self.model, self.prompt, self.layer = model, prompt, layer
         self._among, self._gone = among, gone

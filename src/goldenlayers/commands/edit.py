@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.auto_layer import check_budget, open_settings, with_layer
-from goldenlayers.commands.deciding import (
-    editor_and_layer,
-    editor_of,
-    refuse_batch,
-    settle,
-    statistics_of,
-    with_lines,
-)
+from goldenlayers.commands.auto_layer import check_budget, open_settings
+from goldenlayers.commands.deciding import editor_of, settle, with_lines
+from goldenlayers.commands.making import check_strength, make, with_usual
 from goldenlayers.commands.options import (
     FACTS,
     RARE,
@@ -35,7 +29,6 @@ from goldenlayers.commands.options import (
 )
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, Probe
-from goldenlayers.progress import Progress, progress
 from goldenlayers.prompts import plain_subject
 from goldenlayers.report import tables
 from goldenlayers.shown import result, say, warn
@@ -82,12 +75,15 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
     method: str = ""
     """clear-rome, rome, r-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l (default: that of
-    --preset, else clear-rome)."""
+    --preset, else clear-rome); auto: for each fact the best of clear-rome, rome and alphaedit."""
 
     layer: str = "auto"
     """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a
-    run of `golden locate` or `golden sweep`; or auto: chosen for this editor by a race of real
-    edits of starter facts, once, and kept (see --budget)."""
+    run of `golden locate` or `golden sweep`; auto: chosen for this editor by a race of real edits
+    of starter facts, once, and kept (see --budget); or each: for each fact the best of three."""
+
+    strength: Annotated[str, arg(metavar="FACTOR")] = "1"
+    """What the change is multiplied by; auto: for each fact the best of 0.5, 0.75, 1 and 1.2."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
     """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
@@ -143,6 +139,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
             of_preset = (self.preset or "").partition("/")[0]
             object.__setattr__(self, "method", of_preset or "clear-rome")
         check_budget(self)
+        check_strength(self)
         if self.step != 1 and self.mode == "batch":
             raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         by_flags = [self.subject, self.prompt, self.target]
@@ -165,34 +162,19 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
     from goldenlayers.checking import FILE, check
-    from goldenlayers.editors import check_step, edit
+    from goldenlayers.choosing import FILE as TRIES
+    from goldenlayers.editors import check_step
     from goldenlayers.export import write_card
 
     shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
-    config = with_lines(config)
-    check_step(editor_of(config), config.step)
+    config = dataclasses.replace(with_lines(with_usual(config)), method=config.method)
+    check_step(editor_of(with_usual(config)), config.step)
     facts, source = _facts(config)
     model = shared.load_model(config)
     config, (facts,) = settle(config, model, facts)
     facts = _worth_editing(model, facts, strict=config.facts is None)
-    refuse_batch(editor_of(config), config.mode, len(facts))
-    editor, layer = editor_and_layer(config, model, facts)
-    config = with_layer(config, layer)
-    statistics = statistics_of(config, model, editor, [layer])
     dropped: list[DataError] = []
-    with progress(f"editing with {config.method}", "facts") as bar:
-        delta = edit(
-            model,
-            facts,
-            editor,
-            layer=layer,
-            mode=None if config.mode == "auto" else config.mode,
-            step=config.step,
-            statistics=statistics,
-            seed=config.seed,
-            names=config.clear_of,
-            progress=Progress(on_progress=bar, on_dropped=dropped.append),
-        )
+    config, editor, layer, delta, tried = make(config, model, facts, dropped)
     if dropped:
         shared.tell_dropped(dropped)
         facts = [fact for fact, held in zip(facts, delta.holds(facts), strict=True) if held]
@@ -211,6 +193,8 @@ def run(config: EditConfig) -> int:
             delta.save(folder.path)
             if checked is not None:
                 folder.write_json(FILE, checked.to_json())
+            if tried is not None:
+                folder.write_json(TRIES, tried.to_json())
             write_card(folder.path, delta)
             folder.finish()
     result(
@@ -226,6 +210,7 @@ def run(config: EditConfig) -> int:
         dropped=[str(error) for error in dropped],
         changes=delta.summary(model),
         check=checked and checked.to_json(),
+        tried=tried and tried.to_json(),
     )
     tables.show_answers(model, facts, before, after)
     _show_change(model, delta)
