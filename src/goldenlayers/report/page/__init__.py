@@ -1,7 +1,7 @@
 """Finished runs as one page of HTML that opens anywhere and asks the network for nothing.
 
-The page carries Plotly's script, packed, and forbids every other source: its Content-Security-Policy
-names its own three scripts by their hashes. What comes from runs is text and never markup.
+The page carries Plotly's script, packed, and forbids every other source: its policy names its
+own two scripts by their hashes. What comes from runs is text and never markup.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from typing import Any
 
 from goldenlayers.durable import reading, write_text
 from goldenlayers.errors import UserError
+from goldenlayers.report.page.answers import choice_card, sweep_card
+from goldenlayers.report.page.choices import choice_section, comparison_section
 from goldenlayers.report.page.edits import edit_section, evaluation_section, study_section
-from goldenlayers.report.page.layers import (
-    choice_card,
-    choice_section,
-    comparison_section,
-    sweep_card,
-    sweep_section,
-    sweeps_section,
-)
+from goldenlayers.report.page.layers import sweep_section, sweeps_section
 from goldenlayers.report.page.parts import Card, Chart, Page, Section, Table
 from goldenlayers.report.page.runs import Found, find, guarded, named, place
 from goldenlayers.shown import shown
@@ -51,7 +46,7 @@ def build(found: Found) -> Page:
     for folder, one in found.sweeps:
         add(folder, lambda folder=folder, one=one: sweep_card(folder, one))
     for folder, one in found.choices:
-        add(folder, lambda folder=folder, one=one: choice_card(folder, one))
+        add(folder, lambda folder=folder, one=one: choice_card(folder, one, sweeps))
     if len(sweeps) > 1:
         add(found.sweeps[0][0], lambda: sweeps_section(found.sweeps))
     for folder, record in found.studies:
@@ -82,14 +77,21 @@ def _repeat(found: Found) -> Section:
             for part, key in (
                 ("model", "name"), ("model", "fingerprint"), ("data", "name"), ("data", "sha256"))
         ]  # fmt: skip
-        rows.append([place(folder), folder.kind, *ids, record.get("version")])
+        rows.append(
+            [place(folder), folder.kind, *(i and i[:20] for i in ids), record.get("version")]
+        )
         settings = record.get("settings") or {}
         lines = [[name, _flat(value)] for name, value in settings.items()]
-        lines += [[f"sha256 of {name}", value] for name, value in (record.get("files") or {}).items()]
-        lines += [[f"sha256 of its {n}", value] for n, value in (record.get("inputs") or {}).items()]
+        lines += [["fingerprint of the weights", ids[1]], ["sha256 of the data", ids[3]]]
+        lines += [
+            [f"sha256 of {name}", value] for name, value in (record.get("files") or {}).items()
+        ]
+        lines += [
+            [f"sha256 of its {n}", value] for n, value in (record.get("inputs") or {}).items()
+        ]
         tables.append(Table(f"Settings of {place(folder)}", ["setting", "value"], lines, True))
     columns = ["run", "command", "model", "weights", "data", "sha256 of the data", "version"]
-    words = ["golden run RUN makes a run again from its settings."]
+    words = ["golden run RUN makes a run again from its settings. Hashes are SHA-256."]
     return Section("To repeat it", words, [Table("The runs", columns, rows), *tables])
 
 
@@ -121,7 +123,7 @@ def html_of(page: Page, title: str = "") -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     around.filters["shown"] = functools.partial(shown, limit=3000)
-    plotly, drawing = _plotly(), _own("page.js")
+    (plotly, its_hash), drawing = _plotly(), _own("page.js")
     return _MARK + around.from_string(_own("page.html")).render(
         title=shown(title or "Layers and edits", 200),
         page=page,
@@ -130,8 +132,8 @@ def html_of(page: Page, title: str = "") -> str:
         is_chart=lambda part: isinstance(part, Chart),
         style=_own("page.css"),
         drawing=drawing,
-        plotly=base64.b64encode(gzip.compress(plotly, 9, mtime=0)).decode(),
-        hashes=[_hash(drawing.encode()), _hash(plotly)],
+        plotly=plotly,
+        hashes=[_hash(drawing.encode()), its_hash],
     )
 
 
@@ -139,17 +141,19 @@ def _own(name: str) -> str:
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8").rstrip("\n")
 
 
-def _plotly() -> bytes:
-    """Plotly's script, from its Python package.
+@functools.cache
+def _plotly() -> tuple[str, str]:
+    """Plotly's script from its Python package, packed (gzip, base64), and its hash.
 
     Raises:
         UserError: it is not installed.
     """
     try:
         file = resources.files("plotly").joinpath("package_data", "plotly.min.js")
-        return file.read_bytes()
+        script = file.read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise UserError("plotly is not installed", fix="pip install plotly") from error
+    return base64.b64encode(gzip.compress(script, 9, mtime=0)).decode(), _hash(script)
 
 
 def _hash(script: bytes) -> str:

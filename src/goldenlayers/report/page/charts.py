@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from goldenlayers.errors import shortened
 from goldenlayers.shown import shown
 
 Numbers = Sequence[float | None]
@@ -28,7 +29,7 @@ SCALE = [[0, "#F7FBFF"], [0.35, "#9ECAE1"], [0.7, "#2171B5"], [1, "#06224F"]]
 
 def text(value: object, limit: int = 60) -> str:
     """A text of a run as a chart may show it."""
-    return html.escape(shown(value, limit), quote=False)
+    return html.escape(shortened(shown(value), limit), quote=False)
 
 
 def plain(values: Any, digits: int = 3) -> list[float | None]:
@@ -40,7 +41,7 @@ def plain(values: Any, digits: int = 3) -> list[float | None]:
 
 
 def figure(data: list[dict[str, Any]], x: str, y: str, **layout: Any) -> dict[str, Any]:
-    """A figure with the words of its axes."""
+    """A figure with the words of its axes; further keys are of Plotly's layout."""
     whole: dict[str, Any] = {
         "xaxis": {"title": {"text": x}, "zeroline": False} | layout.pop("xaxis", {}),
         "yaxis": {"title": {"text": y}, "zeroline": False, "automargin": True}
@@ -55,7 +56,13 @@ def layers_axis(layers: Sequence[int]) -> dict[str, Any]:
     """The axis of layers: whole numbers, the ends with room."""
     low, high = min(layers), max(layers)
     step = next(s for s in (1, 2, 5, 10, 20, 50, 10**6) if (high - low) / s <= 18)
-    return {"range": [low - 0.7, high + 0.7], "dtick": step, "tick0": 0, "showgrid": False}
+    return {
+        "range": [low - 0.7, high + 0.7],
+        "dtick": step,
+        "tick0": 0,
+        "showgrid": False,
+        "tickangle": 0,
+    }
 
 
 def errors(values: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
@@ -104,14 +111,21 @@ def band(layers: Sequence[int], low: Numbers, high: Numbers) -> list[dict[str, A
     return [edge | {"y": list(low)}, edge | {"y": list(high)} | shade]
 
 
-def level(value: float, name: str) -> dict[str, Any]:
-    """A dashed line across, with its name: for the layout's shapes."""
-    return {
-        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value,
-        "line": {"color": QUIET, "width": 1, "dash": "dash"},
-        "label": {"text": name, "textposition": "end", "yanchor": "bottom",
-                  "font": {"color": QUIET, "size": 11}},
+def with_level(made: dict[str, Any], value: float, name: str) -> dict[str, Any]:
+    """The figure with a dashed line across, whose name stands beside it at the right."""
+    if not math.isfinite(value):
+        return made
+    line = {"color": QUIET, "width": 1.2, "dash": "dash"}
+    shape = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+    word = {
+        "text": name, "xref": "paper", "x": 1.0, "xanchor": "left", "y": value, "showarrow": False,
+        "font": {"color": QUIET, "size": 11}, "align": "left",
     }  # fmt: skip
+    layout = made["layout"]
+    layout["shapes"] = [*layout.get("shapes", []), shape | {"line": line}]
+    layout["annotations"] = [*layout.get("annotations", []), word]
+    layout["margin"] = {"l": 10, "r": 52, "t": 24, "b": 10}
+    return made
 
 
 def bars(layers: Sequence[int], values: Numbers, name: str, **more: Any) -> dict[str, Any]:
@@ -131,9 +145,11 @@ def bar_colours(layers: Sequence[int], golden: int) -> dict[str, Any]:
 
 
 def heat(
-    layers: Sequence[int], facts: Sequence[str], table: Any, name: str, golden: int | None
+    layers: Sequence[int], facts: Sequence[str], table: Any, name: str, mark: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Facts down, layers across, a score of 0 to 100 in every cell; ``table`` is (B, L)."""
+    """Facts down, layers across, a score in every cell; ``table`` is (B, L). ``mark``: the golden
+    layer as :func:`star` takes it; {} for none.
+    """
     values = [plain(row, 1) for row in table]
     known = [v for row in values for v in row if v is not None]
     share = not known or (min(known) >= 0 and max(known) <= 100)
@@ -145,7 +161,7 @@ def heat(
         "hovertemplate": "%{text}<br>layer %{x}: %{z:.1f}<extra></extra>",
         "colorbar": {"thickness": 12, "title": {"text": text(name), "side": "right"}},
     }  # fmt: skip
-    marks = [] if golden is None else [star(golden, -0.9, "golden layer") | {"showlegend": False}]
+    marks = [star(y=-0.9, **mark) | {"showlegend": False}] if mark else []
     names = [text(fact, 34) for fact in facts]
     axis = {
         "range": [len(facts) - 0.4, -1.6], "showgrid": False, "tickfont": {"size": 10},
@@ -168,7 +184,7 @@ def dots(
         "type": "scatter", "mode": "markers", "x": list(values), "y": places,
         "error_x": errors(values, low, high), "text": [text(one) for one in names],
         "marker": {
-            "symbol": symbols, "size": [15 if i == gold else 9 for i in places],
+            "opacity": 1, "symbol": symbols, "size": [15 if i == gold else 9 for i in places],
             "color": [GOLD if i == gold else BLUE for i in places],
             "line": {"color": INK, "width": 1},
         },
@@ -203,7 +219,7 @@ def moves(names: Sequence[str], before: Numbers, after: Numbers, x: str) -> dict
     hover = "%{text}<br>%{fullData.name}: %{x:.3f}<extra></extra>"
     data = [
         {**look, "x": list(values), "name": name, "hovertemplate": hover,
-         "marker": {"symbol": symbol, "size": 9, "color": BLUE, "line": {"color": BLUE, "width": 2}}}
+         "marker": {"symbol": symbol, "size": 9, "color": BLUE, "line": {"color": BLUE}}}
         for values, name, symbol in (
             (before, "before the edit", "circle-open"), (after, "after it", "circle"))
     ]  # fmt: skip

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from goldenlayers.checking import FILE, Check
+from goldenlayers.checking.probes import Part
 from goldenlayers.records import entry
 from goldenlayers.report.page import charts
 from goldenlayers.report.page.parts import Chart, Section, Table, interval, number
 from goldenlayers.report.page.runs import named, place
 from goldenlayers.store import RunFolder
 
-_PARTS = {
+_PARTS: dict[Part, str] = {
     "prompt": "edited prompt",
     "rephrase": "rephrasing",
     "neighbours": "neighbour",
@@ -48,34 +49,35 @@ def _check(check: Check) -> Chart:
     probes = sorted(check.probes, key=lambda one: order.index(one.part))
     drawn = probes[:_MOST_DRAWN]
     names = [f"{_PARTS[one.part]}: {one.prompt}" for one in drawn]
-    figure = charts.moves(
-        names,
-        [one.p_before for one in drawn],
-        [one.p_after for one in drawn],
-        "probability of the new answer",
-    ) | {}
+    figure = (
+        charts.moves(
+            names,
+            [one.p_before for one in drawn],
+            [one.p_after for one in drawn],
+            "probability of the new answer",
+        )
+        | {}
+    )
     figure["layout"]["meta"] = {"narrow": {"yaxis.showticklabels": False}}
     rows = [
         [_PARTS[one.part] + " (made)" * one.made, one.prompt, one.before, one.after,
          one.p_before, one.p_after, "as it should be" if one.ok else "NOT as it should be"]
         for one in probes
     ]  # fmt: skip
-    shares = [
-        f"{share.ok} of {share.n} {words}"
-        for part, words in (
-            ("rephrase", "rephrasings give the new answer"),
-            ("neighbours", "neighbours keep theirs"),
-            ("unrelated", "unrelated prompts keep theirs"),
-        )
-        if (share := check.share(part)).n
-    ]
+    ends: dict[Part, str] = {
+        "rephrase": "rephrasings give the new answer",
+        "neighbours": "neighbours keep theirs",
+        "unrelated": "unrelated prompts keep theirs",
+    }
+    counts = [(check.share(part), words) for part, words in ends.items()]
+    shares = [f"{share.ok} of {share.n} {words}" for share, words in counts if share.n]
     said = (
-        "How likely the model gives the new answer before the edit and after it. It should rise for "
-        f"the edited prompt and its rephrasings, and stay for all others. {', '.join(shares)}."
+        "How likely the model gives the new answer before the edit and after it. It should rise "
+        f"for the edited prompt and its rephrasings, and stay for all others. {', '.join(shares)}."
     )
     columns = ["asked", "prompt", "answer before", "answer after", "p before", "p after", ""]
     table = Table("Answers before and after", columns, rows)
-    return Chart("What the edit moved", said, {"": figure}, table, 140 + 22 * len(drawn))
+    return Chart("What the edit moved", said, {"": figure}, table, 140 + 22 * len(drawn), True)
 
 
 def evaluation_section(folder: RunFolder, found: Mapping[str, Any]) -> Section:
@@ -97,19 +99,26 @@ def evaluation_section(folder: RunFolder, found: Mapping[str, Any]) -> Section:
         [[name, mean, interval(low, high), n, lost] for name, mean, low, high, n, lost in rows],
         True,
     )  # fmt: skip
-    drawn = [r for r in rows if r[1] is not None and all(0 <= v <= 100 for v in r[1:4] if v is not None)]
+    drawn = [
+        r for r in rows if r[1] is not None and all(0 <= v <= 100 for v in r[1:4] if v is not None)
+    ]
     parts: list[Table | Chart] = []
     if drawn:
         names, means, low, high = (list(some) for some in zip(*(r[:4] for r in drawn), strict=True))
         figure = charts.dots(names, means, low, high, "score", xaxis={"range": [-2, 102]})
-        said = "Mean scores with their 95 % intervals over the facts. What has another scale is in the table alone."
+        said = (
+            "Mean scores with their 95 % intervals over the facts. What has another scale is in "
+            "the table alone."
+        )
         parts.append(Chart("Scores", said, {"": figure}, table, 130 + 26 * len(drawn)))
     else:
         parts.append(table)
     ages = entry(found, "retention", list[dict[str, Any]], where, [])
     if len(ages) > 1:
         parts.append(_forgetting(ages, where))
-    about = " · ".join(p for p in (named(folder, "model"), named(folder, "data"), method, mode) if p)
+    about = " · ".join(
+        p for p in (named(folder, "model"), named(folder, "data"), method, mode) if p
+    )
     return Section(f"Evaluation: {about}", words, parts, place(folder))
 
 
@@ -135,8 +144,8 @@ def _forgetting(ages: list[dict[str, Any]], where: Any) -> Chart:
         lines, "edits made after it", "rewrite, mean over facts", yaxis={"range": [-2, 104]}
     )
     said = (
-        f"What is left of an edit after others: of the oldest, rewrite was {number(rows[-1][3])} at "
-        f"once and is {number(rows[-1][4])} in the end."
+        f"What is left of an edit after others: of the oldest, rewrite was {number(rows[-1][3])} "
+        f"at once and is {number(rows[-1][4])} in the end."
     )
     table = Table(
         "What is left of an edit",

@@ -20,6 +20,7 @@
     const picker = document.querySelector(`select[data-chart="${i}"]`);
     const { data, layout } = coloured(
       Object.values(views)[picker ? picker.selectedIndex : 0], getComputedStyle(root));
+    if (layout.height) box.style.height = layout.height + "px";
     const read = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
     const narrow = box.clientWidth < 520;
     const axes = {};
@@ -33,6 +34,9 @@
       hoverlabel: { bgcolor: read("soft"), bordercolor: read("quiet"), font: { color: read("ink") } },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, height: box.offsetHeight,
       margin: { l: 10, r: narrow ? 8 : 16, t: 24, b: 10 }, ...layout, ...axes };
+    const across = whole.xaxis;
+    if (narrow && across.dtick && (across.range[1] - across.range[0]) / across.dtick > 10)
+      across.dtick = { 1: 2, 2: 5, 5: 10 }[across.dtick] || across.dtick * 2;
     if (narrow)
       for (const [name, value] of Object.entries((layout.meta || {}).narrow || {})) {
         const [axis, key] = name.split(".");

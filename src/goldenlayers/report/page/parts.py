@@ -44,6 +44,7 @@ class Chart:
         views: name → figure of Plotly ({"data", "layout"}); of several the reader picks one.
         table: the numbers.
         height: in pixels.
+        wide: whether it takes the whole width where others stand side by side.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Chart:
     views: Mapping[str, Mapping[str, Any]]
     table: Table
     height: int = 360
+    wide: bool = False
 
 
 @dataclass(frozen=True)
