@@ -53,20 +53,19 @@ def figure(data: list[dict[str, Any]], x: str, y: str, **layout: Any) -> dict[st
 
 
 def layers_axis(layers: Sequence[int]) -> dict[str, Any]:
-    """The axis of layers: whole numbers, the ends with room."""
+    """The axis of layers: whole numbers, those that were tried where they are few."""
     low, high = min(layers), max(layers)
+    axis = {"range": [low - 0.7, high + 0.7], "showgrid": False, "tickangle": 0}
+    if len(layers) <= 16 and len(layers) < high - low + 1:
+        return axis | {"tickvals": list(layers)}
     step = next(s for s in (1, 2, 5, 10, 20, 50, 10**6) if (high - low) / s <= 18)
-    return {
-        "range": [low - 0.7, high + 0.7],
-        "dtick": step,
-        "tick0": 0,
-        "showgrid": False,
-        "tickangle": 0,
-    }
+    return axis | {"dtick": step, "tick0": 0}
 
 
 def errors(values: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
     """Ends of intervals as Plotly has them: distances up and down."""
+    if all(one is None for one in low):
+        return {"visible": False}
     ups = [None if v is None or h is None else h - v for v, h in zip(values, high, strict=True)]
     downs = [None if v is None or a is None else v - a for v, a in zip(values, low, strict=True)]
     return {
@@ -131,7 +130,7 @@ def with_level(made: dict[str, Any], value: float, name: str) -> dict[str, Any]:
 def bars(layers: Sequence[int], values: Numbers, name: str, **more: Any) -> dict[str, Any]:
     """Bars by layer."""
     return {
-        "type": "bar", "x": list(layers), "y": list(values), "name": name,
+        "type": "bar", "x": list(layers), "y": list(values), "name": name, "width": 0.8,
         "marker": {"color": SKY, "line": {"color": INK, "width": 0.6}},
     } | more  # fmt: skip
 
@@ -154,14 +153,24 @@ def heat(
     known = [v for row in values for v in row if v is not None]
     share = not known or (min(known) >= 0 and max(known) <= 100)
     low, high = (0, 100) if share else (min(known), max(known))
+    places = list(range(len(layers)))  # each as wide as the next, whichever were swept
+    numbers = [[str(layer) for layer in layers]] * len(facts)
     data = {
-        "type": "heatmap", "x": list(layers), "y": list(range(len(facts))), "z": values,
-        "text": [[text(fact)] * len(layers) for fact in facts], "zmin": low, "zmax": high,
-        "colorscale": SCALE, "hoverongaps": False, "xgap": 1, "ygap": 1,
-        "hovertemplate": "%{text}<br>layer %{x}: %{z:.1f}<extra></extra>",
+        "type": "heatmap", "x": places, "y": list(range(len(facts))), "z": values,
+        "text": [[text(fact)] * len(layers) for fact in facts], "customdata": numbers,
+        "zmin": low, "zmax": high, "colorscale": SCALE, "hoverongaps": False, "xgap": 1, "ygap": 1,
+        "hovertemplate": "%{text}<br>layer %{customdata}: %{z:.1f}<extra></extra>",
         "colorbar": {"thickness": 12, "title": {"text": text(name), "side": "right"}},
     }  # fmt: skip
-    marks = [star(y=-0.9, **mark) | {"showlegend": False}] if mark else []
+    marks = []
+    if mark:
+        place = list(layers).index(mark["x"])
+        marks = [star(y=-0.9, **(dict(mark) | {"x": place})) | {"showlegend": False}]
+    every = next(s for s in (1, 2, 5, 10, 20, 50, 10**6) if len(layers) / s <= 18)
+    across = {
+        "range": [-0.6, len(layers) - 0.4], "showgrid": False, "tickangle": 0,
+        "tickvals": places[::every], "ticktext": [str(layer) for layer in layers][::every],
+    }  # fmt: skip
     names = [text(fact, 34) for fact in facts]
     axis = {
         "range": [len(facts) - 0.4, -1.6], "showgrid": False, "tickfont": {"size": 10},
@@ -169,7 +178,7 @@ def heat(
     }  # fmt: skip
     return figure(
         [data, *marks], "edited layer (0 = nearest the input)", "", yaxis=axis,
-        xaxis=layers_axis(layers), meta={"narrow": {"yaxis.showticklabels": False}},
+        xaxis=across, meta={"narrow": {"yaxis.showticklabels": False}},
     )  # fmt: skip
 
 

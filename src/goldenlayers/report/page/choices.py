@@ -26,29 +26,37 @@ def choice_section(folder: RunFolder, one: LocateRun) -> Section:
     low, high = min([0.0, *kept]), max([0.0, *kept])
     room = 0.12 * (high - low or 1.0)
     label, unit = one.how.axis
+    top, bottom = high + room, low - room * (low < 0)
     values = charts.plain((row.value for row in rows), 6)
-    ends = [charts.plain((getattr(row, n) or math.nan for row in rows), 6) for n in ("low", "high")]
+    cut = [v is not None and not bottom <= v <= top for v in values]
+    heights = [None if v is None else min(max(v, bottom), top) for v in values]
+    ends = [
+        charts.plain(
+            (math.nan if end is None or c else end for end, c in zip(some, cut, strict=True)), 6
+        )
+        for some in ([row.low for row in rows], [row.high for row in rows])
+    ]
     colours = [
-        charts.GOLD
-        if row.layer == ranking.golden_layer
-        else charts.SKY
-        if row.kept
-        else charts.PAPER
+        charts.GOLD if row.layer == ranking.golden_layer
+        else charts.SKY if row.kept else charts.PAPER
         for row in rows
+    ]  # fmt: skip
+    said_of = [
+        number(v) + " (left out)" * (not row.kept) for v, row in zip(values, rows, strict=True)
     ]
     bars = charts.bars(
-        layers, values, "score", error_y=charts.errors(values, *ends),
-        marker={"color": colours, "line": {"color": charts.INK, "width": 0.6},
-                "pattern": {"shape": ["" if row.kept else "/" for row in rows],
-                            "fgcolor": charts.QUIET}},
-        text=["" if row.kept else "left out by the fences" for row in rows], textposition="none",
-        hovertemplate="layer %{x}: %{y:.4g}<br>%{text}<extra></extra>", showlegend=False,
+        layers, heights, "score", error_y=charts.errors(heights, *ends), showlegend=False,
+        marker={"color": colours, "line": {"color": charts.INK, "width": 0.8}},
+        customdata=said_of, hovertemplate="layer %{x}: %{customdata}<extra></extra>",
+        text=[number(v) if c else "" for v, c in zip(values, cut, strict=True)],
+        textposition="inside", textangle=-90, insidetextanchor="end",
+        textfont={"color": charts.QUIET},
     )  # fmt: skip
     best = values[ranking.golden_layer] or 0.0
     name = f"golden layer {ranking.golden_layer}" + (" (not firm)" * (not ranking.firm))
     mark = charts.star(ranking.golden_layer, best + room / 3, name, firm=ranking.firm)
     data, layout = [bars, mark], {"xaxis": charts.layers_axis(layers)}
-    layout["yaxis"] = {"range": [low - room * (low < 0), high + room], "domain": [0.36, 1]}
+    layout["yaxis"] = {"range": [bottom, top], "domain": [0.36, 1]}
     if any(row.wins is not None for row in rows):
         wins = [100 * (row.wins or 0.0) for row in rows]
         data.append(charts.bars(
@@ -70,7 +78,7 @@ def choice_section(folder: RunFolder, one: LocateRun) -> Section:
     out = [row.layer for row in rows if not row.kept and row.score is not None]
     said = f"The {said_axis}, by layer. Layer {ranking.golden_layer} is chosen"
     said += (
-        f"; {layers_in_words(out).lower()}, hatched, {'are' if len(out) > 1 else 'is'} left out"
+        f"; {layers_in_words(out).lower()}, white, {'are' if len(out) > 1 else 'is'} left out"
         * bool(out)
     )
     said += (f". Below: how often each layer is the best in {ranking.bootstrap} resamples of the "
@@ -151,6 +159,6 @@ def _lost(rows: Sequence[Sequence[Any]], metric: str, floor: float | None) -> di
     names = [f"{row[0]}" + ("" if row[1] is None else f": {row[1]}") for row in rows]
     lost, low, high = ([row[i] for row in rows] for i in (3, 4, 5))
     gold = next((i for i, row in enumerate(rows) if row[0] == "golden layer"), None)
-    axis = f"points of {title_of(metric)} lost (left is better)"
+    axis = f"points of {title_of(metric)} lost"
     more = {"floor": floor, "gold": gold, "height": _height(len(rows))}
     return charts.dots(names, lost, low, high, axis, **more)

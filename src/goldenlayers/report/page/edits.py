@@ -196,7 +196,7 @@ def _study_choices(choices: Mapping[str, Any], means: list[dict[str, Any]], wher
         rows.append([name, entry(one, "cells", int, where), *regret, worst, against])
     rows.sort(key=lambda row: (row[2] is None, row[2] or 0.0))
     names, lost, low, high = ([row[i] for row in rows] for i in (0, 2, 3, 4))
-    figure = charts.dots(names, lost, low, high, "points lost (left is better)", floor=floor)
+    figure = charts.dots(names, lost, low, high, "points lost", floor=floor)
     said = (
         "What each way to choose a layer loses against the golden layer, mean over the cells, with "
         f"95 % intervals over the facts. Noise floor: {number(floor)} points."

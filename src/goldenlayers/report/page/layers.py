@@ -184,7 +184,7 @@ def _optima(truth: Truth, metric: str, golden: int) -> Chart:
     )
     table = Table("Best layers of single facts", ["layer", "facts"],
                   list(zip(truth.layers, counts, strict=True)), True)  # fmt: skip
-    return Chart("Sample-wise optima", said, {"": figure}, table, 280)
+    return Chart("Sample-wise optima", said, {"": figure}, table, 260, True)
 
 
 def sweeps_section(sweeps: Sequence[tuple[RunFolder, SweepRun]]) -> Section | None:
