@@ -9,6 +9,7 @@ import numpy as np
 from comparing import write_run
 
 from goldenlayers.checking import Check, Probed
+from goldenlayers.checking.probes import Part
 from goldenlayers.locating.base import Scoring
 from goldenlayers.locating.building import RankingBuilder
 from goldenlayers.truth import Truth, to_json
@@ -67,11 +68,14 @@ def comparison(place: Path, name: str = "compared") -> Path:
 
 
 def edit(place: Path, name: str = "edited") -> Path:
+    parts: tuple[tuple[Part, bool, float], ...] = (
+        ("prompt", True, 0.9), ("rephrase", True, 0.8),
+        ("neighbours", False, 0.7), ("unrelated", True, 0.02),
+    )  # fmt: skip
     probes = tuple(
         Probed(fact="f", part=part, prompt=f"{part} {EVIL}", made=False, ok=ok, p_before=0.01,
                p_after=after, before=f"old {EVIL}", after=f"new {EVIL}")
-        for part, ok, after in (("prompt", True, 0.9), ("rephrase", True, 0.8),
-                                ("neighbours", False, 0.7), ("unrelated", True, 0.02))
+        for part, ok, after in parts
     )  # fmt: skip
     fact = {"id": "f", "subject": f"sub {EVIL}", "prompt": f"p {EVIL}", "target": f"t {EVIL}"}
     record = {"facts": [fact], "layers": [2], "method": f"rome {EVIL}", "base_name": EVIL}

@@ -165,7 +165,7 @@ def heat(
     marks = []
     if mark:
         place = list(layers).index(mark["x"])
-        marks = [star(y=-0.9, **(dict(mark) | {"x": place})) | {"showlegend": False}]
+        marks = [star(place, -0.9, mark["name"], firm=mark["firm"]) | {"showlegend": False}]
     every = next(s for s in (1, 2, 5, 10, 20, 50, 10**6) if len(layers) / s <= 18)
     across = {
         "range": [-0.6, len(layers) - 0.4], "showgrid": False, "tickangle": 0,
