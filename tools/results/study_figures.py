@@ -21,13 +21,13 @@ from study_record import (
 )
 
 from goldenlayers.locating.ranking import clear
-from goldenlayers.report.figures import FORMATS, OKABE_ITO, STAR, save, style
+from goldenlayers.report.figures import OKABE_ITO, STAR, save, style
 
 COLOURS = dict(zip(DATASETS, ("blue", "vermillion", "bluish green", "reddish purple"), strict=True))
 
 
 def curves_figure(cells: Sequence[Cell], stem: Path) -> None:
-    """Overall by layer: a row for each model and editor, a panel for each data set, with 95 % bands.
+    """Overall by layer with 95 % bands: a row for each model and editor, a panel per data set.
 
     ROME, R-ROME and EMMET differ by next to nothing when facts are edited one at a time: ROME
     stands for the three, and the greatest distance between them is said.
@@ -69,11 +69,11 @@ def curves_figure(cells: Sequence[Cell], stem: Path) -> None:
         )  # fmt: skip
         figure.supxlabel(
             "edited layer (0 = nearest the input)\nBand: 95 % over the test facts. Star: golden "
-            "layer, hollow where the resamples do not agree on it. R-ROME and EMMET are at most "
+            "layer, hollow where the resamples do not agree on it.\nR-ROME and EMMET are at most "
             f"{far:.1f} points away from ROME at any layer, and are not drawn.",
             fontsize=8,
         )
-        save(figure, stem, FORMATS)
+        save(figure, stem, ("svg", "pdf"))
 
 
 def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
@@ -119,4 +119,4 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
             ax.set_ylim(bottom=0)
             ax.grid(linewidth=0.3)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        save(figure, stem, FORMATS)
+        save(figure, stem, ("svg", "pdf"))
