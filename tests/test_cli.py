@@ -92,7 +92,8 @@ def files(run: Path) -> set[str]:
     return {p.name for p in run.iterdir()}
 
 
-WHOLE = {"config.yaml", "log.txt", "ranking.json", "per_fact.jsonl", "ranking.svg", "ranking.png"}
+WHOLE = {"config.yaml", "log.txt", "ranking.json", "per_fact.jsonl"}
+WHOLE |= {f"ranking.{ending}" for ending in ("svg", "pdf", "png")}
 
 
 def test_locate_writes_the_run_folder(place: Path, tmp_path: Path, golden: Golden) -> None:

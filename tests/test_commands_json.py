@@ -61,6 +61,7 @@ CALLS: dict[str, tuple[Callable[[Path], list[Any]], set[str]]] = {
         lambda p: [p / "model", p / "facts.jsonl", "--metrics", "rewrite"],
         {"metrics", "method", "mode", "layer", "n_facts", "data", "out"},
     ),
+    "report": (lambda p: [p / "swept", "--out", p / "a.html"], {"out", "runs", "left_out"}),
     "run": (lambda p: [p / "edited", "--out", p / "again"], {"repeats", "facts", "took", "out"}),
     "models": (lambda p: ["--inspect", p / "model"], {"model", "fingerprint", "layers", "atlas"}),
     "datasets": (lambda p: [p / "facts.jsonl"], {"name", "sha256", "n_facts", "skipped", "facts"}),

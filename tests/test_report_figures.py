@@ -37,21 +37,23 @@ WAVE = list(np.cos(np.arange(28) / 9) * 50)
 
 def test_outliers_are_cut_and_named_and_the_golden_layer_is_marked(tmp_path):
     ranking = ranking_of([6500.0, *WAVE, -2500.0])
-    svg, png = ranking_figure(ranking, tmp_path / "ranking")
+    svg, pdf, png = ranking_figure(ranking, tmp_path / "ranking")
     assert (svg.name, png.name) == ("ranking.svg", "ranking.png")
+    assert pdf.read_bytes()[:5] == b"%PDF-"
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     text = text_of(svg)
     golden = ranking.golden_layer
     assert golden == 1 and f"Golden layer {golden} of 30 in tiny <&> $x$" in text
     for part in (
-        "lga · 4 facts of starter · Tukey fences, κ = 1",
+        "Layer Gradient Analysis (LGA) · 4 facts of starter · Tukey fences, κ = 1",
         f"golden layer: {golden}",
         "left out (outside the fences)",
         "upper fence",
         "lower fence",
         "6,500",
         "-2,500",
-        "nats²",
+        "the product of two losses' gradients in nats²",
+        "Whiskers: 95 %",
         "wins (% of 50",
         "layer (0 = nearest the input)",
     ):
@@ -79,6 +81,31 @@ def test_the_same_ranking_gives_the_same_bytes_whatever_the_users_settings(tmp_p
     assert other[0].read_bytes() != first[0]
 
 
+def test_whiskers_and_layers_that_might_be_golden_as_well(tmp_path):
+    # Two layers with nearly the same scores, by other facts.
+    first = np.random.default_rng(0).normal(1, 1, 30)
+    rows = [
+        {"fact": f"{i:02}", "phi": [one, other + 0.01, 0.1]}
+        for i, (one, other) in enumerate(zip(first, first[::-1], strict=True))
+    ]
+    builder = RankingBuilder("novel", 3, Scoring(fence=None), bootstrap=200).update(rows)
+    ranking = builder.result()
+    low, high = np.array([[row.low, row.high] for row in ranking.layers]).T
+    scores = np.array([row.score for row in ranking.layers])
+    assert (low <= scores).all() and (scores <= high).all() and (low < high)[:2].all()
+    # As the normal distribution has it.
+    spread = np.std([row["phi"][0] for row in rows]) * 30**0.5
+    assert (high - low)[0] == pytest.approx(2 * 1.96 * spread, rel=0.25)
+    other = 1 - ranking.golden_layer
+    share = round(100 * (ranking.layers[other].wins or 0))
+    text = " ".join(text_of(ranking_figure(ranking, tmp_path / "r", ["svg"])[0]).split(" | "))
+    assert f"layer {other} ({share} %)" in text and 20 < share < 80
+    # Control: a choice that wins them all has no rivals.
+    plain = text_of(ranking_figure(ranking_of(WAVE), tmp_path / "p", ["svg"])[0])
+    assert "Might be golden" not in plain
+    assert LayerRanking.from_json(ranking.to_json()) == ranking
+
+
 @pytest.mark.parametrize(
     ("ranking", "expected"),
     [
@@ -93,7 +120,7 @@ def test_the_same_ranking_gives_the_same_bytes_whatever_the_users_settings(tmp_p
     ],
 )
 def test_odd_rankings_are_drawn(tmp_path, ranking, expected, recwarn):
-    svg, png = ranking_figure(ranking, tmp_path / "r")
+    svg, _, png = ranking_figure(ranking, tmp_path / "r")
     assert expected in text_of(svg) and png.stat().st_size > 5000
     assert not [w for w in recwarn if "glyph" in str(w.message) or "layout" in str(w.message)]
 

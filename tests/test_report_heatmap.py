@@ -48,7 +48,7 @@ def text_of(path) -> str:
 
 
 def test_tokens_layers_and_settings_are_named(tmp_path):
-    svg, png = tracing_figure(grid_of(), tmp_path / "grid")
+    svg, _, png = tracing_figure(grid_of(), tmp_path / "grid")
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     text = text_of(svg)
     for part in (
@@ -75,7 +75,7 @@ def test_the_same_grid_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("effect", [np.zeros((11, 1)), np.zeros((11, 60)), np.full((11, 4), 0.3)])
 def test_odd_grids_are_drawn(tmp_path, effect, recwarn):
-    _, png = tracing_figure(grid_of(effect=effect), tmp_path / "g")
+    *_, png = tracing_figure(grid_of(effect=effect), tmp_path / "g")
     assert png.stat().st_size > 5000
     assert not [w for w in recwarn if "glyph" in str(w.message) or "layout" in str(w.message)]
 

@@ -22,9 +22,8 @@ from goldenlayers.evaluation.summary import fact_scores, overall_by_fact
 from goldenlayers.store import RunFolder
 from goldenlayers.studying import EXAMPLE, Study, study
 from goldenlayers.studying.cell import layers_named
-from goldenlayers.studying.figures import noise_floor
 from goldenlayers.sweeping import cells
-from goldenlayers.truth import Truth
+from goldenlayers.truth import Truth, noise_floor
 
 FILE: dict[str, Any] = {
     "models": ["model"],

@@ -75,7 +75,15 @@ def test_the_folder_and_what_is_shown(place: Path, capsys: pytest.CaptureFixture
     assert set(summary["golden_layers"]) == {
         "rewrite", "rephrase", "locality", "locality_neighbour", "portability", "overall", "gain",
     }  # fmt: skip
-    for name in ("sweep.svg", "sweep.png", "scores.jsonl", "times.jsonl", "config.yaml", "log.txt"):
+    for name in (
+        "sweep.svg",
+        "sweep.pdf",
+        "sweep.png",
+        "scores.jsonl",
+        "times.jsonl",
+        "config.yaml",
+        "log.txt",
+    ):
         assert (folder / name).stat().st_size > 0
     some = [row for row in rows_of(place / "whole") if row["layer"] != 1]
     assert canonical(rows_of(folder)) == alike(canonical(some))

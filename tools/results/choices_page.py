@@ -18,7 +18,7 @@ import yaml
 from choices import EDITS, NAMED_SHARE, PUBLISHED, RACE, RANDOM, STUDY, SUMMARY
 from render import RESULTS, table, written
 
-from goldenlayers.report.figures import OKABE_ITO, save, style
+from goldenlayers.report.figures import OKABE_ITO, STAR, save, style
 
 PAGE = RESULTS / "choices.md"
 READING = STUDY / "reading.md"
@@ -176,7 +176,7 @@ def draw(found: Found, stem: Path) -> None:
                 layers, means = row["layers"], row["means"]
                 best = means[layers.index(golden)]
                 ax.plot(layers, means, color=colour, lw=1.2, label=row["editor"])
-                ax.plot(golden, best, marker="*", color=colour, ms=9, mec="black", mew=0.5)
+                ax.plot([golden], [best], **STAR | {"markersize": 10})
             ax.axvline(rows[0]["published_layer"], color="#555555", lw=0.8, ls=":")
             ax.set_title(f"{model}, {data}", fontsize=8)
             ax.set_xlabel("edited layer")
@@ -186,7 +186,7 @@ def draw(found: Found, stem: Path) -> None:
             row[0].set_ylabel("Overall")
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-        save(figure, stem, ("svg",))
+        save(figure, stem, ("svg", "pdf"))
 
 
 def page(found: Found) -> str:

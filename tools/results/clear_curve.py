@@ -72,7 +72,7 @@ def draw(cells: Sequence[Cell], stem: Path) -> None:
         axes[0].set_ylabel("rephrase: answers that follow, %")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        save(figure, stem, ("svg",))
+        save(figure, stem, ("svg", "pdf"))
 
 
 def section(stem: Path, *, write: bool) -> Iterable[str]:

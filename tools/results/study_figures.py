@@ -6,58 +6,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study_record import DATASETS, METHODS, MODELS, NAMES, SIZES, Cell, by_size, mean_of
+from study_record import (
+    DATASETS,
+    METHODS,
+    MODELS,
+    NAMES,
+    RANK_ONE,
+    SIZES,
+    Cell,
+    by_size,
+    choices,
+    mean_of,
+    truth_of,
+)
 
-from goldenlayers.report.figures import OKABE_ITO, save, style
+from goldenlayers.locating.ranking import clear
+from goldenlayers.report.figures import OKABE_ITO, STAR, save, style
 
 COLOURS = dict(zip(DATASETS, ("blue", "vermillion", "bluish green", "reddish purple"), strict=True))
 
 
 def curves_figure(cells: Sequence[Cell], stem: Path) -> None:
-    """Overall by layer of every cell: models down, editors across, a line per data set."""
+    """Overall by layer with 95 % bands: a row for each model and editor, a panel per data set.
+
+    ROME, R-ROME and EMMET differ by next to nothing when facts are edited one at a time: ROME
+    stands for the three, and the greatest distance between them is said.
+    """
     from matplotlib.figure import Figure
 
-    models = [m for m in MODELS if any(c["model"] == m for c in cells)]
-    methods = [e for e in METHODS if any(c["method"] == e for c in cells)]
+    shown = [e for e in METHODS if e not in RANK_ONE[1:]]
+    rows = [
+        (model, method) for model in MODELS for method in shown
+        if any(c["model"] == model and c["method"] == method for c in cells)
+    ]  # fmt: skip
+    of = {(c["model"], c["method"], c["data"]): c for c in cells}
     with style():
-        figure = Figure(
-            figsize=(2.6 * len(methods) + 1, 2.5 * len(models) + 0.6), layout="constrained"
-        )
-        axes = figure.subplots(len(models), len(methods), squeeze=False, sharey="row")
-        for (i, model), (j, method) in [
-            ((i, m), (j, e)) for i, m in enumerate(models) for j, e in enumerate(methods)
+        figure = Figure(figsize=(10.4, 1.9 * len(rows) + 0.8), layout="constrained")
+        axes = figure.subplots(len(rows), len(DATASETS), squeeze=False, sharey=True)
+        for (i, (model, method)), (j, data) in [
+            ((i, row), (j, data)) for i, row in enumerate(rows) for j, data in enumerate(DATASETS)
         ]:
             ax = axes[i, j]
-            for c in cells:
-                if c["model"] != model or c["method"] != method:
-                    continue
-                means = c["by_metric"]["overall"]
-                colour = OKABE_ITO[COLOURS[c["data"]]]
-                ax.plot(range(len(means)), means, color=colour, linewidth=1.2, label=c["data"])
-                golden = c["golden_layers"]["overall"]
-                ax.plot(
-                    [golden],
-                    [means[golden]],
-                    marker="*",
-                    color=colour,
-                    markersize=9,
-                    markeredgecolor="black",
-                    markeredgewidth=0.5,
-                )
-            ax.set_title(f"{method}, {model}", fontsize=8)
+            ax.set_title(f"{method}, {model}, {data}", fontsize=7.5)
+            ax.tick_params(labelsize=7.5)
             ax.grid(axis="y", linewidth=0.3)
-            if j == 0:
-                ax.set_ylabel("Overall")
-            if i == len(models) - 1:
-                ax.set_xlabel("edited layer")
-        lines: dict[str, Any] = {}
-        for ax in axes.flat:
-            for line, label in zip(*ax.get_legend_handles_labels(), strict=True):
-                lines.setdefault(label, line)
-        figure.legend(
-            lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False
+            if (cell := of.get((model, method, data))) is None:
+                continue
+            truth, colour = truth_of(cell), OKABE_ITO[COLOURS[data]]
+            ends, means, golden = truth.intervals(), truth.means(), truth.golden_layer()
+            ax.fill_between(truth.layers, ends[:, 0], ends[:, 1], color=colour, alpha=0.2, lw=0)
+            ax.plot(truth.layers, means, color=colour, linewidth=1.3)
+            wins = truth.wins()
+            firm = clear(wins.pop(golden), max(wins.values()))
+            look = STAR | {"markersize": 10, "fillstyle": "full" if firm else "none"}
+            ax.plot([golden], [means[golden]], **look)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("Overall", fontsize=8)
+        far = max(
+            (float(abs(truth_of(of[m, e, d]).means() - truth_of(of[m, "rome", d]).means()).max())
+             for m, e, d in of if e in RANK_ONE and (m, "rome", d) in of),
+            default=0.0,
+        )  # fmt: skip
+        figure.supxlabel(
+            "edited layer (0 = nearest the input)\nBand: 95 % over the test facts. Star: golden "
+            "layer, hollow where the resamples do not agree on it.\nR-ROME and EMMET are at most "
+            f"{far:.1f} points away from ROME at any layer, and are not drawn.",
+            fontsize=8,
         )
-        save(figure, stem, ("svg",))
+        save(figure, stem, ("svg", "pdf"))
 
 
 def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
@@ -65,6 +81,10 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
     from matplotlib.figure import Figure
 
     names = ("orange", "black", "sky blue", "bluish green", "blue", "vermillion", "reddish purple")
+    flat = {
+        one: mean_of(choices(c)[one]["regret"] for c in cells if one in choices(c))
+        for one in ("random layer", "published")
+    }
     looks = zip((OKABE_ITO[name] for name in names), "oXsD*^v", strict=True)
     with style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
@@ -86,6 +106,10 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
             # With all facts there is one subset, which agrees with itself.
             some = counts[:-1]
             right.plot(some, [100 * mean_of(a for _, a in points[n]) for n in some], **look)
+        for one, dash in zip(flat, ((0, (1, 1.5)), (0, (5, 3))), strict=True):
+            left.axhline(
+                flat[one], color="#555555", linestyle=dash, linewidth=1.1, label=NAMES[one]
+            )
         for ax, label in ((left, "mean regret (points)"), (right, "subsets that agree (%)")):
             ax.set_xscale("log")
             ax.set_xticks(SIZES, [str(n) for n in SIZES])
@@ -95,4 +119,4 @@ def sizes_figure(cells: Sequence[Cell], stem: Path) -> None:
             ax.set_ylim(bottom=0)
             ax.grid(linewidth=0.3)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        save(figure, stem, ("svg",))
+        save(figure, stem, ("svg", "pdf"))

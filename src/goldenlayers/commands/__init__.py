@@ -26,6 +26,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "run": "repeat a finished run",
     },
     "Look": {
+        "report": "runs as one page: to read, print and share",
         "models": "list, fetch and inspect models",
         "datasets": "list the formats of facts, check a file",
         "editors": "list the editors, their settings and presets",

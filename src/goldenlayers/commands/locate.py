@@ -111,7 +111,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
 
     out: Out = None
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and with
-    --grid grid.json and heatmap.svg and .png."""
+    --grid grid.json and heatmap.svg, .pdf and .png."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +209,8 @@ def run(config: LocateConfig) -> int:
         show_ranking(ranking)
     if how.verdict:
         say(how.verdict)
-    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in ("svg", "png"))
+    endings = ("svg", "pdf", "png")
+    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in endings)
     shared.tell_written(folder, "ranking.json", "grid.json", "per_fact.jsonl", *pictures)
     if stopped is not None:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""

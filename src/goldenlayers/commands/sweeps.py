@@ -153,7 +153,8 @@ def run_sweep(config: SweepConfig) -> int:
         truth, summary = finish_sweep(folder, found, model, swept, config.seed)
     result(**summary)
     show_sweep(truth, summary)
-    shared.tell_written(folder, SUMMARY, ROWS, f"{FIGURE}.svg", f"{FIGURE}.png")
+    pictures = (f"{FIGURE}.{ending}" for ending in ("svg", "pdf", "png"))
+    shared.tell_written(folder, SUMMARY, ROWS, *pictures)
     return 0
 
 

@@ -156,7 +156,9 @@ class RankingBuilder:
         refuse_alike(scores[0], kept[0])
         golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
-        wins = self._wins(phi)
+        drawn = self._drawn(phi)
+        wins = None if drawn is None else shares(drawn, self._kept(drawn)) / len(drawn)
+        ends = None if drawn is None else np.quantile(drawn, (0.025, 0.975), axis=0)  # (2, L)
         fenced = self.scoring.fence == "tukey"
         means: dict[str, Any] = {
             name: self._mean(name, order) for name in ("cosine", "norm_old", "norm_new")
@@ -168,6 +170,8 @@ class RankingBuilder:
                 kept=bool(kept[0, i]),
                 positive=float((phi[:, i] > 0).mean()),
                 wins=None if wins is None else float(wins[i]),
+                low=None if ends is None else float(ends[0, i]),
+                high=None if ends is None else float(ends[1, i]),
                 **{name: values[i] for name, values in means.items()},
             )
             for i in range(self.n_layers)
@@ -214,19 +218,19 @@ class RankingBuilder:
         total = np.where(there, values, 0.0).sum(axis=0)
         return [float(t / c) if c else None for t, c in zip(total, count, strict=True)]
 
-    def _wins(self, phi: Array) -> Array | None:
-        """Share of resamples (L,) in which each layer is the best one; None without resampling."""
+    def _drawn(self, phi: Array) -> Array | None:
+        """Scores (R, L) on resamples of the facts; None without resampling."""
         n, n_layers = phi.shape
         if not self.bootstrap or n < 2:
             return None
         generator = np.random.default_rng(self.seed)
-        wins = np.zeros(n_layers)
+        drawn = np.empty((self.bootstrap, n_layers))
         step = max(1, _CHUNK // (n * n_layers))
         for start in range(0, self.bootstrap, step):
             count = min(step, self.bootstrap - start)
-            scores = self._reduce(phi[generator.integers(0, n, size=(count, n))])  # (count, L)
-            wins += shares(scores, self._kept(scores))
-        return wins / self.bootstrap
+            some = phi[generator.integers(0, n, size=(count, n))]  # (count, N, L)
+            drawn[start : start + count] = self._reduce(some)
+        return drawn
 
     def _warnings(
         self, golden: int, wins: Array | None, n: int, n_unscored: int, why: str

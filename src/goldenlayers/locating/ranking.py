@@ -120,8 +120,8 @@ class LayerScore:
     ``score`` is S_L, None of a layer that a race did not try; ``kept`` tells whether it lies within
     the fences; ``cosine``, ``norm_old`` and ``norm_new`` are means over facts of the two gradients'
     cosine and norms; ``positive`` is the share of facts with phi > 0; ``wins`` the share of
-    bootstrap resamples that choose this layer; ``facts`` how many of a race's facts were scored
-    there.
+    bootstrap resamples that choose this layer, ``low`` and ``high`` the ends of its score's 95 %
+    interval in them; ``facts`` how many of a race's facts were scored there.
     """
 
     layer: int
@@ -133,6 +133,8 @@ class LayerScore:
     positive: float | None = None
     wins: float | None = None
     facts: int | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def value(self) -> float:

@@ -38,18 +38,35 @@ OKABE_ITO = {
     "reddish purple": "#CC79A7",
     "black": "#000000",
 }
-_KEPT, _GOLDEN, _GREY = OKABE_ITO["sky blue"], OKABE_ITO["vermillion"], "#555555"
+_KEPT, GOLD, _GREY = OKABE_ITO["sky blue"], OKABE_ITO["yellow"], "#555555"
+STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 13,
+    "color": GOLD,
+    "markeredgecolor": "black",
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+    "zorder": 6,
+}
+"""The golden layer's mark in every figure; with ``fillstyle`` none where it is not firm."""
 _BARS: dict[str, dict[str, Any]] = {
     "kept": {"color": _KEPT, "edgecolor": "black", "linewidth": 0.5},
-    "golden": {"color": _GOLDEN, "edgecolor": "black", "linewidth": 1.0},
+    "golden": {"color": GOLD, "edgecolor": "black", "linewidth": 1.0},
     "left out": {"facecolor": "white", "edgecolor": _GREY, "hatch": "////", "linewidth": 0.8},
 }
 _POINTS: dict[str, dict[str, Any]] = {
     "kept": {"marker": "o", "markersize": 6, "color": _KEPT, "markeredgecolor": "black"},
-    "golden": {"marker": "*", "markersize": 12, "color": _GOLDEN, "markeredgecolor": "black"},
+    "golden": STAR,
     "left out": {"marker": "D", "markersize": 5, "color": "white", "markeredgecolor": "black"},
 }
-_FORMATS = ("svg", "png", "pdf")
+FORMATS = ("svg", "pdf", "png")
+_LONG = {
+    "lga": "Layer Gradient Analysis (LGA)",
+    "cma": "causal mediation analysis (CMA)",
+    "transfer": "key transfer analysis",
+    "race": "a race of real edits",
+    "saliency": "gradient saliency",
+}
 _DATELESS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -102,7 +119,7 @@ def save(figure: Figure, stem: str | os.PathLike[str], formats: Sequence[str]) -
         text.set_text("\n".join(map(shown, text.get_text().split("\n"))))
     paths = []
     for name in formats:
-        if name not in _FORMATS:
+        if name not in FORMATS:
             raise UserError(f"unknown picture format '{name}'", expected="svg, png or pdf")
         path = Path(f"{os.fspath(stem)}.{name}")
         with disk_errors(path), warnings.catch_warnings():
@@ -120,14 +137,14 @@ def save(figure: Figure, stem: str | os.PathLike[str], formats: Sequence[str]) -
 def ranking_figure(
     ranking: LayerRanking,
     path_stem: str | os.PathLike[str],
-    formats: Sequence[str] = ("svg", "png"),
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw the scores by layer, and below them how often each layer wins under resampling.
 
     The golden layer bears a star, a hollow one where the resamples do not agree on it; excluded
-    layers are hollow and hatched. The axis ends near the
-    fences: a bar that goes on beyond ends in an arrow and bears its value. Where zero is too far
-    away for bars, the scores are points on an axis without zero.
+    layers are hollow and hatched. Whiskers are 95 % intervals over resamples of the facts. The axis
+    ends near the fences: a bar that goes on beyond ends in an arrow and bears its value. Where zero
+    is too far away for bars, the scores are points on an axis without zero.
 
     Raises:
         UserError: an unknown format.
@@ -146,7 +163,7 @@ def ranking_figure(
         top.set_title(_title(figure, ranking), loc="left", fontsize=10)
         if has_wins:
             _draw_wins(bottom, ranking)
-        bottom.set_xlabel("layer (0 = nearest the input)")
+        bottom.set_xlabel("\n".join(["layer (0 = nearest the input)", *_words(figure, ranking)]))
         bottom.set_xticks(range(0, n_layers, tick_step(n_layers)))
         bottom.set_xticks(range(n_layers), minor=True)
         side = 0.8 + max(0, 6 - n_layers) / 2  # a few layers do not become slabs
@@ -180,15 +197,21 @@ def _draw_scores(axes: Axes, ranking: LayerRanking) -> None:
             label = None if kind == "golden" else name
             axes.bar(layers, heights, 0.72, label=label, **_BARS[kind])
         if layers and kind == "golden" and at_zero:
-            inside, heights = layers, [max(heights[0], 0.0) + 0.045 * span]
+            end = ranking.layers[ranking.golden_layer].high
+            above = max(heights[0], 0.0, min((end or 0.0) / scale, high))
+            inside, heights = layers, [above + 0.045 * span]
         elif not at_zero:
             heights = [scores[layer] for layer in inside]
         if layers and (kind == "golden" or not at_zero):
             look = {"linestyle": "none", "markeredgewidth": 0.7, "zorder": 4, "clip_on": False}
+            look |= _POINTS[kind]
             if kind == "golden" and not ranking.firm:  # a star that is not full
                 look["fillstyle"] = "none"
-            axes.plot(inside, heights, label=name, **look, **_POINTS[kind])
+            axes.plot(inside, heights, label=name, **look)
     for row in rows:
+        if row.low is not None and row.high is not None and low <= scores[row.layer] <= high:
+            ends = [max(row.low / scale, low), min(row.high / scale, high)]
+            axes.plot([row.layer] * 2, ends, color="black", linewidth=0.9, zorder=3)
         if not low <= scores[row.layer] <= high:
             _draw_cut(axes, row, up=scores[row.layer] > high)
     if at_zero:
@@ -272,6 +295,24 @@ def _draw_wins(axes: Axes, ranking: LayerRanking) -> None:
     axes.set_ylabel(f"wins (% of {ranking.bootstrap}\nresamples)")
 
 
+def _words(figure: Figure, ranking: LayerRanking) -> list[str]:
+    """What stands below: what the unit is, the whiskers, and which layers might be golden, too."""
+    golden = ranking.golden_layer
+    found = []
+    if recorded_method(ranking.method, {}).axis[1] == "nats²":
+        found.append("A loss is measured in nats, the product of two losses' gradients in nats².")
+    if any(row.low is not None for row in ranking.layers):
+        found.append("Whiskers: 95 % of the resamples of the facts.")
+    others = sorted((r for r in ranking.layers if r.layer != golden), key=lambda r: -(r.wins or 0))
+    wins = [
+        f"layer {r.layer} ({100 * (r.wins or 0):.0f} %)" for r in others if (r.wins or 0) > 0.05
+    ]
+    if wins:
+        found.append(f"Might be golden as well, by the resamples: {', '.join(wins[:4])}.")
+    text = " ".join(found)
+    return textwrap.wrap(text, int(13 * figure.get_figwidth())) if text else []
+
+
 def _kind(row: LayerScore, ranking: LayerRanking) -> str:
     if row.layer == ranking.golden_layer:
         return "golden"
@@ -289,6 +330,11 @@ def _range(ranking: LayerRanking) -> tuple[float, float, bool]:
     for fence in ranking.fences or ():
         if min(values) - inside <= fence <= max(values) + inside:
             values.append(fence)
+    least, most = min(values) - inside, max(values) + inside
+    for row in ranking.layers:  # whiskers, too, as far as they leave the bars their size
+        values += [
+            min(max(v, least), most) for v in (row.low, row.high) if row.kept and v is not None
+        ]
     low, high = min(values), max(values)
     at_zero = low == high or max(low, -high) <= 5 * (high - low)
     if at_zero:
@@ -306,7 +352,7 @@ def _short(value: float) -> str:
 
 
 def _title(figure: Figure, ranking: LayerRanking) -> str:
-    parts = [ranking.method]
+    parts = [_LONG.get(ranking.method, ranking.method)]
     if ranking.n_facts:
         parts.append(n_facts(ranking) + (f" of {ranking.data}" if ranking.data else ""))
     if ranking.fences is not None:

@@ -13,7 +13,17 @@ import numpy as np
 
 from goldenlayers.errors import shortened
 from goldenlayers.locating.ranking import clear
-from goldenlayers.report.figures import OKABE_ITO, note_beside, save, style, tick_step, title
+from goldenlayers.report.figures import (
+    FORMATS,
+    GOLD,
+    OKABE_ITO,
+    STAR,
+    note_beside,
+    save,
+    style,
+    tick_step,
+    title,
+)
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
@@ -25,13 +35,12 @@ if TYPE_CHECKING:
 
 
 OVERALL = "overall"  # as in truth, whose import would load torch
-# Told apart by colour, marker and dash; Overall is the thick black one.
-_LOOKS: dict[str, dict[str, Any]] = {
-    OVERALL: {"color": "black", "marker": "o", "linewidth": 2.2},
-    "rewrite": {"color": OKABE_ITO["vermillion"], "marker": "^", "linestyle": (0, (6, 2))},
-    "rephrase": {"color": OKABE_ITO["orange"], "marker": "s", "linestyle": (0, (3, 1.5))},
-    "locality": {"color": OKABE_ITO["blue"], "marker": "v", "linestyle": (0, (5, 1, 1, 1))},
-    "portability": {"color": OKABE_ITO["bluish green"], "marker": "D", "linestyle": (0, (1, 1.2))},
+# The parts of Overall, each with a panel of its own.
+_COLOURS = {
+    "rewrite": OKABE_ITO["vermillion"],
+    "rephrase": OKABE_ITO["orange"],
+    "locality": OKABE_ITO["blue"],
+    "portability": OKABE_ITO["bluish green"],
 }
 _GREY = "#555555"
 
@@ -42,15 +51,16 @@ def sweep_figure(
     *,
     heading: str = "",
     metric: str = OVERALL,
-    formats: Sequence[str] = ("svg", "png"),
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draw the mean score by layer of each metric with its 95 % band, and the histogram of optima.
+    """Draw the mean score by layer with its 95 % band, and the histogram of optima.
 
-    ``metric`` is what the golden layer, the oracle and the optima are of. Those that Overall is
-    made of are drawn beside it; another metric is drawn alone, as it may have another scale.
+    ``metric`` is what the golden layer, the oracle and the optima are of. What Overall is made of
+    stands between the two, each part in a panel of its own.
 
-    The golden layer bears a star and a line through both panels; the dashed line is the oracle,
-    each fact at its own best layer. A fact with k best layers counts 1/k at each of them.
+    The golden layer bears a star, and a dotted line in the panels of the parts; the dashed line is
+    the oracle, each fact at its own best layer. A fact with k best layers counts 1/k at each of
+    them.
 
     Raises:
         UserError: an unknown format, or nothing was scored.
@@ -58,11 +68,22 @@ def sweep_figure(
     from matplotlib.figure import Figure
 
     golden = truth.golden_layer(metric)
+    parts = [
+        name for name in _COLOURS
+        if metric == OVERALL and name in truth.metrics and truth.scored(name).any()
+    ]  # fmt: skip
     with style():
-        width = min(11.0, max(6.4, 2.6 + 0.2 * len(truth.layers)))
-        figure = Figure(figsize=(width, 5.6), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        width = min(11.0, max(6.8, 2.6 + 0.2 * len(truth.layers)))
+        ratios = [3, *[1.5] * bool(parts), 1.1]
+        figure = Figure(figsize=(width, 1.55 * sum(ratios)), layout="constrained")
+        grid = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
+        top = figure.add_subplot(grid[0])
+        bottom = figure.add_subplot(grid[-1], sharex=top)
         _draw_scores(top, truth, golden, metric)
+        if parts:
+            row = grid[1].subgridspec(1, len(parts), wspace=0.05)
+            for i, name in enumerate(parts):
+                _draw_part(figure.add_subplot(row[i]), truth, golden, name, first=i == 0)
         _draw_optima(bottom, truth, golden, metric)
         by = "" if metric == OVERALL else f" by {metric}"
         said = f"Golden layer {golden}{by}" + (f" · {heading}" if heading else "")
@@ -70,83 +91,84 @@ def sweep_figure(
         bottom.set_xlabel("edited layer (0 = nearest the input)")
         low, high = truth.layers[0], truth.layers[-1]
         step = tick_step(high - low + 1)
-        bottom.set_xticks([layer for layer in truth.layers if (layer - low) % step == 0])
-        bottom.set_xticks(truth.layers, minor=True)
-        bottom.set_xlim(low - 0.8, high + 0.8)
+        for axes in (top, bottom):
+            axes.set_xticks([layer for layer in truth.layers if (layer - low) % step == 0])
+            axes.set_xticks(truth.layers, minor=True)
+            axes.set_xlim(low - 0.8, high + 0.8)
         return save(figure, path_stem, formats)
 
 
+def _line(axes: Axes, truth: Truth, metric: str, color: str, **look: Any) -> None:
+    """Means by layer with their 95 % band."""
+    ends = truth.intervals(metric)
+    axes.plot(truth.layers, truth.means(metric), color=color, zorder=3, **look)
+    axes.fill_between(truth.layers, ends[:, 0], ends[:, 1], color=color, alpha=0.18, linewidth=0)
+
+
 def _draw_scores(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
-    looks = _LOOKS if metric == OVERALL else {metric: _LOOKS[OVERALL]}
-    shown = [name for name in truth.metrics if name in looks and truth.scored(name).any()]
-    for name in sorted(shown, key=list(looks).index, reverse=True):
-        look = {"linewidth": 1.3, "markersize": 3.5, **looks[name]}
-        means, ends = truth.means(name), truth.intervals(name)
-        label = "Overall" if name == OVERALL else name
-        axes.plot(truth.layers, means, label=label, zorder=3, **look)
-        axes.fill_between(
-            truth.layers, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.13, linewidth=0
-        )
+    name = "Overall" if metric == OVERALL else metric
+    _line(axes, truth, metric, "black", marker="o", linewidth=1.8, markersize=4, label=name)
     oracle = truth.oracle(metric)
-    axes.axhline(oracle.value, color="black", linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
-    note_beside(axes, oracle.value, f"oracle {oracle.value:.1f}", "black")
+    axes.axhline(oracle.value, color=_GREY, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
+    note_beside(axes, oracle.value, f"oracle\n{oracle.value:.1f}", "black")
     score = truth.means(metric)[truth.layers.index(golden)]
     wins = truth.wins(metric)
-    firm = clear(wins.pop(golden), max(wins.values(), default=0.0))  # else the star is not full
-    axes.plot(
-        [golden],
-        [score],
-        linestyle="none",
-        marker="*",
-        markersize=15,
-        fillstyle="full" if firm else "none",
-        color=OKABE_ITO["yellow"],
-        markeredgecolor="black",
-        label=f"golden layer {golden}: {score:.1f}" + " (not firm)" * (not firm),
-        zorder=5,
-    )
-    if metric == OVERALL:
-        axes.set_ylim(-2, 102)
-    scale = "0-100, " if metric == OVERALL else ""
-    axes.set_ylabel(f"mean score after the edit\n({scale}band: 95 %)")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        labels[::-1],
-        loc="upper left",
-        # On a scale of its own the oracle's label may stand at the top, and be longer.
-        bbox_to_anchor=(1.1 if metric == OVERALL else 1.18, 1.0),
-        frameon=False,
-        fontsize=8,
-    )
+    share = wins.pop(golden)
+    firm = clear(share, max(wins.values(), default=0.0))  # else the star is not full
+    said = f"golden layer {golden}: {score:.1f}, the best in {100 * share:.0f} % of the resamples"
+    look = STAR | {"fillstyle": "full" if firm else "none"}
+    axes.plot([golden], [score], label=said + " (not firm)" * (not firm), **look)
+    axes.set_ylabel(f"{name}, mean over facts\n(0 to 100; band: 95 %)" if metric == OVERALL
+                    else f"{name}, mean over facts\n(band: 95 %)")  # fmt: skip
+    axes.legend(loc="best", frameon=False, fontsize=8)
+
+
+def _draw_part(axes: Axes, truth: Truth, golden: int, metric: str, *, first: bool) -> None:
+    """One metric that Overall is made of, small."""
+    _line(axes, truth, metric, _COLOURS[metric], linewidth=1.4)
+    axes.axvline(golden, color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9)
+    axes.set_title(metric, fontsize=8.5, pad=3)
+    axes.set_ylim(-3, 103)
+    axes.set_yticks([0, 50, 100])
+    if not first:
+        axes.tick_params(labelleft=False)
+    axes.tick_params(labelsize=7.5)
+    axes.locator_params(axis="x", nbins=5, integer=True)
 
 
 def _draw_optima(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
     shares = truth.histogram(metric)
-    colors = [
-        OKABE_ITO["yellow"] if layer == golden else OKABE_ITO["sky blue"] for layer in truth.layers
-    ]
+    colors = [GOLD if layer == golden else OKABE_ITO["sky blue"] for layer in truth.layers]
     axes.bar(truth.layers, shares, 0.72, color=colors, edgecolor="black", linewidth=0.5)
     even = shares.sum() / len(truth.layers)
     axes.axhline(even, color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9)
-    note_beside(axes, even, "if all were alike")
+    note_beside(axes, even, "even\nshare")
     axes.set_ylabel("facts with their\nbest layer here")
 
 
 _KINDS = {"mlp": "MLP output", "attention": "attention output", "block": "block output"}
+_EFFECTS = [
+    "#4A1A00",
+    OKABE_ITO["vermillion"],
+    "#FBD5B5",
+    "white",
+    "#BFE0F5",
+    OKABE_ITO["blue"],
+    "#001B33",
+]
 _MISSING = "#DDDDDD"
 _LONGEST = 24  # characters of a token's label
 
 
 def tracing_figure(
-    grid: TracingGrid, path_stem: str | os.PathLike[str], formats: Sequence[str] = ("svg", "png")
+    grid: TracingGrid, path_stem: str | os.PathLike[str], formats: Sequence[str] = FORMATS
 ) -> list[Path]:
     """Draw the indirect effect by token (rows, read downwards) and layer (columns).
 
-    White is no effect, on the way to blue the answer comes back, to vermillion it is pushed
-    further away; equal depths of both colours are equal sizes. Subject tokens are bold; a star
-    marks the best layer of the lookup token. Roles that no prompt has are grey and crossed out.
-    Returns the paths written.
+    White is no effect, by way of blue to nearly black the answer comes back, by way of vermillion
+    to brown it is pushed further away; both scales are alike, and end where the effects end.
+    Subject tokens are bold; a star marks the best layer of the lookup token. Roles
+    that no prompt has are grey and crossed out. Returns the paths written.
 
     Raises:
         UserError: an unknown format.
@@ -163,14 +185,18 @@ def tracing_figure(
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor(_MISSING)
-        ends = [OKABE_ITO["vermillion"], "white", OKABE_ITO["blue"]]
-        colours = LinearSegmentedColormap.from_list("effect", ends)
-        largest = float(np.abs(np.nan_to_num(grid.effect)).max(initial=0.0)) or 1.0
+        known = np.nan_to_num(grid.effect)
+        low, high = min(0.0, float(known.min(initial=0.0))), max(0.0, float(known.max(initial=0.0)))
+        largest = max(-low, high) or 1.0
+        whole = LinearSegmentedColormap.from_list("effect", _EFFECTS)
+        # The part of the colours that occurs: white stays at zero.
+        ends = [(end / largest + 1) / 2 for end in (low, high if high > low else largest)]
+        colours = LinearSegmentedColormap.from_list("part", whole(np.linspace(*ends, 256)))
         image = axes.imshow(
             np.ma.masked_invalid(grid.effect),
             cmap=colours,
-            vmin=-largest,
-            vmax=largest,
+            vmin=low,
+            vmax=high if high > low else largest,
             aspect="auto",
             interpolation="nearest",
         )
@@ -198,8 +224,7 @@ def _mark_best(axes: Axes, grid: TracingGrid) -> bool:
     if np.isnan(row).all() or not np.nanmax(row) > np.nanmin(row):
         return False
     best = int(np.nanargmax(row))
-    look = {"markersize": 9, "color": OKABE_ITO["yellow"], "markeredgecolor": "black"}
-    axes.plot([best], [grid.lookup], marker="*", markeredgewidth=0.7, **look)
+    axes.plot([best], [grid.lookup], **STAR | {"markersize": 9})
     return True
 
 

@@ -24,7 +24,7 @@ from goldenlayers.store import RunFolder
 from goldenlayers.studying.cell import Cell
 from goldenlayers.studying.file import Study
 from goldenlayers.studying.folders import COMPARE, SCORES, SUMMARY
-from goldenlayers.truth import OVERALL, Interval, Truth
+from goldenlayers.truth import OVERALL, Interval, Truth, noise_floor
 from goldenlayers.truth.table import eligible_means, ends, row_max
 
 NOWHERE = ""
@@ -194,19 +194,6 @@ def _one(values: Floats, means: Floats) -> Floats:
 
 
 # --- layer choices
-
-
-def noise_floor(truth: Truth, metric: str = OVERALL) -> float:
-    """The regret that the truly best layer would itself show, on other test facts of this number.
-
-    Bootstrap over the test facts, whose means are taken for the truth.
-    """
-    table = truth.table(metric)
-    able = ~np.isnan(eligible_means(table))
-    drawn = resampled_means(table, RESAMPLES, truth.seed)  # (S, L)
-    best = truth.layers.index(truth.golden_layer(metric))
-    drawn = drawn[~np.isnan(drawn[:, best])]
-    return float((np.nanmax(drawn[:, able], axis=1) - drawn[:, best]).mean())
 
 
 def _choices(judged: Sequence[Judged], seed: int) -> dict[str, Any]:

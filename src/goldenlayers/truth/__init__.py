@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.bootstrap import resampled_means
 from goldenlayers.evaluation.metrics import lower_is_better
 from goldenlayers.truth.table import (
     OVERALL,
@@ -34,10 +35,24 @@ __all__ = [
     "Transfer",
     "TransferMatrix",
     "Truth",
+    "noise_floor",
     "split_half",
     "to_json",
     "transfer_matrix",
 ]
+
+
+def noise_floor(truth: Truth, metric: str = OVERALL) -> float:
+    """The regret that the truly best layer would itself show, on other test facts of this number.
+
+    Bootstrap over the test facts, whose means are taken for the truth.
+    """
+    table = truth.table(metric)
+    able = ~np.isnan(eligible_means(table))
+    drawn = resampled_means(table, truth.resamples, truth.seed)  # (S, L)
+    best = truth.layers.index(truth.golden_layer(metric))
+    drawn = drawn[~np.isnan(drawn[:, best])]
+    return float((np.nanmax(drawn[:, able], axis=1) - drawn[:, best]).mean())
 
 
 def to_json(truth: Truth, *, groups: Mapping[str, Any] | None = None) -> dict[str, Any]:
