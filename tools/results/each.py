@@ -1,4 +1,5 @@
-"""Per fact: its own layer, editor and strength, chosen by made probes. Tries to rows.
+"""Tries of edits at several layers, by several editors and at several strengths, fact by fact: what
+the data's probes say of each, and what the chooser's made ones.
 
 python tools/results/each.py MODEL --rows FILE.jsonl --statistics TEXT --facts starter CF.json
 """
