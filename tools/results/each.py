@@ -1,6 +1,11 @@
-"""Per fact: its own layer, editor and strength, chosen by made probes. Tries to rows.
+"""Tries of edits at several layers, by several editors and at several strengths, fact by fact: what
+the data's probes say of each, and what the chooser's made ones.
 
-python tools/results/each.py MODEL --rows FILE.jsonl --statistics TEXT --facts starter CF.json
+    python tools/results/each.py gemma3-270m --rows tries.jsonl --statistics wiki.jsonl
+        --facts counterfact_500.json starter
+    python tools/results/each_page.py --keep tries.jsonl
+
+A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations

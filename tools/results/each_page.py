@@ -305,14 +305,17 @@ def page(kept: dict[str, list[dict[str, Any]]], *, write: bool) -> str:
         stem = PAGE.with_name(f"each-{model}")
         if write:
             draw(sets, stem)
-        parts.append(f"## {model}, made probes: all ways")
-        for name, tries in sets.items():
-            parts += [f"### {name}", choices(tries), f"Kept by all three: {picked(tries)}."]
-        both = list(sets.values())[-1]
+        name, both = list(sets.items())[-1]
         parts += [
-            f"### What can be had at all on {model}",
+            f"## {model}, made probes: {name}",
+            choices(both),
+            f"Kept by all three: {picked(both)}.",
+        ]
+        parts += [
+            f"## What can be had at all on {model}",
             f"![Rephrase against locality by editor, layer and strength]({stem.name}.svg)",
-            "Rewrite / rephrase / locality; harmonic mean; all facts:",
+            "Along a line the strength goes from 0.5 to 1.2. Rewrite / rephrase / locality; "
+            "harmonic mean; all facts:",
             curve(both),
             "Seconds a fact, on a busy machine, median: {:.0f} for the prompts, {:.0f} for the "
             "edits, {:.0f} for asking (both judges).".format(*np.median(both.seconds, axis=0)),

@@ -119,12 +119,14 @@ def _chosen(config: Any, model: Model, facts: Sequence[Fact], dropped: list[Any]
         layers, config = [layer], with_layer(config, layer)
     others = EDITORS[1:] if config.method == "auto" else ()
     strengths = STRENGTHS if config.strength == "auto" else (float(config.strength),)
+    one = len(facts) == 1
     count = len(layers) * (1 + len(others)) * len(strengths)
     say(
-        f"Trying {count} ways to edit each of {len(facts)} facts: "
+        f"Trying {count} ways to edit {'the fact' if one else f'each of {len(facts)} facts'}: "
         f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))}; "
         f"{', '.join([editor.name, *others])}; strength {', '.join(f'{s:g}' for s in strengths)}. "
-        f"It takes {len(layers)} times the search of one edit, and {count} times its check"
+        f"It takes as long as {len(layers)} {'search' if len(layers) == 1 else 'searches'} and "
+        f"{count} checks of an edit"
     )
     with progress("trying", "ways") as bar:
         found = choose_edits(
