@@ -14,7 +14,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ EARLIER = {
     "runs/rome": 'edit smollm2-135m --subject France --prompt "The capital of France is"'
     " --target Rome --layer 5 --out runs/rome",
     "runs/sweep": "sweep smollm2-135m counterfact.json --method rome --out runs/sweep",
+    "adapter": "export runs/rome --to peft --out adapter",
 }
 
 
@@ -103,6 +104,8 @@ def smaller(command: str, options: Any) -> Any:
     less |= {name: value for name, value in {"bootstrap": 10, "workers": 1}.items() if name in has}
     if "overwrite" in has:
         less["overwrite"] = True
+    if getattr(options, "layer", "") == "auto":
+        less["layer"] = "published"  # the race has tests of its own
     if command == "locate":
         if options.method == "cma" or options.known:
             less["data"] = "known.jsonl"  # nobody else knows what a random model knows
@@ -232,10 +235,8 @@ class Workshop:
         """What a command says, and why it ended otherwise than well; once for each command."""
         from goldenlayers.cli import main
 
-        for name in arguments:
-            if name in EARLIER and not Path(name).exists() and name not in arguments[-1:]:
-                self.golden(shlex.split(EARLIER[name]))
         out = arguments[arguments.index("--out") + 1] if "--out" in arguments else ""
+        self.need(name for name in arguments if name != out)
         key = out or shlex.join(arguments)
         if self.done.get(key) == arguments:
             return ""
@@ -245,6 +246,12 @@ class Workshop:
         assert status == 0, f"golden {shlex.join(arguments)}: status {status}\n{said.getvalue()}"
         self.done[key] = arguments
         return said.getvalue()
+
+    def need(self, names: Iterable[str]) -> None:
+        """Make what other pages make, where a page needs it and it is not there."""
+        for name in set(names) & set(EARLIER):
+            if not Path(name).exists():
+                self.golden(shlex.split(EARLIER[name]))
 
     def run(self, block: Block, names: dict[str, Any]) -> None:
         """Do what a block says; Python finds and leaves its names in ``names``."""
@@ -259,6 +266,7 @@ class Workshop:
                     text = re.sub(pattern, less, text)
             code = compile(text, f"{block.page}:{block.line}", "exec")
             if block.mark != "not run":
+                self.need(re.findall(r'"([^"\n]+)"', text))
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(code, names)
         else:

@@ -11,8 +11,8 @@ from doc_examples import ROOT, Block, Workshop, blocks_of, parsed, workshop
 
 PAGES = [
     ROOT / "README.md",
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "study"),
-    *sorted((ROOT / "docs").rglob("*.ipynb")),
+    *(page for part in ("", "howto", "results") for page in sorted((ROOT / "docs" / part).glob("*.md"))),
+    *sorted((ROOT / "docs/notebooks").glob("*.ipynb")),
 ]
 # What the pages of results ran was of its day, and took hours.
 RESULTS = [page for page in PAGES if page.parent.name == "results"]
