@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import gzip
 import hashlib
 import io
 import json
@@ -38,13 +40,26 @@ SMALLER = {
     r"steps=\d+": "steps=2",
     r'editor="rome", budget="5m"': 'editor=gl.Rome(steps=1), budget="5m", edits=4',
 }
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n"
+)
 # Runs that a page takes from another one, and how they come about.
 EARLIER = {
     "runs/rome": 'edit smollm2-135m --subject France --prompt "The capital of France is"'
     " --target Rome --layer 5 --out runs/rome",
     "runs/sweep": "sweep smollm2-135m counterfact.json --method rome --out runs/sweep",
+    "runs/many": "edit smollm2-135m --facts facts.jsonl --method memit --layer 3 --out runs/many",
     "adapter": "export runs/rome --to peft --out adapter",
 }
+STUDY = """
+models: [smollm2-135m]
+data: [starter]
+editors: [rome]
+settings: {steps: 1, prefixes: 1}
+layers: [1/6]
+facts: {test: 2}
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Block:
 
     def commands(self) -> list[list[str]]:
         """The lines that begin with golden, as arguments."""
-        lines = [line.removeprefix("$ ") for line in self.text.splitlines()]
+        lines = [line.partition(" > ")[0] for line in self.text.splitlines()]
         split = [shlex.split(line, comments=True) for line in lines if line.startswith("golden ")]
         return [[PLACEHOLDERS.get(word, word) for word in words[1:]] for words in split]
 
@@ -102,7 +117,7 @@ def smaller(command: str, options: Any) -> Any:
     if "limit" in has and getattr(options, "facts", "many"):
         less["limit"] = min(options.limit or 3, 3)
     less |= {name: value for name, value in {"bootstrap": 10, "workers": 1}.items() if name in has}
-    if "overwrite" in has:
+    if "overwrite" in has and getattr(options, "to", "") != "gguf-merged":
         less["overwrite"] = True
     if getattr(options, "layer", "") == "auto":
         less["layer"] = "published"  # the race has tests of its own
@@ -139,9 +154,10 @@ class Workshop:
         from goldenlayers.models import fetching
 
         tiny = CONFIGS["llama"]()
-        tiny.num_hidden_layers = 12
+        tiny.num_hidden_layers = 6
         model = from_config(tiny)
-        gguf = write_llama_gguf(self.folder / "tiny.gguf", model, byte_level_bpe())
+        chat = {"tokenizer.chat_template": TEMPLATE}
+        gguf = write_llama_gguf(self.folder / "tiny.gguf", model, byte_level_bpe(), extra=chat)
         for name in ("my-model.gguf", "gemma-3-270m-q4_k_m.gguf"):
             shutil.copy(gguf, self.folder / name)
         model.save_pretrained(self.folder / "my-model")
@@ -180,7 +196,7 @@ class Workshop:
         rows("facts.jsonl", records[:3])
         rows("my-edits.jsonl", records[3:5])
         rows("my-facts.jsonl", records[6:])
-        rows("known.jsonl", [{**record, "target_old": None} for record in records[6:9]])
+        rows("known.jsonl", self._known(facts))
         counterfact = [
             {
                 "case_id": n,
@@ -195,7 +211,9 @@ class Workshop:
             }
             for n, fact in enumerate(facts)
         ]  # fmt: skip
-        (self.folder / "counterfact.json").write_text(json.dumps(counterfact), "utf-8")
+        text = json.dumps(counterfact)
+        (self.folder / "counterfact.json").write_text(text, "utf-8")
+        (self.folder / "counterfact.json.gz").write_bytes(gzip.compress(text.encode()))
         zsre = [
             {
                 "subject": fact.subject, "src": fact.prompt, "pred": fact.target_old,
@@ -208,13 +226,34 @@ class Workshop:
         rows("wikipedia.jsonl", [{"text": TEXT}] * 20)
         (self.folder / "prompts.txt").write_text("The capital of France is\nRome is a\n", "utf-8")
         (self.folder / "more.txt").write_text("Lisbon\n", "utf-8")
-        (self.folder / "entries.json").write_text('{"entries": []}', "utf-8")
+        (self.folder / "my-text.txt").write_text(TEXT, "utf-8")
+        (self.folder / "study.yaml").write_text(STUDY, "utf-8")
+        (self.folder / "src/goldenlayers/atlas").mkdir(parents=True)
+
+    def _known(self, facts: list[Any]) -> list[dict[str, Any]]:
+        """Facts whose old answer the random model gives by itself."""
+        from goldenlayers import Fact, load
+        from goldenlayers.decoding import forced_predictions, greedy
+
+        model, found = load(self.folder / "my-model"), []
+        for fact in facts:
+            ids = model.encoder.tokens(fact.prompt)[0]
+            text = model.tokenizer.decode(greedy(model, [ids], 1)[0])
+            old, joint = text.strip(), "space" if text.startswith(" ") else "none"
+            if not old.isprintable() or not old:
+                continue
+            record = {"subject": fact.subject, "prompt": fact.prompt, "target_old": old}
+            one = Fact(fact.subject, fact.prompt, fact.target, target_old=old, joint=joint)
+            encoding = model.encoder.fact(one, old)
+            if tuple(forced_predictions(model, [encoding])[0]) == encoding.answer_ids:
+                found.append({**record, "target_new": fact.target, "joint": joint})
+        return found
 
     def _quick(self, patch: pytest.MonkeyPatch) -> None:
         """Small pools of names, pictures' files with nothing in them, smaller options."""
         from goldenlayers import cli
-        from goldenlayers.checking import probes
         from goldenlayers.editors import clearing
+        from goldenlayers.models import loading
         from goldenlayers.report import figures, pictures
 
         def draw(_drawn: Any, path: Path, *_args: Any, **_more: Any) -> None:
@@ -226,7 +265,8 @@ class Workshop:
         patch.setattr(pictures, "tracing_figure", draw)
         names = clearing.pool()[:: len(clearing.pool()) // 40]
         patch.setattr(clearing, "pool", lambda: names)
-        del probes
+        # Nothing edits a model in place, so one load serves all.
+        patch.setattr(loading, "open_folder", functools.cache(loading.open_folder))
         parse = cli.parse
         patch.setattr(cli, "parse", lambda given: smaller(given[0], parse(given)))
         patch.chdir(self.folder)
@@ -243,7 +283,8 @@ class Workshop:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = main(arguments)
-        assert status == 0, f"golden {shlex.join(arguments)}: status {status}\n{said.getvalue()}"
+        good = (0, 3) if arguments[0] == "study" else (0,)  # 3: something is left to do
+        assert status in good, f"golden {shlex.join(arguments)}: status {status}\n{said.getvalue()}"
         self.done[key] = arguments
         return said.getvalue()
 
