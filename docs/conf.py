@@ -22,14 +22,14 @@ project_copyright = author
 version = release = goldenlayers.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["results/study", "results/cells"]
+exclude_patterns = ["_build", "results/study", "results/cells"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
 highlight_language = "text"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
+napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"Goldenlayers {version}"
 html_copy_source = False
@@ -75,15 +75,15 @@ class Api(Directive):
         """The sections."""
         found: list[nodes.Node] = []
         for room, names in goldenlayers._ROOMS.items():
-            module = import_module(f"goldenlayers.{room}")
-            section = nodes.section(ids=[f"api-{room.replace('.', '-')}"], names=[f"api {room}"])
-            section += nodes.title(text=f"goldenlayers.{room}")
-            about = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
-            lines = [about, ""]
-            for name in sorted(names.split(), key=lambda one: (one[0].isupper(), one)):
-                kind = "autoclass" if isinstance(getattr(goldenlayers, name), type) else "autofunction"
-                lines += [f".. {kind}:: goldenlayers.{name}"]
-                lines += ["   :members:", "   :show-inheritance:"] * (kind == "autoclass") + [""]
+            title = f"goldenlayers.{room}"
+            section = nodes.section(ids=[nodes.make_id(title)], names=[title])
+            section += nodes.title(text=title)
+            about = import_module(title).__doc__ or ""
+            lines = [" ".join(about.partition("\n\n")[0].split()), ""]
+            for name in sorted(names.split(), key=str.swapcase):  # functions first
+                is_class = isinstance(getattr(goldenlayers, name), type)
+                lines += [f".. auto{'class' if is_class else 'function'}:: goldenlayers.{name}"]
+                lines += ["   :members:"] * is_class + [""]
             self.state.nested_parse(StringList(lines, "api"), 0, section)
             found.append(section)
         return found
