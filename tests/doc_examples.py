@@ -38,7 +38,8 @@ SMALLER = {
     r"facts\[:100\]": "facts[:4]",
     r"facts\[100:\]": "facts[4:]",
     r"steps=\d+": "steps=2",
-    r'editor="rome", budget="5m"': 'editor=gl.Rome(steps=1), budget="5m", edits=4',
+    r'editor="rome", budget="5m"': "editor=gl.Rome(steps=1), edits=4",
+    r'budget="5m"\)': "edits=4)",
 }
 TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n"
@@ -82,7 +83,7 @@ class Block:
 
 def blocks_of(page: Path) -> list[Block]:
     """The blocks of code of a page (Markdown, or the cells of a notebook), in their order."""
-    name = str(page.relative_to(ROOT))
+    name = str(page.relative_to(ROOT) if page.is_relative_to(ROOT) else page.name)
     if page.suffix == ".ipynb":
         cells = json.loads(page.read_text("utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -173,9 +174,7 @@ class Workshop:
         }
         there = next(self.folder.glob("*.whl"))
         patch.setattr(fetching, "registry", lambda: names)
-        patch.setattr(
-            fetching, "pip_download", lambda _, place: Path(shutil.copy(there, place))
-        )
+        patch.setattr(fetching, "pip_download", lambda _, place: Path(shutil.copy(there, place)))
         patch.setenv("GOLDENLAYERS_CACHE", str(self.folder / "cache"))
 
     def _data(self) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doc_examples import ROOT, Block, Workshop, blocks_of, parsed, workshop
+from doc_examples import ROOT, Workshop, blocks_of, parsed, workshop
+
+from goldenlayers.errors import UserError
 
 PAGES = [
     ROOT / "README.md",
-    *(page for part in ("", "howto", "results") for page in sorted((ROOT / "docs" / part).glob("*.md"))),
-    *sorted((ROOT / "docs/notebooks").glob("*.ipynb")),
+    *(
+        page
+        for part in ("*.md", "howto/*.md", "results/*.md", "notebooks/*.ipynb")
+        for page in sorted((ROOT / "docs").glob(part))
+    ),
 ]
 # What the pages of results ran was of its day, and took hours.
 RESULTS = [page for page in PAGES if page.parent.name == "results"]
@@ -38,3 +44,28 @@ def test_commands_of_results_are_understood(page: Path) -> None:
     for block in blocks_of(page):
         for arguments in block.commands():
             parsed(arguments)
+
+
+def test_few_examples_are_not_run_and_each_says_why() -> None:
+    left = [block for page in RUN for block in blocks_of(page) if block.mark == "not run"]
+    assert len(left) <= 5
+    assert all(re.match(r"needs (a GPU|the hub|a Ray cluster)$", block.said) for block in left)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("    golden locate smollm2-135m --limmit 3\n", "limmit"),
+        ("    golden ask smollm2-135m hello --delta runs/nowhere\n", "nowhere"),
+        ("<!-- not run: needs the hub -->\n\n    golden locate smollm2-135m --kapa 1\n", "kapa"),
+        ("```python\nimport goldenlayers as gl\ngl.load('no-model')\n```\n", "no-model"),
+    ],
+)
+def test_control_a_wrong_example_is_noticed(
+    text: str, wrong: str, place: Workshop, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text, "utf-8")
+    (block,) = blocks_of(page)
+    with pytest.raises((AssertionError, UserError), match=wrong):
+        place.run(block, {})

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,32 @@ def test_the_layer_method_locates_by_name(place: Path) -> None:
     assert ranking["method"] == "loudness" and ranking["golden_layer"] == int(sizes.argmax())
     scores = [one["score"] for one in ranking["layers"]]
     assert scores == pytest.approx(sizes.tolist(), rel=1e-4)
+
+
+def test_what_the_page_shows_runs(place: Path) -> None:
+    """Its commands as they stand, and its last block, in one process; the model is a tiny one."""
+    lines = re.findall(r"^    golden (.+)$", PAGE, re.M)
+    commands = [shlex.split(line.replace("smollm2-135m", "model")) for line in lines]
+    last = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[-1]
+    code = f"""
+from goldenlayers.cli import main
+for command in {commands!r}:
+    assert main(command) == 0, command
+"""
+    source = Path(goldenlayers.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place / "site"), str(source)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True
+    )
+    assert len(commands) == 5 and done.returncode == 0, done.stdout + done.stderr
+    # Names that entry points have taken are not free: without the package's metadata they are.
+    bare = "import sys; sys.path.insert(0, 'source')\nfrom quiz_layers.belief import BELIEF\n"
+    bare += f"from quiz_layers.quiz import QUIZ\n{last}"
+    env["PYTHONPATH"] = str(source)
+    done = subprocess.run(
+        [sys.executable, "-c", bare], cwd=place, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_package_that_cannot_be_imported_is_one_line_and_the_others_work(

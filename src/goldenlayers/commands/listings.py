@@ -307,9 +307,7 @@ def completion(shell: str) -> str:
     # In texts of several lines tyro's script takes those that begin with "--" for options.
     lines = said.getvalue().rstrip().split("\n")
     spec = "COMPLETION_SPEC = "
-    return "\n".join(
-        line.replace(r"\n", " ") if line.startswith(spec) else line for line in lines
-    )
+    return "\n".join(line.replace(r"\n", " ") if line.startswith(spec) else line for line in lines)
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:
