@@ -34,9 +34,9 @@ _MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
 PLACEHOLDERS = {"MODEL": "smollm2-135m", "DATA": "starter"}
 # Text in Python examples → what is run in its place, as less is enough.
 SMALLER = {
-    r"limit=\d{2,}": "limit=6",
-    r"facts\[:100\]": "facts[:4]",
-    r"facts\[100:\]": "facts[4:]",
+    r"limit=\d{2,}": "limit=5",
+    r"facts\[:100\]": "facts[:3]",
+    r"facts\[100:\]": "facts[3:]",
     r"steps=\d+": "steps=2",
     r'editor="rome", budget="5m"': "editor=gl.Rome(steps=1), edits=4",
     r'budget="5m"\)': "edits=4)",
@@ -116,7 +116,8 @@ def smaller(command: str, options: Any) -> Any:
     has = {f.name for f in dataclasses.fields(options)}
     less: dict[str, Any] = {}
     if "limit" in has and getattr(options, "facts", "many"):
-        less["limit"] = min(options.limit or 3, 3)
+        many = 2 if command == "edit" else 3
+        less["limit"] = min(options.limit or many, many)
     less |= {name: value for name, value in {"bootstrap": 10, "workers": 1}.items() if name in has}
     if "overwrite" in has and getattr(options, "to", "") != "gguf-merged":
         less["overwrite"] = True

@@ -134,7 +134,7 @@ def overview() -> list[str]:
         *lines,
         "",
         "golden COMMAND --help says more, golden --version which version this is;",
-        "golden --completion bash (or zsh, fish) prints a script for that shell's completion.",
+        "golden --completion bash (or zsh, fish): a script that completes in the shell.",
         "All take --json (the result as one JSON object) and --quiet.",
     ]
 
