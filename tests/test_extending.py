@@ -185,9 +185,11 @@ from quiz_layers.quiz import QUIZ
 FORMATS.unregister("quiz")
 METRICS.unregister("belief")
 sys.path.insert(0, "site")
-FORMATS.refresh()
-METRICS.refresh()
 from goldenlayers.cli import main
+from goldenlayers.editors import EDITORS
+from goldenlayers.locating import METHODS
+for registry in (FORMATS, METRICS, EDITORS, METHODS):
+    registry.refresh()
 for command in {commands!r}:
     assert main(command) == 0, command
 """
