@@ -111,7 +111,7 @@ def parsed(arguments: list[str]) -> Any:
 
 def smaller(command: str, options: Any) -> Any:
     """The same work with fewer facts, steps and processes."""
-    from goldenlayers.editors import make_editor
+    from goldenlayers.editors import EDITORS, make_editor
 
     has = {f.name for f in dataclasses.fields(options)}
     less: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def smaller(command: str, options: Any) -> Any:
             less["editor_set"] = options.editor_set | _few(make_editor(options.editor))
     elif command in ("edit", "evaluate", "sweep") and "set" in has:
         method = options.method or ("" if command == "evaluate" else "clear-rome")
-        if method not in ("", "in-context", "none") and not options.preset:
+        if method in EDITORS and not options.preset:
             less["set"] = options.set | _few(make_editor(method))
     return dataclasses.replace(options, **less)
 
