@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels test-faults test-real check format bench study clean
+.PHONY: help install demo test test-kernels test-faults test-real check docs format bench study clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,10 @@ check: install ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: install ## build the site into docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
 format: install ## put all files into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -82,5 +86,5 @@ study: install ## what is missing of studies/golden-layers.yaml; figures in runs
 	$(BIN)/golden study studies/golden-layers.yaml --base $(SHARED) --out runs/study $(STUDY)
 
 clean: ## remove caches and build products (not .venv, not runs)
-	rm -rf .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist src/*.egg-info
+	rm -rf .pytest_cache .ruff_cache .coverage .coverage.* htmlcov build dist docs/_build src/*.egg-info
 	find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

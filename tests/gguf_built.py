@@ -42,6 +42,8 @@ def write_llama_gguf(
     for key, value in (extra or {}).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         else:
             writer.add_uint32(key, value)
     for name, values in _tensors(model).items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +95,26 @@ def test_the_overview_has_a_line_for_every_command(
         start = lines.index(f"{heading}:") + 1
         there = [line.split()[0] for line in lines[start : start + len(commands)]]
         assert there == list(commands)
+
+
+def test_completion_knows_commands_options_and_values(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["--completion", "csh"]) == 2
+    assert "bash, zsh, fish" in capsys.readouterr().err
+    script = "\n".join(help_of(capsys, "--completion", "bash"))
+    (line,) = [one for one in script.split("\n") if one.startswith("COMPLETION_SPEC = ")]
+    spec = ast.literal_eval(line.removeprefix("COMPLETION_SPEC = "))
+    assert set(spec["subcommands"]) == set(COMMANDS)
+    options = {flag: one for one in spec["subcommands"]["edit"]["options"] for flag in one["flags"]}
+    assert {"--subject", "--layer", "--json", "--quiet"} <= set(options)
+    assert options["--mode"]["choices"] == ["auto", "batch", "sequential"]
+    if bash := shutil.which("bash"):
+        (tmp_path / "golden").write_text(script, "utf-8")
+        asked = "source golden; COMP_WORDS=(golden edit --meth); COMP_CWORD=2; _tyro_golden; "
+        ask = [bash, "-c", asked + 'echo "${COMPREPLY[@]}"']
+        done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--method"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +166,38 @@ def test_the_layer_method_locates_by_name(place: Path) -> None:
     assert ranking["method"] == "loudness" and ranking["golden_layer"] == int(sizes.argmax())
     scores = [one["score"] for one in ranking["layers"]]
     assert scores == pytest.approx(sizes.tolist(), rel=1e-4)
+
+
+def test_what_the_page_shows_runs(place: Path) -> None:
+    """Its commands as they stand, and its last block, in one process; the model is a tiny one."""
+    lines = re.findall(r"^    golden (.+)$", PAGE, re.M)
+    commands = [shlex.split(line.replace("smollm2-135m", "model")) for line in lines]
+    last = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[-1]
+    assert len(commands) == 5
+    shutil.copytree(place / "source/quiz_layers", place / "bare/quiz_layers")
+    # The names are free for the last block as long as the installed package is not on the path.
+    code = f"""
+import sys
+sys.path.insert(0, "bare")
+from quiz_layers.belief import BELIEF
+from quiz_layers.quiz import QUIZ
+{last}
+FORMATS.unregister("quiz")
+METRICS.unregister("belief")
+sys.path.insert(0, "site")
+from goldenlayers.cli import main
+from goldenlayers.editors import EDITORS
+from goldenlayers.locating import METHODS
+for registry in (FORMATS, METRICS, EDITORS, METHODS):
+    registry.refresh()
+for command in {commands!r}:
+    assert main(command) == 0, command
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(goldenlayers.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_package_that_cannot_be_imported_is_one_line_and_the_others_work(

@@ -105,6 +105,12 @@ def _run(arguments: Sequence[str]) -> int:
 
         put(f"goldenlayers {__version__}")
         result(version=__version__)
+    elif command == "--completion":
+        from goldenlayers.commands.listings import completion
+
+        script = completion(arguments[1] if len(arguments) == 2 else "")
+        put(*script.split("\n"), limit=None)
+        result(completion=script)
     elif command in _HELP or (command in COMMANDS and asked):
         if command in _HELP:
             lines = overview()
@@ -127,7 +133,8 @@ def overview() -> list[str]:
     return [
         *lines,
         "",
-        "golden COMMAND --help says more, golden --version which version this is.",
+        "golden COMMAND --help says more, golden --version which version this is;",
+        "golden --completion bash (or zsh, fish): a script that completes in the shell.",
         "All take --json (the result as one JSON object) and --quiet.",
     ]
 

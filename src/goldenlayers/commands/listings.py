@@ -5,8 +5,10 @@ texts are those that stand with the commands and with their options.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
+import io
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tyro.conf import Positional, Suppress, arg
 
-from goldenlayers.commands import CALL_FLAGS
+from goldenlayers.commands import CALL_FLAGS, COMMANDS, options_of
 from goldenlayers.commands.options import (
     RARE,
     Checked,
@@ -27,7 +29,7 @@ from goldenlayers.commands.options import (
     marks_of,
     types_of,
 )
-from goldenlayers.errors import shortened
+from goldenlayers.errors import UserError, shortened
 from goldenlayers.shown import put, result, say, width
 
 
@@ -230,6 +232,7 @@ def run_editors(config: EditorsConfig) -> int:
     return 0
 
 
+SHELLS = ("bash", "zsh", "fish")
 # Where a heading stands; those that are not named stand between.
 _PLACES = {"": 0, "Method": 1, "Options": 1, "Facts": 2, "Output": 3, "Model": 8, RARE: 9}
 _COLUMN = 24  # where the texts of the options begin
@@ -271,6 +274,40 @@ def command_help(command: str, kind: type[Any], *, rare: bool = False) -> list[s
     lines += ["", f"More options: golden {command} --help-all"] * bool(hidden)
     examples = [f"  {line}" for line in more.split("\n") if line.startswith("golden ")]
     return [*lines, "", "Examples:", *examples]
+
+
+def completion(shell: str) -> str:
+    """The script that completes commands, options and their values in a shell.
+
+    Raises:
+        UserError: the shell is none of ``SHELLS``.
+    """
+    if shell not in SHELLS:
+        raise UserError(
+            f"--completion is for {', '.join(SHELLS)}, not '{shell}'",
+            fix="Type for example: golden --completion bash",
+        )
+    from tyro.conf import FlagCreatePairsOff
+    from tyro.extras import subcommand_cli_from_dict
+
+    kinds = {
+        name: dataclasses.make_dataclass(
+            options_of(name).__name__,
+            [(flag, bool, False) for flag in CALL_FLAGS],
+            bases=(options_of(name),),
+            frozen=True,
+            kw_only=True,
+        )
+        for name in COMMANDS
+    }
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        asked = ["--tyro-write-completion", shell, "-"]
+        subcommand_cli_from_dict(kinds, prog="golden", args=asked, config=(FlagCreatePairsOff,))
+    # In texts of several lines tyro's script takes those that begin with "--" for options.
+    lines = said.getvalue().rstrip().split("\n")
+    spec = "COMPLETION_SPEC = "
+    return "\n".join(line.replace(r"\n", " ") if line.startswith(spec) else line for line in lines)
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:
