@@ -238,7 +238,7 @@ class Workshop:
         model, found = load(self.folder / "my-model"), []
         for fact in facts:
             ids = model.encoder.tokens(fact.prompt)[0]
-            text = model.tokenizer.decode(greedy(model, [ids], 1)[0])
+            text = str(model.tokenizer.decode(greedy(model, [ids], 1)[0]))
             old, joint = text.strip(), "space" if text.startswith(" ") else "none"
             if not old.isprintable() or not old:
                 continue
