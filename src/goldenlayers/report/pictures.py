@@ -116,7 +116,7 @@ def _draw_scores(axes: Axes, truth: Truth, golden: int, metric: str) -> None:
     share = wins.pop(golden)
     firm = clear(share, max(wins.values(), default=0.0))  # else the star is not full
     said = f"golden layer {golden}: {score:.1f}, the best in {100 * share:.0f} % of the resamples"
-    look = STAR | {"fillstyle": "full" if firm else "none"}
+    look: dict[str, Any] = STAR | {"fillstyle": "full" if firm else "none"}
     axes.plot([golden], [score], label=said + " (not firm)" * (not firm), **look)
     axes.set_ylabel(f"{name}, mean over facts\n(0 to 100; band: 95 %)" if metric == OVERALL
                     else f"{name}, mean over facts\n(band: 95 %)")  # fmt: skip
@@ -190,8 +190,8 @@ def tracing_figure(
         largest = max(-low, high) or 1.0
         whole = LinearSegmentedColormap.from_list("effect", _EFFECTS)
         # The part of the colours that occurs: white stays at zero.
-        ends = [(end / largest + 1) / 2 for end in (low, high if high > low else largest)]
-        colours = LinearSegmentedColormap.from_list("part", whole(np.linspace(*ends, 256)))
+        begin, end = ((x / largest + 1) / 2 for x in (low, high if high > low else largest))
+        colours = LinearSegmentedColormap.from_list("part", whole(np.linspace(begin, end, 256)))
         image = axes.imshow(
             np.ma.masked_invalid(grid.effect),
             cmap=colours,
@@ -224,7 +224,8 @@ def _mark_best(axes: Axes, grid: TracingGrid) -> bool:
     if np.isnan(row).all() or not np.nanmax(row) > np.nanmin(row):
         return False
     best = int(np.nanargmax(row))
-    axes.plot([best], [grid.lookup], **STAR | {"markersize": 9})
+    smaller: dict[str, Any] = STAR | {"markersize": 9}
+    axes.plot([best], [grid.lookup], **smaller)
     return True
 
 
