@@ -51,6 +51,9 @@ EARLIER = {
     " --target Rome --layer 5 --out runs/rome",
     "runs/sweep": "sweep smollm2-135m counterfact.json --method rome --out runs/sweep",
     "runs/many": "edit smollm2-135m --facts facts.jsonl --method memit --layer 3 --out runs/many",
+    "runs/lga": "locate smollm2-135m counterfact.json --apart-from runs/sweep --out runs/lga",
+    "runs/compare": "compare runs/sweep --with runs/lga --out runs/compare",
+    "runs/studied": "study study.yaml --out runs/studied",
     "adapter": "export runs/rome --to peft --out adapter",
 }
 STUDY = """
@@ -257,7 +260,7 @@ class Workshop:
         from goldenlayers.report import figures, pictures
 
         def draw(_drawn: Any, path: Path, *_args: Any, **_more: Any) -> None:
-            for ending in (".svg", ".png"):
+            for ending in (".svg", ".pdf", ".png"):
                 Path(path).with_suffix(ending).touch()
 
         patch.setattr(figures, "ranking_figure", draw)
@@ -275,6 +278,9 @@ class Workshop:
         """What a command says, and why it ended otherwise than well; once for each command."""
         from goldenlayers.cli import main
 
+        if arguments[0] == "studio":  # it serves until Ctrl-C; tests/test_studio_page.py does so
+            parsed(arguments)
+            return ""
         out = arguments[arguments.index("--out") + 1] if "--out" in arguments else ""
         self.need(name for name in arguments if name != out)
         key = out or shlex.join(arguments)

@@ -74,7 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from goldenlayers.report import figures
 
     def draw(_ranking: Any, path: Path) -> None:
-        for ending in (".svg", ".png"):
+        for ending in (".svg", ".pdf", ".png"):
             path.with_suffix(ending).touch()
 
     monkeypatch.setattr(figures, "ranking_figure", draw)

@@ -192,9 +192,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     real = TextEncoder.tokens
 
-    def tokens(self: TextEncoder, text: str) -> Any:
+    def tokens(self: TextEncoder, text: str, **more: Any) -> Any:
         texts.append(text)
-        return real(self, text)
+        return real(self, text, **more)
 
     monkeypatch.setattr(TextEncoder, "tokens", tokens)
     return texts

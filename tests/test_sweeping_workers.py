@@ -177,7 +177,7 @@ def test_what_travels_carries_no_factors():
 def test_workers_load_by_name():
     load: Any = loader_of(tiny("llama"))
     assert load.args == ("tiny-llama",)
-    assert load.keywords == {"dtype": "float32", "device": "cpu"}
+    assert load.keywords == {"dtype": "float32", "device": "cpu", "chat": False}
 
 
 @pytest.fixture(scope="module")

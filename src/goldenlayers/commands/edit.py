@@ -80,7 +80,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     layer: str = "auto"
     """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a
     run of `golden locate` or `golden sweep`; auto: chosen for this editor by a race of real edits
-    of starter facts, once, and kept (see --budget); or each: for each fact the best of three."""
+    of starter facts, once, and kept; or each: for each fact the best of three."""
 
     strength: Annotated[str, arg(metavar="FACTOR")] = "1"
     """What the change is multiplied by; auto: for each fact the best of 0.5, 0.75, 1 and 1.2."""
@@ -89,7 +89,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
 
     mode: Literal["auto", "batch", "sequential"] = "auto"
-    """All facts in one solve, or one after another; auto takes batch where the editor can."""
+    """All facts in one solve, or one after another (auto: batch, if the editor can)."""
 
     step: Annotated[int, RARE] = 1
     """In sequence: how many facts to edit at a time (memit, emmet, alphaedit, pmet, ft-m, ft-l)."""
@@ -103,7 +103,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     clear_of: Annotated[list[str], arg(metavar="NAME ...")] = dataclasses.field(
         default_factory=list
     )
-    """Names that must get nothing of the edit, beside those of clear-rome's own pool."""
+    """More names that must get nothing of the edit."""
 
     clear_of_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
     """More such names, one a line."""
