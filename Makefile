@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels test-faults test-real check docs format bench study clean
+.PHONY: help install browser demo test test-kernels test-faults test-real check docs format bench study clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) \
 	  -c constraints.txt torch -e ".[dev]"
 	@touch $(STAMP)
+
+browser: ## Chromium, for the tests of pages, which skip without it (Debian and Ubuntu, as root)
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 
 demo: install ## find the golden layer of SmolLM2-135M on the starter facts (table and picture)
 	$(BIN)/golden locate smollm2-135m --limit 200 --out runs/demo --overwrite
