@@ -137,7 +137,7 @@ def test_what_is_typed_wrongly_is_told_and_leaves_nothing(
         session.ask(" ")
     assert not session.edits and not bench._line
     known = lambda _, rows: [list(row.answer_ids) for row in rows]  # noqa: E731
-    monkeypatch.setattr("goldenlayers.studio.workbench.forced_predictions", known)
+    monkeypatch.setattr("goldenlayers.decoding.forced_predictions", known)
     with pytest.raises(UserError, match="with 'Rome' already"):
         session.edit(FACT, "rome", 1)
     session.edits += [None] * EDITS  # type: ignore[list-item]

@@ -150,6 +150,15 @@ def forced_predictions(
     return _by_text(length_batches(lengths, batch_size), predict, lengths)
 
 
+def gives_already(model: Model, facts: Sequence[Fact]) -> list[bool]:
+    """Whether the model, as its weights are, gives each fact's new answer: every one of its tokens
+    is the likeliest behind those before it.
+    """
+    encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
+    found = forced_predictions(model, encodings)
+    return [tuple(new) == one.answer_ids for new, one in zip(found, encodings, strict=True)]
+
+
 @torch.no_grad()
 def log_probs(
     model: Model, rows: Sequence[Sequence[int]], starts: Sequence[int], *, batch_size: int = 32

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
 
 Texts = Annotated[UseAppendAction[list[str]], arg(metavar="TEXT"), Under("Check")]
-# A change longer than this share of the matrix it is added to is out of the ordinary: ROME edits of
-# healthy facts lie around 0.02-0.2.
-_LARGE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,13 +264,9 @@ def _keeping(fact: Fact, prompts: Sequence[str]) -> Fact:
 
 def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fact]:
     """Leave out facts whose new answer the model gives already; one by flags is an error."""
-    from goldenlayers.decoding import forced_predictions
+    from goldenlayers.decoding import gives_already
 
-    encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
-    given = [
-        tuple(tokens) == encoding.answer_ids
-        for tokens, encoding in zip(forced_predictions(model, encodings), encodings, strict=True)
-    ]
+    given = gives_already(model, facts)
     errors = [
         DataError(
             f"the model answers '{fact.prompt}' with '{fact.target}' already",
@@ -353,7 +346,7 @@ def _warn(
             advice = ""
         warn(f"{len(failed)} of {len(facts)} edits did not take ({some}). {advice}".rstrip())
     for name, norm in delta.norms(model).items():
-        if norm.relative > _LARGE:
+        if norm.is_large:
             warn(
                 f"the change of {name} is {norm.relative:.2f} times as long as the matrix "
                 "itself; other answers are likely to suffer. Try another --layer"

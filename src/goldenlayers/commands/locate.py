@@ -149,6 +149,7 @@ def run(config: LocateConfig) -> int:
     """Locate, write the run folder if one is asked for, and print the table."""
     from goldenlayers.locating import locate
     from goldenlayers.report import show_ranking
+    from goldenlayers.report.figures import FORMATS
 
     how = config.layer_method()
     shared.refuse_out(config, "locate", ignore=_FREE)
@@ -209,8 +210,7 @@ def run(config: LocateConfig) -> int:
         show_ranking(ranking)
     if how.verdict:
         say(how.verdict)
-    endings = ("svg", "pdf", "png")
-    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in endings)
+    pictures = (f"{name}.{ending}" for name in ("ranking", "heatmap") for ending in FORMATS)
     shared.tell_written(folder, "ranking.json", "grid.json", "per_fact.jsonl", *pictures)
     if stopped is not None:
         kept = f"; the ranking is kept in {folder.path}" if folder is not None else ""

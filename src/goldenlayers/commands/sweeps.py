@@ -92,6 +92,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 def run_sweep(config: SweepConfig) -> int:
     """Sweep (or go on with a sweep), print the truth, and write the run folder."""
     from goldenlayers.evaluation.metrics import DEFAULT_METRICS, check_metrics
+    from goldenlayers.report.figures import FORMATS
     from goldenlayers.report.tables import show_finished, show_sweep
 
     editor_of(config)
@@ -153,7 +154,7 @@ def run_sweep(config: SweepConfig) -> int:
         truth, summary = finish_sweep(folder, found, model, swept, config.seed)
     result(**summary)
     show_sweep(truth, summary)
-    pictures = (f"{FIGURE}.{ending}" for ending in ("svg", "pdf", "png"))
+    pictures = (f"{FIGURE}.{ending}" for ending in FORMATS)
     shared.tell_written(folder, SUMMARY, ROWS, *pictures)
     return 0
 

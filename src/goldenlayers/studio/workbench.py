@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from goldenlayers.atlas import found_for
 from goldenlayers.checking import FILE, Check, check
-from goldenlayers.decoding import forced_predictions, greedy, likeliest, settle_joints
+from goldenlayers.decoding import gives_already, greedy, likeliest, settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, edit, make_editor, needed_layers
 from goldenlayers.errors import UserError, check_number, near_matches, shortened
@@ -44,7 +44,6 @@ EDITS, SESSIONS, WAITING = 40, 100, 12
 """The most edits of a session, sessions of a workbench, and calls that may wait for the model."""
 TOKENS, LIKELIEST = 16, 5
 """Tokens of an answer, and likeliest next tokens shown with it."""
-_LARGE = 0.5  # of a matrix: a change that is longer hurts other answers
 
 
 class Answer(NamedTuple):
@@ -241,7 +240,7 @@ class Session:
                 f"The change is {norm.relative:.2f} times as long as the matrix itself, so other "
                 "answers are likely to suffer: try another layer, or less strength."
                 for norm in delta.norms(model).values()
-                if norm.relative > _LARGE
+                if norm.is_large
             ]
         with self._lock:
             for old in self.edits:
@@ -343,8 +342,7 @@ def answer(model: Model, prompt: str) -> Answer:
 
 
 def _refuse_known(model: Model, fact: Fact) -> None:
-    encoding = model.encoder.fact(fact, fact.target)
-    if tuple(forced_predictions(model, [encoding])[0]) == encoding.answer_ids:
+    if gives_already(model, [fact])[0]:
         raise UserError(
             f"the model answers '{fact.prompt}' with '{fact.target}' already",
             fix="There is nothing to edit: type another answer",
