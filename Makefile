@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser demo test test-kernels test-faults test-real check docs format bench study clean
+.PHONY: help install browser demo test coverage test-gpu test-kernels test-faults test-real check docs format bench bench-gpu study clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -37,9 +37,16 @@ demo: install ## find the golden layer of SmolLM2-135M on the starter facts (tab
 	$(BIN)/golden locate smollm2-135m --limit 200 --out runs/demo --overwrite
 	@echo "Picture: runs/demo/ranking.png (and ranking.svg)"
 
-test: install ## all tests that need no pretrained weights, with statement coverage
+test: install ## all tests that need no pretrained weights
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not real"
+
+# Counting statements makes the tests take half as long again.
+coverage: install ## the same tests with statement coverage, which must be 90 % or more
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not real" \
 	  --cov --cov-report=term --cov-fail-under=90
+
+test-gpu: install ## the tests of numbers on a GPU against the processor (skipped without one)
+	GOLDENLAYERS_DEVICE=cuda $(PYTEST) tests/test_gpu.py
 
 # Another processor's last bits: other instructions, two threads, and sums that are a bit off.
 # KERNELS names the test files; without it all of them run.
@@ -79,10 +86,14 @@ format: install ## put all files into the common form
 # -P keeps the scripts' folder off the path: a script may bear a library module's name.
 bench: install ## measure side by side; JSON in runs/bench
 	@mkdir -p runs/bench
-	@for script in benchmarks/[a-z]*.py; do \
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  echo "== $$script"; \
 	  $(BIN)/python -P $$script --out runs/bench/$$(basename $$script .py).json || exit 1; \
 	done
+
+bench-gpu: install ## models of 1.5 to 12 B parameters in random weights on a GPU; JSON in runs/bench
+	@mkdir -p runs/bench
+	$(BIN)/python -P benchmarks/gpu.py --out runs/bench/gpu.json
 
 # Hours on 2 cores: what is finished is not done again, so it can be stopped and goes on.
 study: install ## what is missing of studies/golden-layers.yaml; figures in runs/study/study

@@ -26,8 +26,8 @@ from goldenlayers import models
 from goldenlayers.hooks import final_hidden
 from goldenlayers.models import Model
 from goldenlayers.statistics import StatisticsSettings, collect
-from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, Source, TextSource
+from goldenlayers.statistics.sums import MomentSums
 
 
 class OneBatch(TextSource):

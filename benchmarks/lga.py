@@ -39,7 +39,7 @@ from torch import Tensor
 from goldenlayers.datasets import load_facts
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, graph_from_embedding, token_nll
-from goldenlayers.locating.lga import lga_rows
+from goldenlayers.locating.lga import lga_rows, tokens_at_once
 from goldenlayers.models import Model, load
 from goldenlayers.tokens import Encoding, length_batches, pad_ids
 
@@ -60,7 +60,7 @@ def batches_of(model: Model, facts: Sequence[Fact], batch_size: int) -> list[lis
     lengths = [max(len(old), len(new)) for old, new in pairs]
     return [
         [text for i in members for text in pairs[i]]
-        for members in length_batches(lengths, batch_size)
+        for members in length_batches(lengths, batch_size, tokens_at_once(model) // 2)
     ]
 
 
@@ -226,7 +226,9 @@ def measure_memory_here(
 
     pairs = pairs_of(model, facts)
     lengths = [max(len(old), len(new)) for old, new in pairs]
-    longest = [facts[i] for i in next(length_batches(lengths, n))]
+    batches = length_batches(lengths, n, tokens_at_once(model) // 2)
+    longest = [facts[i] for i in next(batches)]
+    n = len(longest)
     tokens = sum(len(text) for text in batches_of(model, longest, n)[0])
     # Touch every weight (they may be mapped from disk) and start the thread pools.
     RUN["floor_plain"](model, longest[:1], 1)
@@ -278,7 +280,7 @@ def report(result: dict[str, Any]) -> None:
     for kind, found in (("wall clock", result["ratios"]), ("processor", result["cpu_ratios"])):
         print(
             f"{kind}: ours is {found['materialised_over_ours']:.2f}x faster than materialised "
-            f"(wanted 3), {found['ours_over_floor_plain']:.2f}x floor_plain (wanted at most 1.25), "
+            f"(wanted 6), {found['ours_over_floor_plain']:.2f}x floor_plain (wanted at most 1.05), "
             f"{found['ours_over_floor_lean']:.2f}x floor_lean"
         )
     print(f"agreement: {result['agreement']}")
@@ -289,7 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", type=int, default=64, help="starter facts to time")
     parser.add_argument("--materialised-facts", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=16, help="facts per batch")
+    parser.add_argument("--batch-size", type=int, default=16, help="most facts per batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own)")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory runs")

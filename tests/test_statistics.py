@@ -19,7 +19,6 @@ from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 from goldenlayers.models import Model
 from goldenlayers.statistics import MissingLayerError, StatisticsSettings, key_statistics
-from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import (
     Observer,
     SampledSource,
@@ -27,6 +26,7 @@ from goldenlayers.statistics.sources import (
     drawable,
     special_ids,
 )
+from goldenlayers.statistics.sums import MomentSums
 
 # Conv1D, no MLP module, MLP that adds the residual, normed MLP output, parallel, image model.
 FAMILIES = ["gpt2", "gpt2_square", "opt", "bloom", "gemma3", "falcon_new", "gemma3_multimodal"]

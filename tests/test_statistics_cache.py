@@ -24,8 +24,8 @@ from goldenlayers.models import Model
 from goldenlayers.models.cache import sha256_file
 from goldenlayers.statistics import KeyStatistics, key_statistics
 from goldenlayers.statistics.cache import StatisticsCache, _seal, model_settings
-from goldenlayers.statistics.moments import MomentSums
 from goldenlayers.statistics.sources import SampledSource, TextSource
+from goldenlayers.statistics.sums import MomentSums
 
 WORDS = "the city of Paris is the capital of France and its river flows to the sea"
 

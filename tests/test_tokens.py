@@ -295,6 +295,10 @@ def test_batches_by_length_hold_every_row_once() -> None:
     assert all(len(b) <= 4 for b in batches)
     flat = [lengths[i] for b in batches for i in b]
     assert flat == sorted(lengths, reverse=True)  # what does not fit shows at once
+    few = list(length_batches(lengths, 4, tokens=8))
+    assert [i for b in few for i in b] == [i for b in batches for i in b]
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 8 for b in few)
+    assert max(map(len, few)) == 4 and len(few[0]) == 1
     groups = list(equal_length_groups([[0] * n for n in lengths], 3))
     assert sorted(i for g in groups for i in g) == list(range(23))
     assert all(len({lengths[i] for i in g}) == 1 and len(g) <= 3 for g in groups)

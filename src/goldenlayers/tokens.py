@@ -325,14 +325,21 @@ def _tokens_in(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> list[
     return [i for i, (a, b) in enumerate(spans) if a < end and b > start]
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int], batch_size: int, tokens: int | None = None
+) -> Iterator[list[int]]:
     """Indices in batches of similar length, so that little is spent on padding.
 
-    Longest first: if memory does not suffice, that shows at once and not after an hour.
+    Longest first: if memory does not suffice, that shows at once and not after an hour. A batch
+    has at most ``batch_size`` members, and with ``tokens`` at most so many tokens, or one member.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        size = batch_size
+        if tokens is not None:
+            size = min(size, max(1, tokens // max(1, lengths[order[0]])))
+        yield order[:size]
+        del order[:size]
 
 
 def equal_length_groups(rows: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

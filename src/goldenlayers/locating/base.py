@@ -102,7 +102,7 @@ class LayerMethod:
     """Methods whose ranks a comparison also averages with this one's."""
 
     batch_size: int = 16
-    """Facts per batch; halved by itself when memory runs out."""
+    """The most facts per batch; halved by itself when memory runs out."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -240,7 +240,7 @@ def lga_rows(
         ]
 
     lengths = [max(len(old), len(new)) for old, new in encoded]
-    yield from backing_off(lengths, batch_size, run)
+    yield from backing_off(lengths, batch_size, run, tokens=tokens_at_once(model) // 2)
 
 
 def saliency_rows(
@@ -277,20 +277,40 @@ def saliency_rows(
         scores = total / torch.tensor(sizes, dtype=torch.float64)
         return [_row(facts[i]) | {"phi": scores[b].tolist()} for b, i in enumerate(members)]
 
-    yield from backing_off([len(e) for e in encoded], batch_size, run)
+    lengths = [len(e) for e in encoded]
+    yield from backing_off(lengths, batch_size, run, tokens=tokens_at_once(model))
+
+
+def tokens_at_once(model: Model) -> int:
+    """Tokens whose forward and backward pass keeps 30 % of the weights' memory, or 64 MB.
+
+    A block keeps some 14 vectors of the hidden width and 4 of the MLP's for each token until its
+    backward pass (norms, residuals, queries, keys, values, both gates, their product). Small
+    batches cost little time on a processor: benchmarks/lga.py.
+    """
+    layers = model.layers
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    kept = len(layers) * (14 * layers.d_model + 4 * layers.d_mlp) * model.dtype.itemsize
+    return int(max(0.3 * weights, 64e6) / kept)
 
 
 def backing_off(
-    lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], list[Row]]
+    lengths: Sequence[int],
+    batch_size: int,
+    run: Callable[[list[int]], list[Row]],
+    *,
+    tokens: int | None = None,
 ) -> Iterator[list[Row]]:
     """Run length-sorted batches, halving the batch for good whenever memory runs out.
+
+    With ``tokens`` a batch of several has at most so many tokens.
 
     Raises:
         UserError: a single fact does not fit.
     """
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}", expected="1 or more")
-    batches = length_batches(lengths, batch_size)
+    batches = length_batches(lengths, batch_size, tokens)
     what = "a single fact of {} tokens".format
     for _, rows in in_smaller_batches(batches, run, lambda i: what(lengths[i]), for_good=True):
         yield rows

@@ -25,10 +25,8 @@ from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, mod
 from goldenlayers.statistics.documents import open_documents
 from goldenlayers.statistics.moments import (
     DEFAULT_RIDGE,
-    MEMORY_LIMIT,
     KeyStatistics,
     MissingLayerError,
-    MomentSums,
 )
 from goldenlayers.statistics.sources import (
     SAMPLE_LENGTH,
@@ -39,6 +37,7 @@ from goldenlayers.statistics.sources import (
     Source,
     TextSource,
 )
+from goldenlayers.statistics.sums import MEMORY_LIMIT, MomentSums
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
@@ -304,7 +303,9 @@ def key_statistics(
         if folder is not None:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        sums = MomentSums.empty(missing, memory_limit=how.memory_limit, folder=folder)
+        sums = MomentSums.empty(
+            missing, memory_limit=how.memory_limit, folder=folder, device=model.device
+        )
         saves = store and _Checkpoints(store, sums, stop_rows, how.checkpoint_seconds)
 
         def enough(sums: MomentSums) -> bool:

@@ -34,7 +34,7 @@ from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
-    from goldenlayers.statistics.moments import MomentSums
+    from goldenlayers.statistics.sums import MomentSums
 
 FORMAT = 1  # raise it when the same settings would now give other statistics
 MANIFEST = "manifest.json"
