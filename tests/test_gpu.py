@@ -45,8 +45,8 @@ TEXT = Path(__file__).resolve().parents[1] / "README.md"
 
 @cache
 def made(family: str, dtype: torch.dtype, device: torch.device) -> Model:
-    hf: Any = copy.deepcopy(shared(family)).to(dtype)
-    return Model.wrap(hf.to(device), TOKENIZERS["byte_level_bpe"]())
+    hf: Any = copy.deepcopy(shared(family))
+    return Model.wrap(hf.to(device, dtype), TOKENIZERS["byte_level_bpe"]())
 
 
 @cache
