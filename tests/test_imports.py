@@ -151,5 +151,10 @@ def test_help_is_quick() -> None:
     )
     # Timings depend on the machine; what makes help slow is these.
     slow = {"torch", "transformers", "matplotlib", "tokenizers", "gguf"}
-    for arguments in (["--help"], ["locate", "--help"], ["--version"], []):
+    for arguments in (["--help"], ["--version"], []):
         assert not loaded(code.format(arguments)) & slow, arguments
+    every = (
+        "from goldenlayers.commands import COMMANDS, options_of\nfor c in COMMANDS: options_of(c)"
+    )
+    assert not loaded(every) & slow  # the help of a command needs no more
+    assert not loaded(code.format(["edit", "--help"])) & slow

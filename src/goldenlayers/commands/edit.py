@@ -30,7 +30,6 @@ from goldenlayers.commands.options import (
 from goldenlayers.errors import DataError, UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.prompts import plain_subject
-from goldenlayers.report import tables
 from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor
     from goldenlayers.models import Model
+    from goldenlayers.report import tables
 
 Texts = Annotated[UseAppendAction[list[str]], arg(metavar="TEXT"), Under("Check")]
 
@@ -162,6 +162,7 @@ def run(config: EditConfig) -> int:
     from goldenlayers.choosing import FILE as TRIES
     from goldenlayers.editors import check_step
     from goldenlayers.export import write_card
+    from goldenlayers.report import tables
 
     shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
     config = dataclasses.replace(with_lines(with_usual(config)), method=config.method)
