@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.checking.advice import advice_on, stronger
-from goldenlayers.checking.answers import Texts, kept
+from goldenlayers.checking.answers import Texts, stays, wavering
 from goldenlayers.checking.probes import KEEP, Part, probes_of
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
@@ -59,6 +59,8 @@ class Probed:
         after: the same with it.
         p_before: the new answer's probability without the edit; None if it is no number.
         p_after: the same with it.
+        left: how likely its own answer still is under the edit, as a share of before, where it
+            should be kept and another one is likelier; None elsewhere, and in a chat.
     """
 
     fact: str
@@ -72,6 +74,7 @@ class Probed:
     after: str
     p_before: float | None
     p_after: float | None
+    left: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +220,9 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
     an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
-    same; in a chat the first three words that do not say the question again. Of facts without
-    rephrasings or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
+    same, or still half as likely as before while the new answer does not come; in a chat where the
+    first three words are the same that do not say the question again. Of facts without rephrasings
+    or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
 
     Args:
         model: the model that the edit was made on.
@@ -247,6 +251,7 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     texts, before = texts.enough(before)
     with delta.applied(model):
         after = texts.said(model)
+    left = wavering(model, delta, texts, before, after)
     probes = tuple(
         Probed(
             fact=facts[one.fact].id,
@@ -255,13 +260,14 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             made=one.made,
             name=one.name,
             by_model=one.by_model,
-            ok=kept(model, one, old, new) if one.part in KEEP else new.is_new,
+            ok=stays(model, one, old, new, left.get(u)) if one.part in KEEP else new.is_new,
             before=old.text,
             after=new.text,
             p_before=old.chance,
             p_after=new.chance,
+            left=left.get(u),
         )
-        for one, old, new in zip(texts.asked, before, after, strict=True)
+        for u, (one, old, new) in enumerate(zip(texts.asked, before, after, strict=True))
     )
     names = [field.name for field in dataclasses.fields(Edited)]
     edited = tuple(Edited(**{name: getattr(fact, name) for name in names}) for fact in facts)

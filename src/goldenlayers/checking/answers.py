@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from goldenlayers.checking.probes import KEEP, NEIGHBOURS, Asked
-from goldenlayers.decoding import end_ids, greedy, settle_joints
+from goldenlayers.decoding import end_ids, greedy, log_probs, settle_joints
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.reading import Pass, Reading, read
 from goldenlayers.evaluation.tokenised import continuation
@@ -20,8 +20,13 @@ from goldenlayers.facts import Fact, Probe
 from goldenlayers.prompts import new_words
 
 if TYPE_CHECKING:
+    from goldenlayers.delta import WeightDelta
     from goldenlayers.models import Model
 
+STILL = 0.5
+"""An answer that is no longer the likeliest is kept all the same if it is at least this share as
+likely as before: what a model wavers between changes places at any touch.
+"""
 _WORDS = 3  # of an answer in a chat, beyond the question's
 
 
@@ -103,6 +108,11 @@ class Texts:
             for row, new, one in zip(self.rows, answers, reads[:n], strict=True)
         ]
 
+    def likely(self, model: Model, said: Sequence[Said], places: Sequence[int]) -> list[float]:
+        """Log-probabilities in nats of what was said at some places, for the model as it is now."""
+        rows = [(*self.rows[u], *said[u].tokens) for u in places]
+        return log_probs(model, rows, [len(self.rows[u]) for u in places]) if rows else []
+
     def enough(self, before: Sequence[Said]) -> tuple[Texts, list[Said]]:
         """Without made neighbours that have the new answer already, or are beyond the number."""
         counts: Counter[int] = Counter()
@@ -153,3 +163,31 @@ def kept(model: Model, asked: Asked, old: Said, new: Said) -> bool:
         return old.tokens == new.tokens
     was, now = (new_words(asked.prompt, one.text)[:_WORDS] for one in (old, new))
     return was == now
+
+
+def stays(model: Model, asked: Asked, old: Said, new: Said, left: float | None) -> bool:
+    """Whether an answer is kept, or gave way to one that the model wavered between; not if that is
+    the new answer. ``left`` is how likely it still is.
+    """
+    return kept(model, asked, old, new) or (left is not None and left >= STILL and not new.is_new)
+
+
+def wavering(
+    model: Model, delta: WeightDelta, texts: Texts, before: Sequence[Said], after: Sequence[Said]
+) -> dict[int, float]:
+    """For each place that must stay and has another answer under the edit: how likely its own still
+    is, as a share of before. In a chat, where long answers are compared by their words, of none.
+    """
+    moved = [
+        u
+        for u, one in enumerate(texts.asked)
+        if one.part in KEEP and not kept(model, one, before[u], after[u])
+        if not model.chat and min(before[u].tokens) >= 0  # a number
+    ]
+    was = texts.likely(model, before, moved)
+    with delta.applied(model):
+        now = texts.likely(model, before, moved)
+    return {
+        u: round(math.exp(min(0.0, new - old)), 6)
+        for u, old, new in zip(moved, was, now, strict=True)
+    }
