@@ -79,20 +79,22 @@ def slowly(model: Model, prompt: str, answer: str) -> tuple[list[int], float, bo
     return said, chance, bool((scores.argmax(-1) == targets).all())
 
 
-def left_of(probe: Probed, model: Model, delta: WeightDelta, said: Sequence[int]) -> float:
-    """How likely tokens still are, as a share of before, by whole passes; as the probe has it."""
+def tie_of(probe: Probed, model: Model, delta: WeightDelta, old: Any, new: Any) -> float:
+    """How even two answers are where they part, by whole passes; as the probe has it."""
     ids = list(model.encoder.encode(probe.prompt).ids)
+    old, new = ([*some, *sorted(end_ids(model))[:1]] for some in (old, new))
+    at = next(i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1])
 
-    def chance() -> float:
+    def odds() -> float:
         with torch.no_grad():
-            scores = model.hf(torch.tensor([[*ids, *said]])).logits[0].double().log_softmax(-1)
-        return sum(float(scores[len(ids) - 1 + i, token]) for i, token in enumerate(said))
+            scores = model.hf(torch.tensor([[*ids, *old[:at]]])).logits[0, -1].double()
+        return float(scores[new[at]] - scores[old[at]])
 
-    was = chance()
+    was = odds()
     with delta.applied(model):
-        left = min(1.0, math.exp(chance() - was))
-    assert probe.left is None or probe.left == pytest.approx(left, abs=1e-4)
-    return left
+        tie = math.exp(min(was, -odds()))
+    assert probe.tie == pytest.approx(tie, rel=1e-3, abs=2e-6)
+    return tie
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "olmo2"])
@@ -109,10 +111,10 @@ def test_what_is_said_before_and_after_is_what_slow_decoding_says(name: str) -> 
             new = slowly(model, probe.prompt, GIVEN.target)
         assert probe.p_before == pytest.approx(old[1], abs=2e-5)
         assert probe.p_after == pytest.approx(new[1], abs=2e-5)
-        keeps = probe.part in ("neighbours", "unrelated")
-        assert (probe.left is None) == (not keeps or old[0] == new[0])
-        stays = old[0] == new[0] or (left_of(probe, model, delta, old[0]) >= 0.5 and not new[2])
-        assert probe.ok == (stays if keeps else new[2])
+        keeps = probe.part not in ("prompt", "rephrase")
+        assert (probe.tie is None) == (not keeps or old[0] == new[0])
+        stays = not keeps or old[0] == new[0] or tie_of(probe, model, delta, old[0], new[0]) >= 0.5
+        assert probe.ok == (stays and (old[0] == new[0] or not new[2]) if keeps else new[2])
         ids = model.encoder.encode(probe.prompt).ids
         assert probe.before == model.encoder.continuation(ids, old[0])
         assert probe.after == model.encoder.continuation(ids, new[0])

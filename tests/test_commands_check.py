@@ -90,7 +90,7 @@ def test_what_a_check_asked_is_scored_again(
         for metric, parts in names.items():
             mine = [r for r in rows if (r["fact"], r["metric"]) == (fact.id, metric)]
             probes = [p for p in found.probes if p.fact == fact.id and p.part in parts]
-            kept = [p.ok and p.left is None for p in probes]  # none that it wavers between
+            kept = [p.ok and p.tie is None for p in probes]  # none that it wavers between
             assert [row["score"] == 100 for row in mine] == kept
             asked += len(mine)
     assert asked == len(found.probes) and 0 < sum(one.ok for one in found.probes) < asked

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.checking.advice import advice_on, stronger
-from goldenlayers.checking.answers import Texts, stays, wavering
+from goldenlayers.checking.answers import Texts, stays, ties
 from goldenlayers.checking.probes import KEEP, Part, probes_of
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
@@ -59,8 +59,8 @@ class Probed:
         after: the same with it.
         p_before: the new answer's probability without the edit; None if it is no number.
         p_after: the same with it.
-        left: how likely its own answer still is under the edit, as a share of before, where it
-            should be kept and another one is likelier; None elsewhere, and in a chat.
+        tie: where an answer should be kept and another one came, how even the two are, before and
+            after (see :func:`goldenlayers.checking.answers.ties`); None elsewhere, and in a chat.
     """
 
     fact: str
@@ -74,7 +74,7 @@ class Probed:
     after: str
     p_before: float | None
     p_after: float | None
-    left: float | None = None
+    tie: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,8 +220,9 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
     an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
-    same, or still half as likely as before while the new answer does not come; in a chat where the
-    first three words are the same that do not say the question again. Of facts without rephrasings
+    same, or gave way to one that is neither the new answer nor more than twice as likely, as it was
+    not more than twice as likely before; in a chat where the first three words are the same that do
+    not say the question again. Of facts without rephrasings
     or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
 
     Args:
@@ -251,7 +252,7 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     texts, before = texts.enough(before)
     with delta.applied(model):
         after = texts.said(model)
-    left = wavering(model, delta, texts, before, after)
+    even = ties(model, delta, texts, before, after)
     probes = tuple(
         Probed(
             fact=facts[one.fact].id,
@@ -260,12 +261,12 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             made=one.made,
             name=one.name,
             by_model=one.by_model,
-            ok=stays(model, one, old, new, left.get(u)) if one.part in KEEP else new.is_new,
+            ok=stays(model, one, old, new, even.get(u)) if one.part in KEEP else new.is_new,
             before=old.text,
             after=new.text,
             p_before=old.chance,
             p_after=new.chance,
-            left=left.get(u),
+            tie=even.get(u),
         )
         for u, (one, old, new) in enumerate(zip(texts.asked, before, after, strict=True))
     )

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from goldenlayers.checking.probes import KEEP, NEIGHBOURS, Asked
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from goldenlayers.delta import WeightDelta
     from goldenlayers.models import Model
 
-STILL = 0.5
-"""An answer that is no longer the likeliest is kept all the same if it is at least this share as
-likely as before: what a model wavers between changes places at any touch.
-"""
+TIE = 0.5
+"""Between two tokens a model wavers where each is at least this share as likely as the other."""
 _WORDS = 3  # of an answer in a chat, beyond the question's
 
 
@@ -108,11 +107,6 @@ class Texts:
             for row, new, one in zip(self.rows, answers, reads[:n], strict=True)
         ]
 
-    def likely(self, model: Model, said: Sequence[Said], places: Sequence[int]) -> list[float]:
-        """Log-probabilities in nats of what was said at some places, for the model as it is now."""
-        rows = [(*self.rows[u], *said[u].tokens) for u in places]
-        return log_probs(model, rows, [len(self.rows[u]) for u in places]) if rows else []
-
     def enough(self, before: Sequence[Said]) -> tuple[Texts, list[Said]]:
         """Without made neighbours that have the new answer already, or are beyond the number."""
         counts: Counter[int] = Counter()
@@ -165,29 +159,34 @@ def kept(model: Model, asked: Asked, old: Said, new: Said) -> bool:
     return was == now
 
 
-def stays(model: Model, asked: Asked, old: Said, new: Said, left: float | None) -> bool:
-    """Whether an answer is kept, or gave way to one that the model wavered between; not if that is
-    the new answer. ``left`` is how likely it still is.
+def stays(model: Model, asked: Asked, old: Said, new: Said, tie: float | None) -> bool:
+    """Whether an answer is kept, or gave way to one that the model wavers between; not if that is
+    the new answer. ``tie`` is that of :func:`ties`.
     """
-    return kept(model, asked, old, new) or (left is not None and left >= STILL and not new.is_new)
+    return kept(model, asked, old, new) or (tie is not None and tie >= TIE and not new.is_new)
 
 
-def wavering(
+def ties(
     model: Model, delta: WeightDelta, texts: Texts, before: Sequence[Said], after: Sequence[Said]
 ) -> dict[int, float]:
-    """For each place that must stay and has another answer under the edit: how likely its own still
-    is, as a share of before. In a chat, where long answers are compared by their words, of none.
+    """For each place that must stay and has another answer under the edit, how even the two are, at
+    the first token that differs: how likely the one that came was before, as a share of the one
+    that was said, and how likely this is under the edit, as a share of the one that came; the
+    smaller of both shares. In a chat, where answers are compared by their words, of none.
     """
-    moved = [
-        u
-        for u, one in enumerate(texts.asked)
-        if one.part in KEEP and not kept(model, one, before[u], after[u])
-        if not model.chat and min(before[u].tokens) >= 0  # a number
-    ]
-    was = texts.likely(model, before, moved)
+    moved, rows = [], []
+    for u, one in enumerate(texts.asked):
+        old, new = before[u].tokens, after[u].tokens
+        if model.chat or one.part not in KEEP or old == new or min((*old, *new)) < 0:  # no number
+            continue
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new)))  # noqa: B905
+        moved.append(u)
+        rows += [(*texts.rows[u], *said[: same + 1]) for said in (old, new)]
+    if not moved:
+        return {}
+    ends = [len(row) - 1 for row in rows]
+    was = log_probs(model, rows, ends)
     with delta.applied(model):
-        now = texts.likely(model, before, moved)
-    return {
-        u: round(math.exp(min(0.0, new - old)), 6)
-        for u, old, new in zip(moved, was, now, strict=True)
-    }
+        now = log_probs(model, rows, ends)
+    shares = (min(0.0, was[i + 1] - was[i], now[i] - now[i + 1]) for i in range(0, len(rows), 2))
+    return {u: round(math.exp(share), 6) for u, share in zip(moved, shares, strict=True)}
