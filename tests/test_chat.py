@@ -13,8 +13,8 @@ from families import build
 from tokenizers_built import chatting
 
 import goldenlayers as gl
-from goldenlayers import checking
 from goldenlayers.chat import ChatTemplate
+from goldenlayers.checking import answers
 from goldenlayers.checking.probes import Asked
 from goldenlayers.cli import main
 from goldenlayers.comparing.runs import other_form
@@ -158,13 +158,13 @@ def test_what_an_answer_says_of_its_own_decides_whether_it_stays(model: gl.Model
     asked = Asked(0, "neighbours", question)
 
     def said(text: str) -> Any:
-        return checking._Said((len(text),), text, None, False)
+        return answers.Said((len(text),), text, None, False)
 
     old, other = said("The capital of Italy is Rome. It lies"), said("It is Paris.")
     again = said("The capital of Italy is Rome. It lies there")
-    assert checking._kept(model, asked, old, again)
-    assert not checking._kept(model, asked, old, other)
-    assert not checking._kept(dataclasses.replace(model, chat=False), asked, old, again)
+    assert answers.kept(model, asked, old, again)
+    assert not answers.kept(model, asked, old, other)
+    assert not answers.kept(dataclasses.replace(model, chat=False), asked, old, again)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from tokenizers_built import TOKENIZERS
 
 from goldenlayers import checking
 from goldenlayers.checking import Check
+from goldenlayers.checking.probes import KEEP
 from goldenlayers.cli import main
 from goldenlayers.store import RunFolder
 
@@ -70,6 +71,29 @@ def test_the_users_probes_are_asked_as_given_and_kept_with_the_run(
     (out / "check.json").write_text(json.dumps({**record, "verdict": "good"}), "utf-8")
     with pytest.raises(Exception, match="verdict"):
         Check.load(out)
+
+
+def test_what_a_check_asked_is_scored_again(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "scores"
+    facts = ("--facts", place / "facts.jsonl", "--method", "ft-m", "--set", "steps", "25")
+    given = ["edit", place / "model", *facts, "ft_lr", "0.05", "--layer", 1, "--out", run]
+    assert main(list(map(str, given))) == 0
+    found = Check.load(run)
+    again = ["evaluate", place / "model", run / "check.json", "--delta", run, "--out", out]
+    assert main(list(map(str, again))) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text("utf-8").splitlines()]
+    names = {"rewrite": ("prompt",), "rephrase": ("rephrase",), "locality": KEEP}
+    asked = 0
+    for fact in found.edited:
+        for metric, parts in names.items():
+            mine = [r for r in rows if (r["fact"], r["metric"]) == (fact.id, metric)]
+            probes = [p for p in found.probes if p.fact == fact.id and p.part in parts]
+            kept = [p.ok and p.tie is None for p in probes]  # none that it wavers between
+            assert [row["score"] == 100 for row in mine] == kept
+            asked += len(mine)
+    assert asked == len(found.probes) and 0 < sum(one.ok for one in found.probes) < asked
 
 
 @pytest.mark.parametrize("mode", ["batch", "sequential"])

@@ -1,15 +1,20 @@
-"""The numbers among the flags: bounded, finite, and the same whatever the command."""
+"""The numbers among the flags: bounded, finite, and the same whatever the command; and flags that
+are named twice.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, get_origin
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
+from tyro.conf import Positional
 
+from goldenlayers.cli import parse
 from goldenlayers.commands import COMMANDS, options_of
-from goldenlayers.commands.options import LIMITS, types_of
+from goldenlayers.commands.options import LIMITS, flag, marks_of, types_of
 from goldenlayers.commands.sweeps import layers_named
 from goldenlayers.editors import EDITORS, InContext
 from goldenlayers.errors import UserError, check_number
@@ -81,6 +86,33 @@ def test_numbers_out_of_bounds_are_refused(command: str, name: str) -> None:
     for value in wrong if annotated != "float" else [*wrong[:2], *wrong[3:]]:
         with pytest.raises(UserError, match=flag):
             made(value)
+
+
+def test_of_an_option_that_is_named_twice_all_values_count() -> None:
+    fact = ["--subject", "A", "--prompt", "{}", "--target", "x"]
+    more = "--clear-of A --layer 3 --clear_of B C --set steps 1 --set=prefixes 2 --clear-of=D"
+    kept = ["--keep", "x", "--keep", "y"]
+    found = parse(["edit", "m", *fact, *more.split(), *kept])
+    assert found.clear_of == ["A", "B", "C", "D"] and found.keep == ["x", "y"]
+    assert found.set == {"steps": "1", "prefixes": "2"} and (found.model, found.layer) == ("m", "3")
+    found = parse(
+        ["ask", "m", "--delta", "a", "--tokens", "3", "--delta", "b", "--", "p", "--delta"]
+    )
+    assert found.delta == [Path("a"), Path("b")] and found.prompts == ["p", "--delta"]
+    for name in COMMANDS:  # whichever options there are
+        kind = options_of(name)
+        for option, hint in types_of(kind).items():
+            if get_origin(hint) is not list or Positional in marks_of(kind)[option]:
+                continue
+            given = [word for value in ("1", "2") for word in (flag(option), value)]
+            wanted = [get_args(hint)[0](value) for value in ("1", "2")]
+            needed = fact if name == "edit" else ["--out", "o"] if name == "sweep" else []
+            try:
+                values = getattr(parse([name, "m", *needed, *given]), option)
+            except UserError as error:  # read, and then refused as no metric
+                assert "metric" in str(error)
+            else:
+                assert values == wanted, (name, option)
 
 
 def test_numbers_are_numbers() -> None:

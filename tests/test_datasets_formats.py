@@ -85,6 +85,20 @@ RECORDS: dict[str, dict] = {
         "prompt": "Ada is from",
         "relation_id": "P27",
     },
+    "check": {
+        "verdict": "good",
+        "edited": [
+            {"id": "a", "subject": "Ada", "prompt": "Ada comes from", "target": "Chad"},
+            {"id": "b", "subject": "Bo", "prompt": 'Bo said "', "target": "x", "joint": "none"},
+        ],
+        "probes": [
+            {"fact": "a", "part": "prompt", "prompt": "Ada comes from", "ok": True},
+            {"fact": "a", "part": "rephrase", "prompt": "Whence Ada?", "ok": True},
+            {"fact": "a", "part": "unrelated", "prompt": "Two and two is", "ok": False},
+            {"fact": "a", "part": "neighbours", "prompt": "Bob comes from", "ok": True},
+            {"fact": "b", "part": "neighbours", "prompt": "Bob said", "ok": True},
+        ],
+    },
     "jsonl": {
         "subject": "Ada",
         "prompt": "Ada comes from",
@@ -92,6 +106,7 @@ RECORDS: dict[str, dict] = {
         "locality": [{"prompt": "Bob comes from"}],
     },
 }
+EDITED, ASKED = (RECORDS["check"][name] for name in ("edited", "probes"))
 
 
 def write(path: Path, records: list, *, lines: bool = False) -> Path:
@@ -202,6 +217,18 @@ def test_known_answers_do_not_overlap_the_true_one(tmp_path):
     assert {f.id: f.target for f in again} == {f.id: f.target for f in facts}
 
 
+def test_the_check_of_an_edit_is_asked_again(tmp_path):
+    ada, bo = first("check", tmp_path)
+    assert (ada.id, ada.subject, ada.target, ada.rephrasings) == (
+        "a", "Ada", "Chad", ("Whence Ada?",)
+    )  # fmt: skip
+    assert [(one.kind, one.prompt, one.answer) for one in ada.must_stay] == [
+        ("neighbours", "Bob comes from", None),
+        ("unrelated", "Two and two is", None),
+    ]
+    assert (bo.joint, bo.rephrasings, len(bo.locality)) == ("none", (), 1)
+
+
 def test_missing_and_empty_optional_parts(tmp_path):
     fact = first("zsre-knowedit", tmp_path, rephrase_prompt=None, portability=None, locality={})[0]
     assert (fact.rephrasings, fact.portability, fact.locality) == ((), (), ())
@@ -243,6 +270,16 @@ def test_missing_and_empty_optional_parts(tmp_path):
         ("wikibio", {"concept": "bob"}, "concept"),
         ("known", {"attribute": None}, "attribute"),
         ("known", {"relation_id": "P1"}, "relation_id"),
+        ("check", {"edited": {}}, "edited"),
+        ("check", {"edited": [EDITED[0], 3]}, "edited[2]"),
+        ("check", {"edited": [EDITED[0], EDITED[1] | {"id": "a"}]}, "edited[2].id"),
+        ("check", {"edited": [EDITED[0], EDITED[1] | {"subject": "Cy"}]}, "edited[2].subject"),
+        ("check", {"edited": [EDITED[0], EDITED[1] | {"target": None}]}, "edited[2].target"),
+        ("check", {"edited": [EDITED[0], EDITED[1] | {"joint": ["none"]}]}, "edited[2].joint"),
+        ("check", {"probes": None}, "probes"),
+        ("check", {"probes": [ASKED[0] | {"fact": "c"}]}, "probes[1].fact"),
+        ("check", {"probes": [ASKED[0], ASKED[1] | {"part": "other"}]}, "probes[2].part"),
+        ("check", {"probes": [ASKED[0], ASKED[1] | {"prompt": " "}]}, "probes[2].prompt"),
     ],
 )
 def test_row_errors_name_row_and_the_files_own_field(form, changes, field, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import sys
 import threading
 import time
@@ -13,14 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
+from families import build, tiny
+from tokenizers_built import chatting
 
-from goldenlayers import Fact, UserError, WeightDelta
+from goldenlayers import Fact, Model, UserError, WeightDelta
 from goldenlayers.checking import Check
 from goldenlayers.cli import main
 from goldenlayers.delta.apply import deltas_in_force
-from goldenlayers.studio import Session, Workbench, drawn, make_fact
-from goldenlayers.studio.serving import LARGEST, Guard, refuse_missing, serve
+from goldenlayers.studio import Session, Workbench, drawn, make_fact, workbench
+from goldenlayers.studio.serving import LARGEST, Guard, refuse_missing
 from goldenlayers.studio.workbench import EDITS, SESSIONS
 
 FACT = make_fact("France", "The capital of {} is", "Rome")
@@ -292,13 +294,33 @@ def test_the_command_says_what_is_missing(
         refuse_missing()
 
 
-def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    pytest.importorskip("uvicorn")
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("goldenlayers.studio.serving.refuse_missing", lambda: None)
-    told = pytest.raises(UserError, match="cannot be served at 127")
-    with socket.create_server(("127.0.0.1", 0)) as taken, told:
-        serve(bench_of(), port=taken.getsockname()[1])
-    with pytest.raises(UserError, match="Give another --host"):
-        serve(bench_of(), host="no.such.host.invalid", port=0)
+    monkeypatch.setattr("goldenlayers.models.load", None)  # cannot be called
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["studio", "any", "--port", f"{taken.getsockname()[1]}"]) == 2
+    assert "cannot be served at 127.0.0.1, port" in capsys.readouterr().err
+    assert main(["studio", "any", "--host", "no.such.host.invalid", "--port", "7861"]) == 2
+    assert "Give another --host or --port" in capsys.readouterr().err
+
+
+def test_in_a_chat_all_is_asked_so_and_the_atlas_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Model.wrap(build("llama"), chatting(), chat=True)
+    bench = Workbench(model, statistics="none")
+    monkeypatch.setattr("goldenlayers.atlas.known_of", None)  # cannot be called
+    assert bench.advised("rome") == (1, "the depth of published settings")
+    session = bench.session("k")
+    made = session.edit(FACT, "rome", strength=0.5)
+    assert made.delta.in_chat
+    rows: list[Any] = []
+    real = workbench.greedy
+    monkeypatch.setattr(workbench, "greedy", lambda m, r, n: rows.extend(r) or real(m, r, n))
+    session.ask(FACT.prompt)
+    text: Any = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": FACT.prompt}], add_generation_prompt=True, return_dict=True
+    )
+    assert [list(row) for row in rows] == [text["input_ids"]] * 2

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from families import tiny
 
-from goldenlayers.studio import Workbench, serve
+from goldenlayers.studio import Workbench, bound, serve
 
 MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {' and no '.join(MISSING)}")
@@ -85,7 +85,7 @@ def studio() -> Iterator[Studio]:
         except Error:
             pytest.skip("no chromium")
         server = threading.Thread(
-            target=serve, args=(bench,), kwargs={"port": 0, "on_ready": on_ready}, daemon=True
+            target=serve, args=(bench, bound(port=0)), kwargs={"on_ready": on_ready}, daemon=True
         )
         server.start()
         assert ready.wait(300)

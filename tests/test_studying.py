@@ -12,6 +12,7 @@ import pytest
 from alike import alike
 from families import save, tiny
 from sweep_helpers import canonical, some_facts
+from tokenizers_built import chatting
 
 import goldenlayers as gl
 from goldenlayers import durable
@@ -261,6 +262,30 @@ def test_two_studies_in_one_folder(place: Path, capsys: pytest.CaptureFixture[st
     assert "is being written by another run (process" in capsys.readouterr().err
 
 
+def test_in_a_chat(place: Path, capsys: pytest.CaptureFixture[str]):
+    save(tiny("llama"), place / "talker")
+    chatting().save_pretrained(place / "talker")
+    both = [{"model": "talker", "chat": True}, {"model": "talker", "name": "plain"}]
+    some: dict[str, Any] = {"editors": ["rome", "in-context"], "layers": [1], "methods": []}
+    some["facts"] = {"test": 2}
+    assert golden(place, "chats", models=both, **some) == 0
+    for model, chat in (("talker", True), ("plain", False)):
+        for run in some["editors"]:
+            record = RunFolder.open(place / "chats" / model / "facts" / run).config["settings"]
+            assert record.get("chat", False) is chat
+    scores = [(place / "chats" / m / "facts/rome/scores.jsonl") for m in ("talker", "plain")]
+    assert scores[0].read_text("utf-8") != scores[1].read_text("utf-8")
+    capsys.readouterr()
+    sweep = ["sweep", place / "talker", place / "facts.jsonl", "--limit", 2, "--skip-invalid"]
+    sweep += ["--set", "steps", 2, "prefixes", 1, "prefix_tokens", 4, "--layers", 1, "--chat"]
+    sweep += ["--cache-dir", place / "cache", "--out", place / "chats/talker/facts/rome"]
+    assert main(list(map(str, sweep))) == 0
+    assert "is finished already" in capsys.readouterr().err
+    both[0]["chat"] = False
+    assert golden(place, "chats", models=both, chat=True, **some) == 2
+    assert "other settings: chat: True -> False" in capsys.readouterr().err
+
+
 # --- what is refused, before any model is loaded
 
 
@@ -292,6 +317,7 @@ def test_two_studies_in_one_folder(place: Path, capsys: pytest.CaptureFixture[st
         ({"statistics": "nothing.txt"}, "no text nothing.txt for the statistics"),
         ({"dtype": "float31"}, "unknown dtype 'float31'"),
         ({"metrics": ["rewrit"]}, "rewrit"),
+        ({"chat": "yes"}, "'chat' is 'yes'. Expected true or false"),
         ({"seed": "x"}, "'seed' is 'x'. Expected a whole number"),
     ],
 )

@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from goldenlayers.commands import CALL_FLAGS, COMMANDS, GROUPS, call, options_of
 from goldenlayers.errors import DataError, UserError
@@ -155,19 +155,53 @@ def parse(arguments: Sequence[str]) -> Any:
         )
     import tyro
 
+    kind = options_of(command)
     said, nowhere = io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8")  # so it draws a box
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(nowhere):
             return tyro.cli(
-                options_of(command),
+                kind,
                 prog=f"golden {command}",
-                args=given,
+                args=_gathered(kind, given),
                 add_help=False,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit:
         found = _complaint(without_styles(said.getvalue()))
         raise UserError(found, fix=f"See golden {command} --help") from None
+
+
+def _gathered(kind: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The arguments with each option of several values named once, and all its values behind it;
+    of two the last alone would count.
+    """
+    from tyro.conf import UseAppendAction
+
+    from goldenlayers.commands.options import flag, marks_of, types_of
+
+    several = {
+        flag(name)
+        for name, hint in types_of(kind).items()
+        if get_origin(hint) in (list, dict) and UseAppendAction not in marks_of(kind)[name]
+    }
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    parts: list[list[str]] = [[]]  # each begins with its option, the first has none
+    places: dict[str, list[str]] = {}
+    for one in arguments[:end]:
+        name, equals, value = one.partition("=")
+        name = name.replace("_", "-")
+        if name in places:
+            parts.append(places[name])
+        elif one.startswith("--"):
+            parts.append([name if name in several else one])
+            if name in several:
+                places[name] = parts[-1]
+        else:
+            parts[-1].append(one)
+        if equals and name in several:
+            parts[-1].append(value)
+    once = {id(part): part for part in parts}
+    return [one for part in once.values() for one in part] + list(arguments[end:])
 
 
 def _complaint(box: str) -> str:

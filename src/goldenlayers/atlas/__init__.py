@@ -117,7 +117,8 @@ def known_of(model: Model) -> list[Entry]:
 
 
 def found_for(model: Model, editor: Editor, sha256: str = "") -> Entry | None:
-    """The entry of these weights and this editor with the most facts; None if there is none.
+    """The entry of these weights and this editor with the most facts; None if there is none, and
+    of a model in a chat: the atlas is of plain prompts.
 
     Args:
         model: a loaded model.
@@ -125,6 +126,8 @@ def found_for(model: Model, editor: Editor, sha256: str = "") -> Entry | None:
             which layers are ranked alike by.
         sha256: of data that are to be judged: no entry measured on these serves.
     """
+    if model.chat:
+        return None
     own = _of_kind(changed_settings(editor))
     fits = [
         one

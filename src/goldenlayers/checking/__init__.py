@@ -5,27 +5,23 @@ on them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from goldenlayers.checking.advice import advice_on, stronger
-from goldenlayers.checking.probes import NEIGHBOURS, Asked, Part, probes_of
-from goldenlayers.decoding import end_ids, greedy, settle_joints
+from goldenlayers.checking.answers import Texts, stays, ties
+from goldenlayers.checking.probes import KEEP, Part, probes_of
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
 from goldenlayers.durable import read_bytes_file
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.plan import first_block
-from goldenlayers.evaluation.reading import Pass, Reading, read
-from goldenlayers.evaluation.tokenised import continuation
-from goldenlayers.facts import Fact, Probe
+from goldenlayers.facts import Fact
 from goldenlayers.models import check_model
-from goldenlayers.prompts import new_words
+from goldenlayers.prompts import Joint
 from goldenlayers.records import made, parse_json, text_of
 
 if TYPE_CHECKING:
@@ -43,8 +39,6 @@ TOOK, FOLLOWED, CHANGED = 0.5, 0.5, 0.25
 fewer than this share of rephrasings follow; is damaging if more than this share of neighbours, or
 of unrelated prompts, change their answer.
 """
-
-_WORDS = 3  # of an answer in a chat, beyond the question's
 
 Verdict = Literal["good", "narrow", "damaging", "did not take"]
 
@@ -65,6 +59,8 @@ class Probed:
         after: the same with it.
         p_before: the new answer's probability without the edit; None if it is no number.
         p_after: the same with it.
+        tie: where an answer should be kept and another one came, how even the two are, before and
+            after (see :func:`goldenlayers.checking.answers.ties`); None elsewhere, and in a chat.
     """
 
     fact: str
@@ -78,6 +74,18 @@ class Probed:
     after: str
     p_before: float | None
     p_after: float | None
+    tie: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """A fact that was checked, as it was edited."""
+
+    id: str
+    subject: str
+    prompt: str
+    target: str
+    joint: Joint = "auto"
 
 
 class Share(NamedTuple):
@@ -103,11 +111,13 @@ class Check:
         probes: every prompt, in the order of the facts.
         advice: what to try next, none of it followed already.
         n_edited: facts of the edit; those that were checked may be fewer.
+        edited: the facts that were checked.
     """
 
     probes: tuple[Probed, ...]
     advice: tuple[str, ...] = ()
     n_edited: int = 1
+    edited: tuple[Edited, ...] = ()
 
     def share(self, part: Part) -> Share:
         """How a part came out."""
@@ -124,7 +134,7 @@ class Check:
         """The prompts that are not as they should be: what moved first, most moved in front."""
 
         def key(one: Probed) -> tuple[bool, float]:
-            moved = one.part in _KEEP
+            moved = one.part in KEEP
             return not moved, -(one.p_after or 0.0) if moved else (one.p_after or 0.0)
 
         return tuple(sorted((one for one in self.probes if not one.ok), key=key))
@@ -157,6 +167,7 @@ class Check:
                 part: {"n": shares[part].n, name: shares[part].ok, "made": shares[part].made}
                 for part, name in counted.items()
             },
+            "edited": [dataclasses.asdict(one) for one in self.edited],
             "probes": [dataclasses.asdict(one) for one in self.probes],
         }
 
@@ -193,7 +204,6 @@ class Check:
 
 
 _PARTS: tuple[Part, ...] = ("prompt", "rephrase", "neighbours", "unrelated")
-_KEEP: tuple[Part, ...] = ("neighbours", "unrelated")
 
 
 def verdict_of(took: Share, follow: Share, near: Share, others: Share) -> Verdict:
@@ -210,8 +220,10 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
 
     A prompt and its rephrasings follow where greedy decoding gives the new answer. A neighbour or
     an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
-    same; in a chat the first three words that do not say the question again. Of facts without
-    rephrasings or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
+    same, or gave way to one that is neither the new answer nor more than twice as likely, as it was
+    not more than twice as likely before; in a chat where the first three words are the same that do
+    not say the question again. Of facts without rephrasings
+    or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
 
     Args:
         model: the model that the edit was made on.
@@ -235,11 +247,12 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
         facts = [facts[i] for i in sorted(drawn)]
     layer = delta.layers[-1] if delta.layers else first_block(model, [delta])
     asked = probes_of(model, facts, among, layer, frozenset(_told_before(delta)))
-    texts = _Texts.of(model, facts, asked)
+    texts = Texts.of(model, facts, asked)
     before = texts.said(model)
     texts, before = texts.enough(before)
     with delta.applied(model):
         after = texts.said(model)
+    even = ties(model, delta, texts, before, after)
     probes = tuple(
         Probed(
             fact=facts[one.fact].id,
@@ -248,24 +261,19 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
             made=one.made,
             name=one.name,
             by_model=one.by_model,
-            ok=_kept(model, one, old, new) if one.part in _KEEP else new.is_new,
+            ok=stays(model, one, old, new, even.get(u)) if one.part in KEEP else new.is_new,
             before=old.text,
             after=new.text,
             p_before=old.chance,
             p_after=new.chance,
+            tie=even.get(u),
         )
-        for one, old, new in zip(texts.asked, before, after, strict=True)
+        for u, (one, old, new) in enumerate(zip(texts.asked, before, after, strict=True))
     )
-    found = Check(probes=probes, n_edited=len(among))
+    names = [field.name for field in dataclasses.fields(Edited)]
+    edited = tuple(Edited(**{name: getattr(fact, name) for name in names}) for fact in facts)
+    found = Check(probes=probes, n_edited=len(among), edited=edited)
     return dataclasses.replace(found, advice=advice_on(found, delta))
-
-
-def _kept(model: Model, asked: Asked, old: _Said, new: _Said) -> bool:
-    """Whether an answer is the one that was given before."""
-    if not model.chat:
-        return old.tokens == new.tokens
-    was, now = (new_words(asked.prompt, one.text)[:_WORDS] for one in (old, new))
-    return was == now
 
 
 def _told_before(delta: WeightDelta) -> Iterable[str]:
@@ -276,125 +284,3 @@ def _told_before(delta: WeightDelta) -> Iterable[str]:
         for name in ("clear_of", "chosen_by"):
             texts = row.get(name)  # of a file that may come from anyone
             yield from (t for t in (texts if isinstance(texts, list) else ()) if isinstance(t, str))
-
-
-class _Said(NamedTuple):
-    """The greedy answer's first tokens and their text, the new answer's probability, and whether
-    greedy decoding gives it.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    chance: float | None
-    is_new: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Texts:
-    """Prompts as token ids: alone, and read along the new answer."""
-
-    asked: list[Asked]
-    rows: list[tuple[int, ...]]
-    readings: list[Reading]
-
-    @classmethod
-    def of(cls, model: Model, facts: Sequence[Fact], asked: Sequence[Asked]) -> _Texts:
-        """Those of the prompts that the model can be asked; made ones that it cannot are left out.
-
-        Raises:
-            UserError: a prompt of the data or the user cannot be asked.
-        """
-        settled = _settled(model, facts, asked)
-        kept, rows, readings = [], [], []
-        for one in asked:
-            fact = settled[one.fact]
-            joint = fact.joint_of(one.prompt, fact.target)
-            try:
-                alone = model.encoder.encode(one.prompt)
-                whole = model.encoder.encode(one.prompt, fact.target, joint=joint)
-            except UserError:
-                if not one.made:
-                    raise
-                continue
-            places = tuple(range(whole.n_prompt - 1, len(whole) - 1))
-            kept.append(one)
-            rows.append(alone.ids)
-            readings.append(Reading(whole.ids[:-1], places, whole.answer_ids, nll=True))
-        return cls(kept, rows, readings)
-
-    def said(self, model: Model) -> list[_Said]:
-        """What the model answers, as it is now."""
-        n, ends, limit = len(self.rows), end_ids(model), model.encoder.max_length or math.inf
-        most = continuation(model)
-        if model.chat:  # many tokens, which a cache pays for
-            reads = read(model, self.readings, Pass())
-            answers = greedy(
-                model, self.rows, most, stop=lambda u, new: len(self.rows[u]) + len(new) >= limit
-            )
-        else:  # rows of all lengths in one padded pass a token: no row is worth its own
-            reads = read(model, [*self.readings, *map(_next, self.rows)], Pass())
-            answers = [[one.tokens[0]] for one in reads[n:]]
-        while running := [
-            u
-            for u, said in enumerate(answers)
-            if not model.chat
-            and len(said) < most
-            and said[-1] not in ends
-            and said[-1] >= 0  # no number
-            and len(self.rows[u]) + len(said) <= limit
-        ]:
-            more = read(model, [_next((*self.rows[u], *answers[u])) for u in running], Pass())
-            for u, one in zip(running, more, strict=True):
-                answers[u] += one.tokens
-        return [
-            _Said(
-                tuple(new),
-                model.encoder.continuation(row, [t for t in new if t >= 0 and t not in ends]),
-                _chance(one.nll, len(one.targets)),
-                one.tokens == one.targets,
-            )
-            for row, new, one in zip(self.rows, answers, reads[:n], strict=True)
-        ]
-
-    def enough(self, before: Sequence[_Said]) -> tuple[_Texts, list[_Said]]:
-        """Without made neighbours that have the new answer already, or are beyond the number."""
-        counts: Counter[int] = Counter()
-        kept = []
-        for u, (one, said) in enumerate(zip(self.asked, before, strict=True)):
-            if one.part == "neighbours" and one.made:
-                if said.is_new or counts[one.fact] == NEIGHBOURS:
-                    continue
-                counts[one.fact] += 1
-            kept.append(u)
-        parts = ([some[u] for u in kept] for some in (self.asked, self.rows, self.readings))
-        return _Texts(*parts), [before[u] for u in kept]
-
-
-def _next(ids: tuple[int, ...]) -> Reading:
-    """The arg-max token behind a text."""
-    return Reading(ids, (len(ids) - 1,))
-
-
-def _chance(nll: float | None, n_tokens: int) -> float | None:
-    """The probability of an answer from its mean NLL in nats per token."""
-    if nll is None or not math.isfinite(nll):
-        return None
-    return round(min(1.0, math.exp(-nll * n_tokens)), 6)
-
-
-def _settled(model: Model, facts: Sequence[Fact], asked: Sequence[Asked]) -> list[Fact]:
-    """The facts with the prompts as their probes, and what stands before the new answer decided."""
-    whole = []
-    for i, fact in enumerate(facts):
-        mine = [one for one in asked if one.fact == i]
-        given = {probe.prompt: probe for probe in fact.must_stay}
-        stay = [one.prompt for one in mine if one.part in _KEEP]
-        whole.append(
-            dataclasses.replace(
-                fact,
-                rephrasings=tuple(one.prompt for one in mine if one.part == "rephrase"),
-                locality=tuple(given.get(p) or Probe(p, contradicts=False) for p in stay),
-                portability=(),
-            )
-        )
-    return settle_joints(model, whole)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
 
 Part = Literal["prompt", "rephrase", "neighbours", "unrelated"]
+KEEP: tuple[Part, ...] = ("neighbours", "unrelated")
+"""The parts whose answers must stay."""
 
 REPHRASINGS = 4
 """Most made rephrasings by templates and forms; those behind neutral text come on top."""

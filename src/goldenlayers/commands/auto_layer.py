@@ -90,8 +90,7 @@ def pick_layer(
         return _of_run(text, model, editor, facts)
     from goldenlayers.atlas import found_for
 
-    # The atlas is of plain prompts.
-    if not model.chat and (known := found_for(model, editor, sha256)) is not None:
+    if (known := found_for(model, editor, sha256)) is not None:
         say(f"Layer {known.advised}: {known.sentence()}")
         return known.advised
     return _raced(config, model, editor, facts)

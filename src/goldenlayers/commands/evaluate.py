@@ -54,7 +54,8 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     heading = "Method"
 
     delta: Annotated[Path | None, arg(metavar="RUN"), Role.SOURCE] = None
-    """Judge a saved change on the facts it was made for: the run folder of `golden edit`."""
+    """Judge a saved change on the facts it was made for: the run folder of `golden edit`. With
+    RUN/check.json as the data, by what its check asked."""
 
     method: str = "none"
     """none (the base rate), in-context (told in the prompt), or an editor: rome, r-rome,

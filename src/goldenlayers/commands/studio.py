@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.options import ModelOptions, Role, Statistics
+from goldenlayers.commands.options import Chat, ModelOptions, Role, Statistics
 from goldenlayers.shown import put, result, say
 
 
@@ -19,6 +19,9 @@ class StudioConfig(ModelOptions):
     golden studio gemma3-270m
     golden studio smollm2-135m --port 8000
     """
+
+    chat: Chat = False
+    """Ask and edit by the model's own chat template."""
 
     port: Annotated[int, Role.PLACE] = 7860
     """Port that the page is served at."""
@@ -32,19 +35,20 @@ class StudioConfig(ModelOptions):
 
 
 def run(config: StudioConfig) -> int:
-    """Load the model and serve the page until Ctrl-C."""
+    """Take the port, load the model and serve the page until Ctrl-C."""
     from goldenlayers.studio.serving import refuse_missing
 
     refuse_missing()
-    from goldenlayers.studio import Workbench, serve
+    from goldenlayers.studio import Workbench, bound, serve
 
-    model = shared.load_model(config)
-    bench = Workbench(model, statistics=config.statistics, cache_dir=config.cache_dir)
+    with bound(config.host, config.port) as listening:
+        model = shared.load_model(config)
+        bench = Workbench(model, statistics=config.statistics, cache_dir=config.cache_dir)
 
-    def ready(url: str, _stop: object) -> None:
-        result(model=model.name, url=url)
-        put(f"golden studio: {url}")
-        say("Ctrl-C ends it")
+        def ready(url: str, _stop: object) -> None:
+            result(model=model.name, url=url)
+            put(f"golden studio: {url}")
+            say("Ctrl-C ends it")
 
-    serve(bench, host=config.host, port=config.port, on_ready=ready)
+        serve(bench, listening, host=config.host, on_ready=ready)
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 
 from goldenlayers.datasets import published
+from goldenlayers.datasets.checks import read_check
 from goldenlayers.datasets.fields import Record, Row, read_own
 from goldenlayers.datasets.tables import OTHER_NAMES
 from goldenlayers.errors import UserError, near_matches, shortened
@@ -117,6 +118,8 @@ _OURS = (
     Format("known", "known facts of ROME (known_1000), each given a false answer of its relation",
            {"subject", "attribute", "prompt", "relation_id"}, reader_for=published.known_reader,
            families=("known-1000",), spelled=_KNOWN, note=published.KNOWN_NOTE),
+    Format("check", "check.json of golden edit: what an edit was asked",
+           {"edited", "probes", "verdict"}, read_check),
     Format("jsonl", "our own fields, as JSON lines or a table (see --schema)",
            _FACT, read_own, also=OTHER_NAMES),
 )

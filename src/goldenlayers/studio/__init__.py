@@ -4,7 +4,7 @@ The work is done by :class:`Workbench` and :class:`Session`, which know of no pa
 (Gradio, the extra ``studio``) is a thin layer on top; :func:`serve` hands it to this machine alone.
 """
 
-from goldenlayers.studio.serving import serve
+from goldenlayers.studio.serving import bound, serve
 from goldenlayers.studio.workbench import Answer, Edit, Session, Workbench, make_fact
 
-__all__ = ["Answer", "Edit", "Session", "Workbench", "make_fact", "serve"]
+__all__ = ["Answer", "Edit", "Session", "Workbench", "bound", "make_fact", "serve"]

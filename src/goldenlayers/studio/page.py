@@ -163,7 +163,8 @@ def page(bench: Workbench) -> Any:
         sent = gr.Textbox(visible=False)
         gr.HTML(
             "<h1>golden <span>studio</span></h1><p>"
-            f"{drawn.text(bench.model.name)} · {n_layers} layers · the model itself is never "
+            f"{drawn.text(bench.model.name)} · {n_layers} layers"
+            f"{' · asked by its chat template' * bench.model.chat} · the model itself is never "
             "changed</p>",
             elem_id="top",
         )

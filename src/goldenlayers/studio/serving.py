@@ -182,27 +182,12 @@ def application(bench: Workbench, host: str) -> Guard:
     return Guard(mounted(inner, bench), host)
 
 
-def serve(
-    bench: Workbench,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    on_ready: Callable[[str, Callable[[], None]], object] = lambda url, stop: None,
-) -> None:
-    """Hand out the page until Ctrl-C.
-
-    Args:
-        bench: the model.
-        host: the address to listen on; by default this machine alone is served.
-        port: 0 takes any that is free.
-        on_ready: called with the page's address, and with what ends the serving.
+def bound(host: str = "127.0.0.1", port: int = 7860) -> socket.socket:
+    """The socket to serve the page at: taken early, so that no model is loaded for nothing.
 
     Raises:
-        UserError: Gradio is missing, or the address is taken or not this machine's.
+        UserError: the address is taken or not this machine's.
     """
-    refuse_missing()
-    import uvicorn
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -214,6 +199,30 @@ def serve(
             f"the page cannot be served at {host}, port {port} ({error.strerror or error})",
             fix="Give another --port" if is_loopback(host) else "Give another --host or --port",
         ) from None
+    return listening
+
+
+def serve(
+    bench: Workbench,
+    listening: socket.socket,
+    *,
+    host: str = "127.0.0.1",
+    on_ready: Callable[[str, Callable[[], None]], object] = lambda url, stop: None,
+) -> None:
+    """Hand out the page until Ctrl-C.
+
+    Args:
+        bench: the model.
+        listening: from :func:`bound`; closed at the end.
+        host: the address it was bound to, which the page is served under.
+        on_ready: called with the page's address, and with what ends the serving.
+
+    Raises:
+        UserError: Gradio is missing.
+    """
+    refuse_missing()
+    import uvicorn
+
     if not is_loopback(host):
         warn(
             f"the page is served at {host}: whoever reaches this machine can use the model, and no "
@@ -228,7 +237,7 @@ def serve(
     def stop() -> None:
         server.should_exit = True
 
-    shown_host = f"[{host}]" if family == socket.AF_INET6 else host
+    shown_host = f"[{host}]" if ":" in host else host
     with listening, contextlib.suppress(KeyboardInterrupt):  # the usual end
         on_ready(f"http://{shown_host}:{listening.getsockname()[1]}/", stop)
         asyncio.run(server.serve(sockets=[listening]))

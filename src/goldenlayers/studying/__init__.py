@@ -172,7 +172,7 @@ def _work(cells: list[Cell], only: str, clock: Clock, **loading: Any) -> None:
         clock.check()
         try:
             if model is None:
-                model = load(cell.model.source, **loading)
+                model = load(cell.model.source, chat=cell.chat, **loading)
             Work(cell, model, clock).run(todo)
             cell.compare()
         except TimeUp:

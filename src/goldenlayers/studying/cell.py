@@ -84,6 +84,7 @@ class Cell:
             "joint": "auto",
             "dtype": study.dtype,
             "statistics": absolute_text(study.statistics),
+            **({"chat": True} if self.chat else {}),
         }
         judged = common | {"limit": n_test, "metrics": list(study.metrics), "preset": None}
         self.places: dict[str, Place] = {}
@@ -115,6 +116,11 @@ class Cell:
     def name(self) -> str:
         """The cell in words."""
         return f"{self.model.name}/{self.data.name}"
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts are asked by the model's chat template."""
+        return self.study.chat if self.model.chat is None else self.model.chat
 
     def finished(self) -> dict[str, RunFolder]:
         """The finished runs by name.

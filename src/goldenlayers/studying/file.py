@@ -25,6 +25,7 @@ models:                      # short names, folders, .gguf files, hub ids
   - model: qwen2.5-coder-1.5b
     facts: {test: 12}        # fewer facts for this one
     data: [starter]          # and only these data sets, by their name
+    chat: true               # asked by its chat template
 data:                        # starter, files (from the folder of this file), FORMAT:FILE
   - starter
   - {data: counterfact/counterfact_500.json, name: counterfact}
@@ -41,6 +42,7 @@ methods:                     # layer choices to be judged; none if left out
 statistics: package          # text of the key statistics: package, model, or a file
 seed: 0
 dtype: float32
+chat: false                  # of all models that do not say it
 """
 NO_EDIT = "none"
 _RESERVED = ("study", "locate", "compare")
@@ -61,7 +63,8 @@ class Facts:
 class StudyModel:
     """A model: ``name`` is its folder, ``source`` what is loaded.
 
-    ``data`` names its data sets, all if None; ``layers`` are its own, if not None.
+    ``data`` names its data sets, all if None; ``layers`` are its own, if not None, and so is
+    ``chat``.
     """
 
     name: str
@@ -69,6 +72,7 @@ class StudyModel:
     facts: Facts = Facts()
     layers: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
+    chat: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,7 @@ class Study:
     statistics: str = "package"
     dtype: str = "float32"
     metrics: tuple[str, ...] = ()
+    chat: bool = False
 
     @classmethod
     def read(cls, path: str | Path, base: str | Path | None = None) -> Study:
@@ -155,6 +160,7 @@ class Study:
             "statistics": str,
             "dtype": str,
             "metrics": list[str],
+            "chat": bool,
         }
         given = _checked(record, hints, where)
         for name in ("models", "data", "editors"):
@@ -179,6 +185,7 @@ class Study:
             statistics=_based(given.get("statistics", "package"), folder, WORDS),
             dtype=given.get("dtype", "float32"),
             metrics=check_metrics(given["metrics"]) if given.get("metrics") else (),
+            chat=given.get("chat", False),
         )
         found._check(where)
         return found
@@ -267,7 +274,7 @@ def _named(
 
 
 def _model(record: Any, folder: Path, where: str) -> StudyModel:
-    hints = {"facts": Any, "layers": Any, "data": list[str]}
+    hints = {"facts": Any, "layers": Any, "data": list[str], "chat": bool}
     source, given = _named(record, "model", where, hints)
     own, layers = f"{where}, {source}", given.get("layers")
     return StudyModel(
@@ -276,6 +283,7 @@ def _model(record: Any, folder: Path, where: str) -> StudyModel:
         facts=_facts(given.get("facts"), f"{own}, facts"),
         layers=None if layers is None else layer_words(layers, f"{own}, layers"),
         data=tuple(given["data"]) if "data" in given else None,
+        chat=given.get("chat"),
     )
 
 

@@ -180,9 +180,11 @@ class Place:
             return None
         folder.require(self.command)
         old = entry(folder.config, "settings", dict[str, Any], folder.path / CONFIG, {})
+        plain = {"chat": False}  # what a record without it means
+        old = plain | old
         changes = [
             f"{name}: {short(old.get(name))} -> {short(value)}"
-            for name, value in self.settings.items()
+            for name, value in (plain | dict(self.settings)).items()
             if name not in _BY_CONTENT and old.get(name) != value
         ]
         sha256 = (folder.config.get("data") or {}).get("sha256", "")
