@@ -110,6 +110,7 @@ def run_sweep(config: SweepConfig) -> int:
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
     model = shared.load_model(config)
+    device = "auto" if model.is_spread else str(model.device)
     layers = layers_named(config.layers, len(model.layers))
     editor = editor_of(config, model)  # the layer that a preset names is left aside
     config, (settled,) = settle(config, model, source)
@@ -137,7 +138,7 @@ def run_sweep(config: SweepConfig) -> int:
                     config.workers,
                     config.engine,
                     config.address,
-                    partial(shared.load_model, replace(config, device=str(model.device))),
+                    partial(shared.load_model, replace(config, device=device)),
                 ),
                 progress=sweep_progress(
                     folder,

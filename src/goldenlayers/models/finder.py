@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models.layers import Block, LayerMap, Matrix, Trial, run_trial
+from goldenlayers.models.offload import is_spread, tied_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,10 @@ class _Finder:
             d_mlp=down.in_features,
             vocab_size=trial.vocab_size,
             model_class=self.name,
-            tied=weights[0] is not None and weights[0] is weights[1],
+            tied=(weights[0] is not None and weights[0] is weights[1])
+            or (
+                is_spread(self.model) and f"{self.paths[id(head)]}.weight" in tied_names(self.model)
+            ),
             transform=trial.transform,
         )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.offload import not_loaded, runs_on
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.shown import shown
 
@@ -96,7 +97,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
             or its logits do not follow from the head's output by a scale and a soft cap.
     """
     name = type(model).__name__
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if not_loaded(model):
         raise UserError(f"the weights of {name} are not loaded", fix="Load the weights first")
     ids = _token_ids(model)
     calls: list[_Call] = []
@@ -155,7 +156,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         calls=tuple(calls),
         final_norm=norms[-1] if norms else None,
         vocab_size=logits.shape[-1],
-        transform=_transform(model, scores, logits),
+        transform=_transform(model, scores.to(logits.device), logits),
     )
 
 
@@ -173,7 +174,7 @@ def _token_ids(model: PreTrainedModel) -> Tensor:
     size = int(embedding.weight.shape[0]) if isinstance(embedding, nn.Embedding) else 256
     plain = [i for i in range(min(size, 64)) if i not in special] or [0]
     a, b, c, d = (plain * 4)[:4]
-    return torch.tensor([[a, b, c], [a, b, d]], device=model.device)
+    return torch.tensor([[a, b, c], [a, b, d]], device=runs_on(embedding))
 
 
 def _first(values: Any) -> Tensor | None:
@@ -345,8 +346,11 @@ class LayerMap:
         return self.blocks[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap."""
-        return self.transform(self.head(hidden))
+        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap.
+
+        On the device of ``hidden``, wherever the head is.
+        """
+        return self.transform(self.head(hidden)).to(hidden.device)
 
     def describe(self) -> str:
         """The map in words, one part a line: what was found, where, with which shapes."""

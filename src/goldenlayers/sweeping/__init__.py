@@ -76,6 +76,12 @@ class Workers:
             ) from error
         from goldenlayers.sweeping.workers import LocalEngine, loader_of, run_tasks
 
+        if model.is_spread and self.engine == "local":
+            raise UserError(
+                f"{model.name} does not fit on one device, and each of {self.count} workers would "
+                "load it",
+                fix="Use 1 worker, or --engine ray with a machine for each",
+            )
         start = Start(self.load or loader_of(model), model.fingerprint(), job)
         if self.engine == "ray":
             gpu = model.device.type == "cuda"

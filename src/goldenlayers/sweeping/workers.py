@@ -278,7 +278,8 @@ def loader_of(model: Model) -> Callable[[], Model]:
     from goldenlayers.models import load
 
     dtype: Any = str(model.dtype).removeprefix("torch.")
-    return partial(load, model.name, dtype=dtype, device=str(model.device), chat=model.chat)
+    device = "auto" if model.is_spread else str(model.device)
+    return partial(load, model.name, dtype=dtype, device=device, chat=model.chat)
 
 
 def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> None:
