@@ -1,4 +1,4 @@
-"""Models spread over devices, here over CPU memory and disk: everything as on one device."""
+"""Models spread over CPU memory and disk, or over two played devices: all is as on one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import save, tiny
+from families import build, save, tiny
 from torch import Tensor
+from two_devices import OtherDeviceError, spread_over_two, two_devices
 
 import goldenlayers as gl
 from goldenlayers.decoding import greedy
@@ -22,7 +23,6 @@ from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact, Probe
 from goldenlayers.models import Model, offload
 
-SAMPLE = ("gpt2", "gemma3")  # what each family has of its own is in its forward pass
 FACTS = [
     Fact(
         subject,
@@ -45,7 +45,7 @@ def pair(family: str, folder: Path, share: float = 0.5) -> tuple[Model, Model]:
         folder, device="auto", max_memory={"cpu": int(share * size)}, cache_dir=folder / "cache"
     )
     assert offload.is_spread(spread.hf)
-    assert offload.places(spread.hf)["disk"] > (1 - share) * size
+    assert offload.sizes(spread.hf)["disk"] > (1 - share) * size
     return gl.load(folder), spread
 
 
@@ -71,28 +71,57 @@ def test_every_family_is_spread_and_edited(family: str, tmp_path: Path) -> None:
     assert all_equal(dict(offload.named_values(spread.hf)), dict(offload.named_values(plain.hf)))
 
 
-@pytest.mark.parametrize("name", SAMPLE)
-def test_locate_edit_ask_and_evaluate_are_the_same(name: str, tmp_path: Path) -> None:
-    found = []
-    for model in pair(name, tmp_path):
-        rankings = [gl.locate(model, FACTS, "lga", bootstrap=0)]
-        rankings.append(gl.locate(model, FACTS, "cma", bootstrap=0, samples=2, known=False))
-        statistics = gl.key_statistics(model, [2], tokens=256, cache=False)
-        row: list[object] = [[layer.score for layer in r.layers] for r in rankings]
-        row.append(statistics[2].moment.tolist())
-        for editor, settings in (("clear-rome", {"neighbours": 4}), ("memit", {}), ("ft-m", {})):
-            more: dict[str, Any] = {"steps": 2, **settings}
-            if editor != "ft-m":
-                more |= {"prefixes": 1, "statistics": statistics}
-            delta = gl.edit(model, FACTS[:1], editor, layer=2, **more)
-            row += [delta.dense(n).tolist() for n in delta.changes]
-            row.append(delta.norms(model))
-            with delta.applied(model):
-                scores = gl.evaluate(model, FACTS)
-                row += list(scores.rows)
-                row.append(greedy(model, [[5, 6, 7]], 4))
-        found.append(row)
-    assert found[0] == found[1]
+def everything(model: Model) -> list[object]:
+    """What layer methods, statistics, editors, evaluation and decoding give."""
+    statistics = gl.key_statistics(model, tokens=128, cache=False)
+    found: list[object] = [statistics[2].moment.tolist()]
+    methods: dict[str, dict[str, Any]] = {
+        "lga": {},
+        "cma": {"samples": 2, "known": False},
+        "transfer": {"statistics": statistics},
+    }
+    for method, how in methods.items():
+        ranking = gl.locate(model, FACTS, method, bootstrap=0, **how)
+        found.append([layer.score for layer in ranking.layers])
+    settings: dict[str, Any] = {"steps": 2, "prefixes": 1, "statistics": statistics}
+    editors: list[tuple[str, int, dict[str, Any]]] = [
+        ("clear-rome", 1, {**settings, "neighbours": 3}),
+        ("pmet", 2, {**settings, "layers_before": 1}),
+        ("ft-m", 3, {"steps": 2}),
+    ]
+    for editor, layer, more in editors:
+        delta = gl.edit(model, FACTS[:1], editor, layer=layer, **more)
+        found += [delta.dense(n).tolist() for n in delta.changes]
+        found.append(delta.norms(model))
+        with delta.applied(model):
+            found += list(gl.evaluate(model, FACTS).rows)
+            found.append(greedy(model, [[5, 6, 7]], 4))
+    found += list(gl.sweep(model, FACTS, "rome", layers=[3], **settings).rows)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_everything_is_the_same_on_disk_and_on_two_devices(name: str, tmp_path: Path) -> None:
+    plain, spread = pair(name, tmp_path)
+    expected = everything(plain)
+    assert everything(spread) == expected
+    hf, layers = build(name), plain.layers
+    upper = [*[block.path for block in layers][2:], layers.final_norm_path]
+    upper += [] if layers.tied else [layers.head_path]
+    with two_devices() as mode:
+        spread_over_two(hf, lambda path: any(f"{path}.".startswith(f"{one}.") for one in upper))
+        model = Model.wrap(hf, plain.tokenizer, plain.name)
+        assert everything(model) == expected
+    assert {str(device) for device in mode.seen} == {"cpu", "mtia:0", "mtia:1"}
+
+
+def test_two_devices_refuse_to_mix() -> None:
+    with two_devices():
+        one, other = (torch.ones(2, device=f"mtia:{n}") for n in range(2))
+        assert str((one + one).device) == "mtia:0"
+        with pytest.raises(OtherDeviceError, match=r"mtia:0.*mtia:1"):
+            _ = one + other
+        assert str((one.to(other) + other).device) == "mtia:1"
 
 
 def test_deltas_nest_and_undo_where_weights_are_on_disk(tmp_path: Path) -> None:

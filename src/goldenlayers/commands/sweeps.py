@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +109,6 @@ def run_sweep(config: SweepConfig) -> int:
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
     model = shared.load_model(config)
-    device = "auto" if model.is_spread else str(model.device)
     layers = layers_named(config.layers, len(model.layers))
     editor = editor_of(config, model)  # the layer that a preset names is left aside
     config, (settled,) = settle(config, model, source)
@@ -138,7 +136,7 @@ def run_sweep(config: SweepConfig) -> int:
                     config.workers,
                     config.engine,
                     config.address,
-                    partial(shared.load_model, replace(config, device=device)),
+                    shared.loader(config, model),
                 ),
                 progress=sweep_progress(
                     folder,

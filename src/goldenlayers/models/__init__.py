@@ -110,22 +110,17 @@ def load(
     told = progress or say
     folder = locate(name, cache_dir=cache_dir, trust_remote_code=trust_remote_code, progress=told)
     from goldenlayers.models.loading import open_folder
-    from goldenlayers.models.offload import Placing, is_spread, places
+    from goldenlayers.models.offload import Placing, is_spread, moved, places
 
-    auto = device.strip().lower() == "auto"
     root = cache.models_root(cache_dir).parent / "offload"
+    placing = Placing(target, device.strip().lower() == "auto", max_memory, root)
     hf, tokenizer = open_folder(
-        folder,
-        str(name),
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        placing=Placing(target, max_memory, root) if auto else None,
+        folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code, placing=placing
     )
     if is_spread(hf):
-        parts = (f"{size / 1e9:.1f} GB {where}" for where, size in places(hf).items())
-        told(f"{name} does not fit on one device: {', '.join(parts)}")
+        told(f"{name} does not fit on one device: {places(hf)}")
     else:
-        hf = _moved(hf, target)
+        hf = moved(hf, target)
     model = Model.wrap(hf, tokenizer, str(name), layer_paths, chat=chat)
     model.folder = folder
     return model
@@ -245,19 +240,6 @@ def resolve_device(device: str) -> torch.device:
     )
 
 
-def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    import torch
-
-    try:
-        return hf_model.to(device)  # type: ignore[arg-type]  # transformers wraps the overloads
-    except torch.OutOfMemoryError as error:
-        size = sum(p.numel() * p.element_size() for p in hf_model.parameters())
-        raise UserError(
-            f"The weights need {size / 1e9:.1f} GB, more than is free on {device}",
-            fix="Use --device auto, which spreads them, --dtype bfloat16, or a smaller model",
-        ) from error
-
-
 def _neighbours(path: Path) -> str:
     """Entries of the path's parent that are spelt almost alike."""
     parent = path.absolute().parent
@@ -341,9 +323,11 @@ class Model:
                 tokenizer no chat template that can be used.
         """
         from goldenlayers.models.layers import LayerMap
+        from goldenlayers.models.quantised import allow_gradients
 
         hf_model.eval()
         hf_model.requires_grad_(False)
+        allow_gradients(hf_model)
         layers = LayerMap.of(hf_model, layer_paths)
         model = cls(name=name, hf=hf_model, tokenizer=tokenizer, layers=layers, chat=chat)
         _ = model.encoder  # says at once what is wrong with a template
@@ -355,13 +339,6 @@ class Model:
         from goldenlayers.models.offload import runs_on
 
         return runs_on(self.layers.embedding)
-
-    @property
-    def is_spread(self) -> bool:
-        """Whether its layers are on several devices, or kept elsewhere until they are needed."""
-        from goldenlayers.models.offload import is_spread
-
-        return is_spread(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:

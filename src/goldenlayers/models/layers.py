@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
 from goldenlayers.models.offload import not_loaded, runs_on
+from goldenlayers.models.quantised import stored_as
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.shown import shown
 
@@ -346,10 +347,7 @@ class LayerMap:
         return self.blocks[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap.
-
-        On the device of ``hidden``, wherever the head is.
-        """
+        """Final logits (..., V) from the head's input (..., D), and on its device."""
         return self.transform(self.head(hidden)).to(hidden.device)
 
     def describe(self) -> str:
@@ -385,7 +383,8 @@ class LayerMap:
 
 
 def _matrix_line(block: Block, matrix: Matrix) -> str:
-    stored = "(in, out)" if matrix.transposed else "(out, in)"
+    plain = "(in, out)" if matrix.transposed else "(out, in)"
+    stored = stored_as(matrix.module) or plain
     mark = "  <- down projection" if matrix is block.down else ""
     name = matrix.path.removeprefix(block.path + ".")
     return f"    {name:<32} {matrix.in_features} -> {matrix.out_features}  stored {stored}{mark}"

@@ -67,7 +67,10 @@ def open_folder(
     checks.check_tokenizer(folder, config, name)
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     size = weights.bytes if wanted == "auto" else weights.elements * wanted.itemsize
-    spread = placing.options(size) if placing is not None else {}
+    quantised = bool(config.get("quantization_config"))
+    spread = placing.options(weights.bytes if quantised else size) if placing is not None else {}
+    if quantised and not spread:  # cannot be moved later
+        spread = {"device_map": {"": placing.device if placing is not None else "cpu"}}
     problem = f"transformers {transformers.__version__} cannot load {name}"
     with told(problem, expected=_LAYOUT), quiet_transformers():
         if trust_remote_code:

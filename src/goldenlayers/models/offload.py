@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.quantised import quantised_modules, stored_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Limits = Mapping[int | str, int | str]
 # The share of a device's free memory that weights may take alone: the rest is for what is computed.
 _SHARE = 0.8
+_WHERE = {"memory": "in memory", "cpu": "in memory", "disk": "on disk"}
 
 
 def is_spread(hf: nn.Module) -> bool:
@@ -110,11 +112,19 @@ def value_of(module: nn.Module, name: str) -> Tensor:
 def named_values(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters with their values, in the order of their names; tied ones come once.
 
-    What is elsewhere is read when its turn comes, and held no longer than the caller does.
+    What is elsewhere is read when its turn comes, and held no longer than the caller does. Of a
+    quantised matrix come its packed values and its scales.
     """
     twins = tied_names(hf)
-    for name, parameter in sorted(hf.named_parameters(), key=lambda pair: pair[0]):
-        if not parameter.is_meta:
+    packed = quantised_modules(hf)
+    parameters = dict(hf.named_parameters())
+    for name in sorted({*packed, *parameters}):
+        parameter = parameters.get(name)
+        if parameter is None:
+            yield from ((f"{name}.{own}", value) for own, value in stored_values(packed[name]))
+        elif name.rpartition(".")[0] in packed:
+            continue
+        elif not parameter.is_meta:
             yield name, parameter.detach()
         elif name not in twins:  # hooks make parameters anew, so twins no longer are one object
             path, _, own = name.rpartition(".")
@@ -170,13 +180,15 @@ class Placing:
     """Where a model is to go that is about to be loaded.
 
     Attributes:
-        device: the best device that there is.
+        device: the device that was asked for, or the best that there is.
+        spread: whether other devices may be used where its memory is too small.
         limits: memory to use at most, by device (GPU number, "mps", "cpu"): bytes, or such as
             "20GB". Devices left out are not used. None: what is free.
         root: where folders for weights on disk are made.
     """
 
     device: torch.device
+    spread: bool
     limits: Limits | None
     root: Path
 
@@ -184,6 +196,8 @@ class Placing:
         """What ``from_pretrained`` is told to spread ``size`` bytes of weights; {} if they fit."""
         from accelerate.utils import get_max_memory
 
+        if not self.spread:
+            return {}
         limits = None if self.limits is None else dict(self.limits)
         try:
             room = get_max_memory(limits)
@@ -226,7 +240,33 @@ def settle(hf: PreTrainedModel, options: Mapping[str, Any]) -> None:
                 index.setdefault(name, index[other])
 
 
-def places(hf: nn.Module) -> dict[str, int]:
+def moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on one device.
+
+    Raises:
+        UserError: its weights need more memory than is free there.
+    """
+    if getattr(hf_model, "is_quantized", False):  # loaded where it is to be
+        return hf_model
+    try:
+        return hf_model.to(device)  # type: ignore[arg-type]  # transformers wraps the overloads
+    except torch.OutOfMemoryError as error:
+        size = sum(p.numel() * p.element_size() for p in hf_model.parameters())
+        raise UserError(
+            f"The weights need {size / 1e9:.1f} GB, more than is free on {device}",
+            fix="Use --device auto, which spreads them, --dtype bfloat16, or a smaller model",
+        ) from error
+
+
+def places(hf: nn.Module) -> str:
+    """How much of the weights is kept where, in words."""
+    return ", ".join(
+        f"{size / 1e9:.1f} GB {_WHERE.get(where, 'on ' + where)}"
+        for where, size in sizes(hf).items()
+    )
+
+
+def sizes(hf: nn.Module) -> dict[str, int]:
     """Bytes of weights by where they are kept: devices, "memory" and "disk"."""
     found: dict[str, int] = {}
     device_map: Mapping[str, Any] = getattr(hf, "hf_device_map", {})

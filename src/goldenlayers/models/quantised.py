@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 # The package that a quantised weight's or module's class comes from, and what the method is called.
-_METHODS = {
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "gptqmodel": "gptq",
-    "compressed_tensors": "compressed-tensors",
-    "optimum": "quanto",
-}
+_METHODS = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "gptqmodel": "gptq"}
 _PROBES = 256  # unit vectors at a time
 
 Factors = tuple[Tensor, Tensor]
@@ -33,14 +27,24 @@ def stored_as(module: nn.Module) -> str:
     for one in (type(weight), type(module)):
         if (method := _METHODS.get(one.__module__.partition(".")[0])) is not None:
             return f"{method} {one.__name__}"
-    if hasattr(module, "quantization_scheme"):  # of compressed-tensors, on a plain module
-        return f"compressed-tensors {type(module).__name__}"
     return ""
 
 
 def quantised_modules(hf: nn.Module) -> dict[str, nn.Module]:
     """The model's modules whose matrices are quantised, by path."""
     return {path: module for path, module in hf.named_modules() if stored_as(module)}
+
+
+def allow_gradients(hf: nn.Module) -> None:
+    """Keep quantised matrices in the form that gradients pass through.
+
+    On some CPUs bitsandbytes 0.50 packs 4-bit matrices anew in their first forward pass, in a form
+    through which gradients come out wrong.
+    """
+    for module in quantised_modules(hf).values():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # not a module
+            module.state_dict()  # unpacks what was packed
 
 
 def features(module: nn.Module) -> tuple[int, int]:

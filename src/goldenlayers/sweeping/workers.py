@@ -276,9 +276,10 @@ def shared_out(start: Start, workers: int) -> Start:
 def loader_of(model: Model) -> Callable[[], Model]:
     """How a worker loads ``model`` again: by its name, in its dtype and form, on its device."""
     from goldenlayers.models import load
+    from goldenlayers.models.offload import is_spread
 
     dtype: Any = str(model.dtype).removeprefix("torch.")
-    device = "auto" if model.is_spread else str(model.device)
+    device = "auto" if is_spread(model.hf) else str(model.device)
     return partial(load, model.name, dtype=dtype, device=device, chat=model.chat)
 
 
