@@ -42,6 +42,10 @@ from goldenlayers.models.offload import Placing, settle
 from goldenlayers.shown import say
 
 _LAYOUT = "a decoder-only language model in save_pretrained layout"
+_PACKAGES = (
+    "Install what reads {} weights: pip install 'goldenlayers[quantised]' for bitsandbytes, "
+    "gptqmodel for gptq and awq"
+)
 _SAVE_TOKENIZER = "Save the model's own tokenizer there: tokenizer.save_pretrained(directory)"
 
 
@@ -72,7 +76,8 @@ def open_folder(
     if quantised and not spread:  # cannot be moved later
         spread = {"device_map": {"": placing.device if placing is not None else "cpu"}}
     problem = f"transformers {transformers.__version__} cannot load {name}"
-    with told(problem, expected=_LAYOUT), quiet_transformers():
+    fix = _PACKAGES.format(config["quantization_config"]["quant_method"]) if quantised else ""
+    with told(problem, expected=_LAYOUT, fix=fix), quiet_transformers():
         if trust_remote_code:
             options = {"use_safetensors": True, "output_loading_info": True, **spread}
             hf_model, report = getattr(transformers, _auto_class(config)).from_pretrained(

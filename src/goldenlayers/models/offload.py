@@ -14,7 +14,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +189,7 @@ class Placing:
 
     device: torch.device
     spread: bool
-    limits: Limits | None
+    limits: Limits | None = field(hash=False)
     root: Path
 
     def options(self, size: int) -> dict[str, Any]:
