@@ -199,15 +199,18 @@ class Placing:
         if not self.spread:
             return {}
         limits = None if self.limits is None else dict(self.limits)
+        name = self.device.index or 0 if self.device.type == "cuda" else self.device.type
         try:
-            room = get_max_memory(limits)
+            if limits is None and isinstance(name, int):  # without waking the other GPUs
+                room = torch.cuda.mem_get_info(name)[0]
+            else:
+                room = get_max_memory(limits).get(name, 0)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"max_memory is {limits}",
                 expected='bytes or words per device, such as {0: "20GB", "cpu": "60GB"}',
             ) from error
-        name = self.device.index or 0 if self.device.type == "cuda" else self.device.type
-        if size <= _SHARE * room.get(name, 0):
+        if size <= _SHARE * room:
             return {}
         _clear_left_over(self.root)
         folder = self.root / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
