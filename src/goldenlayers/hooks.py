@@ -1,5 +1,8 @@
-"""Reading and changing activations (nothing else in the package registers hooks), and losses from
-the head's input, with logits only where they are needed and never all at once.
+"""Reading and changing activations (above the models, nothing else registers hooks), and losses
+from the head's input, with logits only where they are needed and never all at once.
+
+Where a model is spread over devices, a module's activations are on the module's device, and what
+these functions give back is where the ids are, unless they say otherwise.
 
 Functions that set hooks are context managers that remove what they set, also after an exception.
 
@@ -14,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from goldenlayers.models.offload import read_again, runs_on
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
@@ -150,7 +155,10 @@ class _ReachedError(Exception):
 
 
 def input_of(model: Model, module: nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
-    """A module's first argument for ``ids`` (B, T); what comes after it in the model is not run."""
+    """A module's first argument for ``ids`` (B, T); what comes after it in the model is not run.
+
+    It stays on the device that it came from.
+    """
     found: list[Tensor] = []
 
     def stop(hidden: Tensor) -> Tensor:
@@ -174,9 +182,9 @@ def final_hidden(model: Model, ids: Tensor, **kwargs: Any) -> Tensor:
         found.append(hidden)
         return hidden[:, :0]
 
-    with override_input(model.layers.head, take):
+    with override_input(model.layers.head, take), read_again(model.hf):
         model.hf(input_ids=ids, use_cache="past_key_values" in kwargs, **kwargs)
-    return found[0]
+    return found[0].to(ids.device)
 
 
 def last_logits(model: Model, ids: Tensor, past: Any = None) -> tuple[Tensor, Any]:
@@ -249,10 +257,11 @@ def token_nll(
     """
     if same_as is None:
         same_as = torch.arange(len(targets), device=targets.device)
-    distinct, expand = torch.unique(same_as, return_inverse=True)
-    result = _TokenNLL.apply(hidden, targets, layers, distinct, expand)
+    there = runs_on(layers.head)  # logits are large: the rest goes to them
+    distinct, expand = torch.unique(same_as.to(there), return_inverse=True)
+    result = _TokenNLL.apply(hidden.to(there), targets.to(there), layers, distinct, expand)
     assert isinstance(result, Tensor)
-    return result
+    return result.to(hidden.device)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -262,9 +271,11 @@ def wide(x: Tensor) -> Tensor:
 
 def argmax_rows(layers: LayerMap, hidden: Tensor) -> Tensor:
     """The most probable next token (N,) after each row of ``hidden`` (N, D)."""
+    there = hidden.to(runs_on(layers.head))
     with torch.no_grad():
         parts = [
-            layers.logits(hidden[part]).argmax(-1)
+            layers.logits(there[part]).argmax(-1)
             for part in _chunks(len(hidden), layers.vocab_size)
         ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.long)
+    found = torch.cat(parts) if parts else there.new_zeros(0, dtype=torch.long)
+    return found.to(hidden.device)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,14 @@ def load_model(options: ModelOptions) -> Model:
         chat=getattr(options, "chat", False),
         progress=say,
     )
+
+
+def loader(options: ModelOptions, model: Model) -> Callable[[], Model]:
+    """How a worker loads a command's model again: on the device that it is on."""
+    from goldenlayers.models.offload import is_spread
+
+    device = options.device if is_spread(model.hf) else str(model.device)
+    return partial(load_model, dataclasses.replace(options, device=device))
 
 
 def load_facts(options: DataOptions) -> FactSet:

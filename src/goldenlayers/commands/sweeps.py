@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +136,7 @@ def run_sweep(config: SweepConfig) -> int:
                     config.workers,
                     config.engine,
                     config.address,
-                    partial(shared.load_model, replace(config, device=str(model.device))),
+                    shared.loader(config, model),
                 ),
                 progress=sweep_progress(
                     folder,

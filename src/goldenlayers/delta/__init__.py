@@ -21,7 +21,8 @@ import goldenlayers
 import goldenlayers.delta.apply as _apply
 import goldenlayers.delta.files as files
 from goldenlayers.delta.apply import Selection, applied_per_example
-from goldenlayers.delta.factors import Dense, LowRank, find_targets, hf_of
+from goldenlayers.delta.factors import Dense, LowRank, hf_of
+from goldenlayers.delta.targets import find_targets
 from goldenlayers.errors import UserError
 
 if TYPE_CHECKING:

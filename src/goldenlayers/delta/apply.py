@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,12 +25,10 @@ from goldenlayers.delta.factors import (
     Changes,
     Dense,
     LowRank,
-    Target,
-    TargetFinder,
-    find_targets,
     hf_of,
     working_dtype,
 )
+from goldenlayers.delta.targets import Target, TargetFinder, find_targets
 from goldenlayers.errors import UserError
 from goldenlayers.hooks import observe
 from goldenlayers.models import comparable
@@ -43,11 +41,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _Level:
-    """One delta in force, and the tensors that stood in its place when it came."""
+    """One delta in force, and the states of its matrices when it came."""
 
     changes: Changes
     targets: dict[str, Target]
-    before: dict[str, Tensor]
+    before: dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -57,15 +55,15 @@ class _State:
     fingerprint: str | None
     levels: list[_Level] = field(default_factory=list)
 
-    def base(self, target: Target) -> Tensor:
-        """The parameter's untouched tensor."""
+    def base(self, target: Target) -> Any:
+        """The matrix's untouched state."""
         for level in self.levels:
             if target.name in level.before:
                 return level.before[target.name]
-        return target.parameter.data
+        return target.now()
 
-    def value(self, target: Target, extra: list[LowRank | Dense]) -> Tensor:
-        """The untouched tensor plus every delta in force plus ``extra``."""
+    def value(self, target: Target, extra: list[LowRank | Dense]) -> Any:
+        """The untouched state plus every delta in force plus ``extra``."""
         changes = [lvl.changes[target.name] for lvl in self.levels if target.name in lvl.changes]
         return target.changed(self.base(target), changes + extra)
 
@@ -73,22 +71,22 @@ class _State:
     def suspended(self) -> Iterator[None]:
         """The untouched weights for a moment."""
         targets = {name: t for level in self.levels for name, t in level.targets.items()}
-        now = {name: target.parameter.data for name, target in targets.items()}
+        now = {name: target.now() for name, target in targets.items()}
         for target in targets.values():
-            target.parameter.data = self.base(target)
+            target.put(self.base(target))
         try:
             yield
         finally:
             for name, target in targets.items():
-                target.parameter.data = now[name]
+                target.put(now[name])
 
     def enter(self, changes: Changes, targets: dict[str, Target]) -> _Level:
         # All sums first: a failure must leave the model as it was.
         new = {name: self.value(target, [changes[name]]) for name, target in targets.items()}
-        level = _Level(changes, targets, {n: t.parameter.data for n, t in targets.items()})
+        level = _Level(changes, targets, {n: t.now() for n, t in targets.items()})
         self.levels.append(level)
         for name, target in targets.items():
-            target.parameter.data = new[name]
+            target.put(new[name])
         return level
 
     def leave(self, level: _Level) -> None:
@@ -99,10 +97,10 @@ class _State:
         for name, target in level.targets.items():
             inner = next((other for other in later if name in other.before), None)
             if inner is None:
-                target.parameter.data = level.before[name]
+                target.put(level.before[name])
             else:
                 inner.before[name] = level.before[name]
-                target.parameter.data = self.value(target, [])
+                target.put(self.value(target, []))
 
 
 _IN_FORCE: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
@@ -130,7 +128,7 @@ def untouched(model: Model | nn.Module) -> Iterator[None]:
 def base_weight(hf: nn.Module, target: Target) -> Tensor:
     """The parameter as it is without the deltas in force, as stored."""
     state = _IN_FORCE.get(hf)
-    return state.base(target) if state else target.parameter.data
+    return target.weight(state.base(target) if state else target.now())
 
 
 def base_fingerprint(model: Model | nn.Module) -> str:
@@ -204,12 +202,9 @@ def merge(model: Model | nn.Module, changes: Changes) -> None:
         )
     targets = find_targets(hf, changes)
     with torch.no_grad():
-        new = {
-            name: target.changed(target.parameter.data, [changes[name]])
-            for name, target in targets.items()
-        }
+        new = {name: target.merged([changes[name]]) for name, target in targets.items()}
         for name, target in targets.items():
-            target.parameter.data.copy_(new[name])
+            target.write(new[name])
     if not isinstance(model, nn.Module):
         model.forget_fingerprint()
 
@@ -248,7 +243,7 @@ class _Bank:
 
     def __init__(self, target: Target, changes: dict[int, LowRank | Dense], count: int) -> None:
         self.path = target.path
-        device = target.parameter.device
+        device = target.device
         self.dense: dict[int, Tensor] = {}
         self.slots = torch.full((count + 1,), -1)  # delta -> place in the stack; the last is "none"
         low = {i: change for i, change in changes.items() if isinstance(change, LowRank)}

@@ -20,8 +20,11 @@ from torch import Tensor
 from goldenlayers.delta import Dense, WeightDelta
 from goldenlayers.editors.base import Editor
 from goldenlayers.editors.partial_forward import Tails, by_row
+from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import final_hidden, observe, resume_from, token_nll
+from goldenlayers.models.offload import runs_on, value_of
+from goldenlayers.models.quantised import stored_as
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.tokens import Encoding, length_batches
 
@@ -89,12 +92,18 @@ class FtM(Editor):
         """Train the change (D, F) of each group; a group stops when its loss is low enough."""
         model, layer = work.model, work.layer
         down = model.layers[layer].down
+        if method := stored_as(down.module):
+            raise UserError(
+                f"{self.name} changes every number of '{down.parameter_name}', which is quantised "
+                f"({method}): only a low-rank change can act beside it",
+                fix="Edit with rome, clear-rome or memit, or load the unquantised model",
+            )
         encodings = [model.encoder.fact(fact, fact.target) for fact in facts]
         n_groups = max(group) + 1
-        device = model.device
+        device = runs_on(down.module)  # matrices stay there
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
-        weight = down.oriented(down.weight)
+        weight = down.oriented(value_of(down.module, "weight"))
         rms = float(weight.detach().float().pow(2).mean().sqrt())
         bound, last = self.limits(rms)
         passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]
@@ -107,11 +116,11 @@ class FtM(Editor):
             loss = torch.zeros(n_groups, dtype=dtype, device=device)
             adam.zero_grad()
             for one in passes:
-                mine = member[one.facts]
+                mine = member[one.facts.to(device)]
                 per_fact = one.nll(
                     change[mine] if n_groups > 1 else change.expand(len(mine), -1, -1)
                 )
-                share = per_fact.to(dtype) / size[mine]
+                share = per_fact.to(device, dtype) / size[mine]
                 loss = loss.index_add(0, mine, share.detach())
                 share.sum().backward()
             if not bool(torch.isfinite(loss).all()):

@@ -26,6 +26,7 @@ from goldenlayers.editors.values import fact_prompts
 from goldenlayers.errors import check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden
+from goldenlayers.models.offload import runs_on
 from goldenlayers.tokens import length_batches, pad_ids
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Contribution:
         if self.norm is None:
             return raw * self.scale
         parameter = next(self.norm.parameters(), raw)
-        inside = raw.to(parameter.device, parameter.dtype)
+        inside = raw.to(runs_on(self.norm), parameter.dtype)
         return self.norm(inside).to(raw.dtype).to(raw.device) * self.scale
 
     def raw_change(self, raw: Tensor, wanted: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def lookup_states(
     ]
     down = model.layers[layer].down
     weights = key_weights(len(rows) // len(facts)).tolist()
-    dtype = torch.float64 if down.weight.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(model.dtype, torch.float32)
     keys = torch.zeros(len(facts), down.in_features, dtype=dtype)
     values = torch.zeros(len(facts), down.out_features, dtype=dtype)
     tops = torch.zeros(len(facts), model.layers.d_model, dtype=dtype)

@@ -88,7 +88,7 @@ class Reader:
     def read(self, layer: int) -> Names:
         """The down projection's input at the last token of each row, on the model as it is."""
         down = self.model.layers[layer].down
-        dtype = torch.promote_types(down.weight.dtype, torch.float32)
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
         keys = torch.zeros(len(self.rows), down.in_features, dtype=dtype)
         past = self._past(layer)
         if layer < self.at:

@@ -66,8 +66,12 @@ class Tails:
             entering, undo = _entering(block["block"])
             with undo:
                 hidden = final_hidden(model, batch.ids, past_key_values=cache)
-        self.inputs = {name: by_row(x, batch.ids)[rows, lookup] for name, x in given.items()}
-        self.outputs = {name: by_row(y, batch.ids)[rows, lookup] for name, y in gave.items()}
+
+        def at_lookup(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            ours = ((name, by_row(x, batch.ids)[rows, lookup]) for name, x in found.items())
+            return {name: x.to(batch.ids.device) for name, x in ours}
+
+        self.inputs, self.outputs = at_lookup(given), at_lookup(gave)
         self._entering, self._hidden, self._lengths = entering[0], hidden, batch.lengths
         self._keys_values = [(k, v) for k, v, *_ in cache] if reuse else []
         self.lookup = lookup
@@ -116,7 +120,7 @@ class Tails:
         other = object.__new__(Tails)
         other.model, other.layer = self.model, self.layer
         for name in ("ids", "entering", "clean", "positions", "mask"):
-            setattr(other, name, getattr(self, name)[keep.to(self.ids.device)])
+            setattr(other, name, getattr(self, name)[keep])
         other.start, other.column, other.lookup = (
             self.start[keep],
             self.column[keep],
@@ -132,13 +136,12 @@ class Tails:
         """The head's input at the tail positions (N, S, D), with ``changes[module]`` (N, ·) added
         to that module's output at each row's lookup token. Differentiable in the changes.
         """
-        rows = torch.arange(len(self), device=self.ids.device)
-        column = self.column.to(self.ids.device)
 
         def adding(change: Tensor) -> Change:
             def add(y: Tensor) -> Tensor:
+                cells = (torch.arange(len(self), device=y.device), self.column.to(y.device))
                 shaped = y.reshape(len(self), -1, y.shape[-1])
-                added = shaped.index_put((rows, column), change.to(y.dtype), accumulate=True)
+                added = shaped.index_put(cells, change.to(y), accumulate=True)
                 return added.reshape(y.shape)
 
             return add

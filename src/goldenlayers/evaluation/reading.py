@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from goldenlayers.hooks import capture, final_hidden, resume_from, wide
+from goldenlayers.models.offload import runs_on
 from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import pad_ids
 
@@ -284,6 +285,7 @@ def head(
 
     A row that holds NaN or infinities has the token -1.
     """
+    hidden = hidden.to(runs_on(layers.head))
     size = max(1, _CHUNK_NUMBERS // max(1, layers.vocab_size))
     tokens: list[int] = []
     nll: dict[tuple[int, int], float] = {}

@@ -23,7 +23,8 @@ from torch import Tensor
 
 import goldenlayers
 from goldenlayers.delta import WeightDelta
-from goldenlayers.delta.factors import Target, find_targets, hf_of
+from goldenlayers.delta.factors import hf_of
+from goldenlayers.delta.targets import Target, find_targets
 from goldenlayers.errors import UserError
 from goldenlayers.export.card import base_of
 from goldenlayers.export.factors import cast, factors_of
@@ -275,7 +276,7 @@ def _compare(base: Path, header: GgufHeader, name: str, target: Target) -> None:
     Raises:
         UserError: it is not there, or other numbers stand there.
     """
-    weight = target.parameter.detach().cpu()
+    weight = target.weight(target.now()).cpu()
     weight = weight.T if target.transposed else weight  # (out, in)
     there = header.tensors.get(name)
     if there is not None and there.dims == tuple(reversed(weight.shape)):

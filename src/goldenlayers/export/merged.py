@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from goldenlayers.export.card import base_of, write_card
 from goldenlayers.export.factors import cast, dtype_of
 from goldenlayers.export.places import new_folder
 from goldenlayers.models.loading import quiet_transformers
+from goldenlayers.models.quantised import quantised_modules, stored_as
 from goldenlayers.models.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def export_merged(
             f"a {type(hf).__name__} cannot be saved as a checkpoint",
             expected="a goldenlayers Model or a transformers model",
         )
+    if method := next(map(stored_as, quantised_modules(hf).values()), ""):
+        raise UserError(
+            f"the weights are quantised ({method}): a change cannot be written into them",
+            fix="Export to peft, whose adapter stands beside them, or merge into the "
+            "unquantised model",
+        )
     out, one = Path(out_dir), None if dtype == "auto" else dtype_of(dtype)
     about = {"to": "merged", "base_fingerprint": delta.base_fingerprint}
     with (
@@ -70,7 +77,7 @@ def export_merged(
         if dtype == "auto":  # a model made in memory has no checkpoint
             checkpoint = Checkpoint.of(hf, getattr(model, "folder", None))
             wanted = checkpoint.dtypes if checkpoint is not None else {}
-        state = cast(state, wanted)
+        state = cast(state, _without_elsewhere(state, wanted))
         recorded, used = hf.config.dtype, _most_used(state)
         try:
             with quiet_transformers():
@@ -100,6 +107,24 @@ def whole_dtype(model: Model, dtype: str) -> torch.dtype:
     stored = checkpoint.widest() if checkpoint is not None else model.dtype
     wanted = None if dtype == "auto" else dtype_of(dtype)
     return stored if wanted is None else torch.promote_types(stored, wanted)
+
+
+def _without_elsewhere(
+    state: dict[str, Tensor], wanted: Mapping[str, torch.dtype]
+) -> Mapping[str, torch.dtype]:
+    """``wanted``, or nothing where weights are kept elsewhere, which transformers reads itself.
+
+    Raises:
+        UserError: those would have to be cast.
+    """
+    elsewhere = {name: tensor.dtype for name, tensor in state.items() if tensor.is_meta}
+    if other := {str(wanted[n]) for n, one in elsewhere.items() if wanted.get(n, one) != one}:
+        raise UserError(
+            f"the weights do not fit on one device, and were to be written as {', '.join(other)} "
+            f"while loaded as {next(iter(elsewhere.values()))}",
+            fix="Load the model in that number format, or with --device cpu",
+        )
+    return {} if elsewhere else wanted
 
 
 def _most_used(state: dict[str, Tensor]) -> torch.dtype:

@@ -14,7 +14,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.delta import WeightDelta
-from goldenlayers.delta.factors import find_targets, hf_of
+from goldenlayers.delta.factors import hf_of
+from goldenlayers.delta.targets import find_targets
 from goldenlayers.errors import UserError
 from goldenlayers.export.card import base_of, loadable, write_card
 from goldenlayers.export.factors import cast, dtype_of, factors_of

@@ -116,10 +116,12 @@ def locate(
     builder = RankingBuilder(
         how.name, n_layers, how.scoring, bootstrap=bootstrap, top_k=top_k, seed=seed
     )
-    if model.device.type == "cuda":
+    gpus = _gpus(model)
+    if gpus:
         import torch
 
-        torch.cuda.reset_peak_memory_stats(model.device)
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
     plain: list[dict[str, Any]] = []  # the rows without their lists
     interrupted = False
     with ExitStack() as stack:
@@ -142,7 +144,7 @@ def locate(
             interrupted = True
     told: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": _peak_memory(model.device),
+        "peak_memory_bytes": _peak_memory(gpus),
         "model": model.name,
         "data": data,
         "dropped": Counter(error.reason for error in dropped),
@@ -212,12 +214,20 @@ def _within_context(model: Model, facts: Sequence[Fact]) -> tuple[list[Fact], li
     return kept, dropped
 
 
-def _peak_memory(device: torch.device) -> int | None:
-    """Bytes in use at most: of the GPU since its count was reset, else of the process so far."""
-    if device.type == "cuda":
+def _gpus(model: Model) -> set[torch.device]:
+    """The GPUs that the model's layers run on."""
+    from goldenlayers.models.offload import runs_on
+
+    devices = {runs_on(block.down.module) for block in model.layers} | {model.device}
+    return {device for device in devices if device.type == "cuda"}
+
+
+def _peak_memory(gpus: set[torch.device]) -> int | None:
+    """Bytes in use at most: of the GPUs since they were reset, else of the process so far."""
+    if gpus:
         import torch
 
-        return torch.cuda.max_memory_allocated(device)
+        return sum(map(torch.cuda.max_memory_allocated, gpus))
     try:
         import resource
         import sys

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from goldenlayers.models.layers import Block, LayerMap, Matrix
+    from goldenlayers.models.offload import Limits
     from goldenlayers.tokens import TextEncoder
 
 
@@ -72,6 +73,7 @@ def load(
     trust_remote_code: bool = False,
     layer_paths: Mapping[str, str] | None = None,
     chat: bool = False,
+    max_memory: Limits | None = None,
     progress: cache.Progress | None = None,
 ) -> Model:
     """Load a decoder-only language model, in evaluation mode with frozen weights.
@@ -81,13 +83,16 @@ def load(
             ``.gguf`` file, or hub id ``owner/name``. Packaged models and GGUF files are converted
             once and cached.
         dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own).
-        device: cpu, cuda, cuda:N, mps, or auto (the best there is).
+        device: cpu, cuda, cuda:N, mps, or auto: the best there is, and where the weights do not fit
+            there, all GPUs, then the memory, then the disk, one layer after the other.
         cache_dir: where converted models are kept; default $GOLDENLAYERS_CACHE or the user cache
             directory. Hub models live in the hub's own cache.
         trust_remote_code: run model code that comes with the checkpoint.
         layer_paths: module paths that override what the layer map would find.
         chat: ask every prompt by the tokenizer's chat template: the prompt is the user's turn, the
             answer the model's.
+        max_memory: what ``device="auto"`` may use for weights, by device (GPU number, "mps",
+            "cpu"): bytes, or such as "20GB". Default: what is free.
         progress: called with a line of text when something takes long; default: the logger
             ``goldenlayers``.
 
@@ -102,13 +107,21 @@ def load(
             fix=near_matches(dtype, DTYPES),
         )
     target = resolve_device(device)
-    folder = locate(
-        name, cache_dir=cache_dir, trust_remote_code=trust_remote_code, progress=progress or say
-    )
+    told = progress or say
+    folder = locate(name, cache_dir=cache_dir, trust_remote_code=trust_remote_code, progress=told)
     from goldenlayers.models.loading import open_folder
+    from goldenlayers.models.offload import Placing, is_spread, moved, places
 
-    hf, tokenizer = open_folder(folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code)
-    model = Model.wrap(_moved(hf, target), tokenizer, str(name), layer_paths, chat=chat)
+    root = cache.models_root(cache_dir).parent / "offload"
+    placing = Placing(target, device.strip().lower() == "auto", max_memory, root)
+    hf, tokenizer = open_folder(
+        folder, str(name), dtype=dtype, trust_remote_code=trust_remote_code, placing=placing
+    )
+    if is_spread(hf):
+        told(f"{name} does not fit on one device: {places(hf)}")
+    else:
+        hf = moved(hf, target)
+    model = Model.wrap(hf, tokenizer, str(name), layer_paths, chat=chat)
     model.folder = folder
     return model
 
@@ -227,19 +240,6 @@ def resolve_device(device: str) -> torch.device:
     )
 
 
-def _moved(hf_model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    import torch
-
-    try:
-        return hf_model.to(device)  # type: ignore[arg-type]  # transformers wraps the overloads
-    except torch.OutOfMemoryError as error:
-        size = sum(p.numel() * p.element_size() for p in hf_model.parameters())
-        raise UserError(
-            f"The weights need {size / 1e9:.1f} GB, more than is free on {device}",
-            fix="Use --dtype bfloat16, another device, or a smaller model",
-        ) from error
-
-
 def _neighbours(path: Path) -> str:
     """Entries of the path's parent that are spelt almost alike."""
     parent = path.absolute().parent
@@ -323,9 +323,11 @@ class Model:
                 tokenizer no chat template that can be used.
         """
         from goldenlayers.models.layers import LayerMap
+        from goldenlayers.models.quantised import allow_gradients
 
         hf_model.eval()
         hf_model.requires_grad_(False)
+        allow_gradients(hf_model)
         layers = LayerMap.of(hf_model, layer_paths)
         model = cls(name=name, hf=hf_model, tokenizer=tokenizer, layers=layers, chat=chat)
         _ = model.encoder  # says at once what is wrong with a template
@@ -333,8 +335,10 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.hf.parameters()).device
+        """Where token ids go: that of the embedding, where the layers are on several."""
+        from goldenlayers.models.offload import runs_on
+
+        return runs_on(self.layers.embedding)
 
     @property
     def dtype(self) -> torch.dtype:

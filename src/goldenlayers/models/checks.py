@@ -20,6 +20,17 @@ _EXPERT_KEYS = (
 # Values of these say that the experts of the configuration are switched off.
 _EXPERT_SWITCHES = ("is_moe", "enable_moe_block", "use_moe")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
+# Methods of quantised checkpoints, with the entries that are handed on; all others are dropped.
+_PACKED = ("bits", "group_size", "modules_to_not_convert")
+QUANTISED = {
+    "bitsandbytes": (
+        *("load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"),
+        *("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "llm_int8_has_fp16_weight"),
+        *("llm_int8_skip_modules", "llm_int8_threshold"),
+    ),
+    "gptq": (*_PACKED, "desc_act", "sym", "checkpoint_format", "modules_in_block_to_quantize"),
+    "awq": (*_PACKED, "zero_point", "version"),
+}
 # Entries of a configuration that make transformers fetch kernels, patch code or choose other files.
 _STEERING = re.compile(
     r"_.*|(attn|experts)_implementation|kernel.*|use_kernels|fusion_config|transformers_weights"
@@ -112,13 +123,8 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
             f"{name} is a mixture-of-experts model ({experts} experts), not supported yet",
             fix="Choose a dense model of the family",
         )
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
-        raise UserError(
-            f"{name} is a quantised checkpoint ({method}): its packed weights cannot be edited",
-            fix="Use the unquantised checkpoint, or a GGUF file, which is unpacked when loaded",
-        )
+    if quantised := config.get("quantization_config"):
+        config["quantization_config"] = _quantisation(quantised, name)
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
@@ -127,6 +133,33 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
                     f"{name} has no decoder layers ({key} is 0 in its config.json)",
                     expected="a decoder-only language model with at least one layer",
                 )
+
+
+def _quantisation(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a checkpoint may say of how it is quantised: plain values, by keys that are known.
+
+    Raises:
+        UserError: a method that is not let through.
+    """
+    method = given.get("quant_method")
+    if method not in QUANTISED:
+        raise UserError(
+            f"{name} is a quantised checkpoint ({method!r:.40}), of a method that is not let "
+            "through",
+            expected="one of " + ", ".join(QUANTISED) + ", or no quantisation",
+            fix="Use the unquantised checkpoint, or a GGUF file, which is unpacked when loaded",
+        )
+    kept = {key: given[key] for key in ("quant_method", *QUANTISED[method]) if key in given}
+    for key, value in kept.items():
+        parts = value if isinstance(value, list) else [value]
+        is_type = key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
+        wrong = any(isinstance(part, list | dict) for part in parts)
+        if wrong or (is_type and value not in (*_DTYPES, "uint8", None)):
+            raise UserError(
+                f"The quantization_config of {name} has {key} {value!r:.100}",
+                fix="Copy or download the model again",
+            )
+    return kept
 
 
 def _check_custom(config: dict[str, Any], kind: str, name: str, trusted: bool) -> None:
@@ -220,7 +253,8 @@ def check_room(model: PreTrainedModel, elements: int, size: int, name: str) -> N
         UserError: with both sizes.
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if wanted > 2 * elements + (1 << 20):
+    packed = 32 if getattr(model.config, "quantization_config", None) else 1  # to a number
+    if wanted > 2 * packed * elements + (1 << 20):
         raise UserError(
             f"The configuration of {name} describes a model of {_short(wanted)} weights, and its "
             f"files hold {elements}",

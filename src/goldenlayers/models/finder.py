@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models.layers import Block, LayerMap, Matrix, Trial, run_trial
+from goldenlayers.models.offload import is_spread, tied_names
+from goldenlayers.models.quantised import quantised_modules, stored_as
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +93,10 @@ class _Finder:
             d_mlp=down.in_features,
             vocab_size=trial.vocab_size,
             model_class=self.name,
-            tied=weights[0] is not None and weights[0] is weights[1],
+            tied=(weights[0] is not None and weights[0] is weights[1])
+            or (
+                is_spread(self.model) and f"{self.paths[id(head)]}.weight" in tied_names(self.model)
+            ),
             transform=trial.transform,
         )
 
@@ -158,10 +163,11 @@ class _Finder:
 
     def _looks_like_block(self, module: nn.Module) -> bool:
         attention = self._attention_names(module)
-        return bool(attention) and any(
-            parameter.dim() > 1 and not name.startswith(f"{attention[0]}.")
-            for name, parameter in module.named_parameters()
-        )
+        inside = [
+            *(name for name, parameter in module.named_parameters() if parameter.dim() > 1),
+            *(f"{name}." for name in quantised_modules(module)),
+        ]
+        return bool(attention) and any(not n.startswith(f"{attention[0]}.") for n in inside)
 
     def _attention_names(self, block: nn.Module) -> list[str]:
         """Paths in the block, at the least depth, that are named for attention and hold weights."""
@@ -276,7 +282,8 @@ class _Finder:
             if isinstance(module, Conv1D):
                 found.append(Matrix(full, module, True, module.nx, module.nf))
             elif isinstance(module, nn.Linear) or (
-                all(isinstance(size, int) for size in features) and hasattr(module, "weight")
+                all(isinstance(size, int) for size in features)
+                and (hasattr(module, "weight") or stored_as(module))
             ):
                 # Quantised linear layers of other libraries state their features the same way.
                 found.append(Matrix(full, module, False, *cast(list[int], features)))
@@ -294,4 +301,5 @@ def _is_list(module: nn.Module) -> bool:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    return any(parameter.dim() > 1 for parameter in module.parameters())
+    wide = any(parameter.dim() > 1 for parameter in module.parameters())
+    return wide or bool(quantised_modules(module))

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
+from goldenlayers.models.offload import not_loaded, runs_on
+from goldenlayers.models.quantised import stored_as
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.shown import shown
 
@@ -96,7 +98,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
             or its logits do not follow from the head's output by a scale and a soft cap.
     """
     name = type(model).__name__
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if not_loaded(model):
         raise UserError(f"the weights of {name} are not loaded", fix="Load the weights first")
     ids = _token_ids(model)
     calls: list[_Call] = []
@@ -155,7 +157,7 @@ def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Modu
         calls=tuple(calls),
         final_norm=norms[-1] if norms else None,
         vocab_size=logits.shape[-1],
-        transform=_transform(model, scores, logits),
+        transform=_transform(model, scores.to(logits.device), logits),
     )
 
 
@@ -173,7 +175,7 @@ def _token_ids(model: PreTrainedModel) -> Tensor:
     size = int(embedding.weight.shape[0]) if isinstance(embedding, nn.Embedding) else 256
     plain = [i for i in range(min(size, 64)) if i not in special] or [0]
     a, b, c, d = (plain * 4)[:4]
-    return torch.tensor([[a, b, c], [a, b, d]], device=model.device)
+    return torch.tensor([[a, b, c], [a, b, d]], device=runs_on(embedding))
 
 
 def _first(values: Any) -> Tensor | None:
@@ -345,8 +347,8 @@ class LayerMap:
         return self.blocks[index]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final logits (..., V) from the head's input (..., D): head, then scale and soft cap."""
-        return self.transform(self.head(hidden))
+        """Final logits (..., V) from the head's input (..., D), and on its device."""
+        return self.transform(self.head(hidden)).to(hidden.device)
 
     def describe(self) -> str:
         """The map in words, one part a line: what was found, where, with which shapes."""
@@ -381,7 +383,8 @@ class LayerMap:
 
 
 def _matrix_line(block: Block, matrix: Matrix) -> str:
-    stored = "(in, out)" if matrix.transposed else "(out, in)"
+    plain = "(in, out)" if matrix.transposed else "(out, in)"
+    stored = stored_as(matrix.module) or plain
     mark = "  <- down projection" if matrix is block.down else ""
     name = matrix.path.removeprefix(block.path + ".")
     return f"    {name:<32} {matrix.in_features} -> {matrix.out_features}  stored {stored}{mark}"

@@ -12,8 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -37,19 +38,28 @@ from goldenlayers.models import cache, checks
 from goldenlayers.models.checks import check_loaded, check_room
 from goldenlayers.models.files import Weights, find_weights, own_file, read_object
 from goldenlayers.models.gguf import check_model, read_header
+from goldenlayers.models.offload import Placing, settle
 from goldenlayers.shown import say
 
-if TYPE_CHECKING:
-    pass
-
 _LAYOUT = "a decoder-only language model in save_pretrained layout"
+_PACKAGES = (
+    "Install what reads {} weights: pip install 'goldenlayers[quantised]' for bitsandbytes, "
+    "gptqmodel for gptq and awq"
+)
 _SAVE_TOKENIZER = "Save the model's own tokenizer there: tokenizer.save_pretrained(directory)"
 
 
 def open_folder(
-    folder: Path, name: str, *, dtype: str, trust_remote_code: bool
+    folder: Path,
+    name: str,
+    *,
+    dtype: str,
+    trust_remote_code: bool,
+    placing: Placing | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the weights and the tokenizer of a model directory, on the CPU.
+    """Read the weights and the tokenizer of a model directory.
+
+    They are on the CPU, unless ``placing`` spreads them, one after the other, over devices.
 
     Raises:
         UserError: the directory is incomplete, or holds a model that cannot be handled.
@@ -60,15 +70,22 @@ def open_folder(
     checks.check_sizes(config, weights, name)
     checks.check_tokenizer(folder, config, name)
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    size = weights.bytes if wanted == "auto" else weights.elements * wanted.itemsize
+    quantised = bool(config.get("quantization_config"))
+    spread = placing.options(weights.bytes if quantised else size) if placing is not None else {}
+    if quantised and not spread:  # cannot be moved later
+        spread = {"device_map": {"": placing.device if placing is not None else "cpu"}}
     problem = f"transformers {transformers.__version__} cannot load {name}"
-    with told(problem, expected=_LAYOUT), quiet_transformers():
+    fix = _PACKAGES.format(config["quantization_config"]["quant_method"]) if quantised else ""
+    with told(problem, expected=_LAYOUT, fix=fix), quiet_transformers():
         if trust_remote_code:
-            options = {"use_safetensors": True, "output_loading_info": True}
+            options = {"use_safetensors": True, "output_loading_info": True, **spread}
             hf_model, report = getattr(transformers, _auto_class(config)).from_pretrained(
                 str(folder), dtype=wanted, trust_remote_code=True, **options
             )
         else:
-            hf_model, report = _read(folder, config, weights, name, wanted)
+            hf_model, report = _read(folder, config, weights, name, dtype=wanted, **spread)
+    settle(hf_model, spread)
     checks.check_loaded(report, config, name)
     tokenizer = _tokenizer(folder, config, name, trust_remote_code)
     # A few tokens more than embeddings are usual (Gemma 3 counts an image token), many are not.
@@ -84,7 +101,7 @@ def open_folder(
 
 
 def _read(
-    folder: Path, config: dict[str, Any], weights: Weights, name: str, dtype: Any
+    folder: Path, config: dict[str, Any], weights: Weights, name: str, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers reports about its weights.
 
@@ -102,9 +119,9 @@ def _read(
         None,
         config=empty.config,
         state_dict=state,
-        dtype=dtype,
         ignore_mismatched_sizes=True,  # they are reported, and refused in our own words
         output_loading_info=True,
+        **options,
     )
     model.config.name_or_path = model.name_or_path = str(folder)
     if (path := own_file(folder, "generation_config.json")) is not None:
@@ -320,11 +337,15 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    accelerate = getLogger("accelerate")
+    level = accelerate.level
     logging.set_verbosity_error()
+    accelerate.setLevel(ERROR)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
         if bars:
             logging.enable_progress_bar()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
 from goldenlayers.models import KIND
+from goldenlayers.models.offload import named_values
 
 _LENGTH = 64
 _CHUNK = 1 << 24  # elements hashed at a time: bounds the extra memory to some 200 MB
@@ -48,7 +49,7 @@ def fingerprint(hf: nn.Module, folder: Path | None = None) -> str:
             return _exact_hash(checkpoint.values())
         except _OtherValuesError:
             pass
-    return _exact_hash(named_weights(hf))
+    return _exact_hash(named_values(hf))
 
 
 def old_fingerprints(hf: nn.Module, folder: Path | None = None) -> Iterator[str]:
@@ -56,7 +57,7 @@ def old_fingerprints(hf: nn.Module, folder: Path | None = None) -> Iterator[str]
 
     They rounded the loaded values to bfloat16 before hashing.
     """
-    yield _rounded_hash(named_weights(hf))
+    yield _rounded_hash(named_values(hf))
     checkpoint = Checkpoint.of(hf, folder)
     if checkpoint is None:
         return
@@ -66,11 +67,6 @@ def old_fingerprints(hf: nn.Module, folder: Path | None = None) -> Iterator[str]
         yield _rounded_hash(halves)
     except _OtherValuesError:
         return
-
-
-def named_weights(hf: nn.Module) -> list[Named]:
-    """All parameters by name, in the order of their names; tied ones come once."""
-    return sorted((name, parameter.detach()) for name, parameter in hf.named_parameters())
 
 
 class _OtherValuesError(Exception):
@@ -141,7 +137,7 @@ class Checkpoint:
         """
         with ExitStack() as stack:
             files: dict[Path, Any] = {}
-            for name, parameter in named_weights(self.hf):
+            for name, parameter in named_values(self.hf):
                 held = parameter.cpu()
                 for key in self._candidates(name, parameter):
                     file = self.stored[key].file
@@ -271,11 +267,11 @@ def why_not_a_number(model: nn.Module) -> tuple[str, str]:
     """(cause, what to do about it), both empty when the weights are whole and the type is wide."""
     largest, where = 0.0, ""
     half = False
-    for name, weight in model.named_parameters():
+    for name, weight in named_values(model):
         if not weight.is_floating_point():
             continue
         half |= weight.dtype == torch.float16
-        values = weight.detach()
+        values = weight
         if not bool(torch.isfinite(values).all()):
             return _broken(name, values)
         size = float(values.abs().max()) if values.numel() else 0.0

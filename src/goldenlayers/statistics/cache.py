@@ -29,6 +29,7 @@ from torch import Tensor
 from goldenlayers.durable import discard, in_place_of, read_text_file
 from goldenlayers.errors import UserError
 from goldenlayers.models.cache import has_sha256, models_root, sha256_file
+from goldenlayers.models.offload import named_values
 from goldenlayers.records import entry, json_text, made, parse_json, plain, short
 from goldenlayers.shown import shown
 
@@ -304,8 +305,11 @@ def _bit_sums(model: Model) -> str:
     """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
-        (name, int(p.detach().view(integers[p.element_size()]).sum(dtype=torch.int64)))
-        for name, p in sorted(model.hf.named_parameters())
+        (
+            name,
+            int(values.contiguous().view(integers[values.element_size()]).sum(dtype=torch.int64)),
+        )
+        for name, values in named_values(model.hf)
     ]
     return _hash(sums)
 

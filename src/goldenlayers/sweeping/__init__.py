@@ -74,8 +74,15 @@ class Workers:
                 f"the editor '{job.editor.name}' cannot be sent to workers ({error})",
                 fix="Define its class at the top of a module that can be imported, or use 1 worker",
             ) from error
+        from goldenlayers.models.offload import is_spread
         from goldenlayers.sweeping.workers import LocalEngine, loader_of, run_tasks
 
+        if is_spread(model.hf) and self.engine == "local":
+            raise UserError(
+                f"{model.name} does not fit on one device, and each of {self.count} workers would "
+                "load it",
+                fix="Use 1 worker, or --engine ray with a machine for each",
+            )
         start = Start(self.load or loader_of(model), model.fingerprint(), job)
         if self.engine == "ray":
             gpu = model.device.type == "cuda"

@@ -276,9 +276,11 @@ def shared_out(start: Start, workers: int) -> Start:
 def loader_of(model: Model) -> Callable[[], Model]:
     """How a worker loads ``model`` again: by its name, in its dtype and form, on its device."""
     from goldenlayers.models import load
+    from goldenlayers.models.offload import is_spread
 
     dtype: Any = str(model.dtype).removeprefix("torch.")
-    return partial(load, model.name, dtype=dtype, device=str(model.device), chat=model.chat)
+    device = "auto" if is_spread(model.hf) else str(model.device)
+    return partial(load, model.name, dtype=dtype, device=device, chat=model.chat)
 
 
 def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> None:
