@@ -62,7 +62,7 @@ class _State:
         for level in self.levels:
             if target.name in level.before:
                 return level.before[target.name]
-        return target.parameter.data
+        return target.tensor
 
     def value(self, target: Target, extra: list[LowRank | Dense]) -> Tensor:
         """The untouched tensor plus every delta in force plus ``extra``."""
@@ -73,22 +73,22 @@ class _State:
     def suspended(self) -> Iterator[None]:
         """The untouched weights for a moment."""
         targets = {name: t for level in self.levels for name, t in level.targets.items()}
-        now = {name: target.parameter.data for name, target in targets.items()}
+        now = {name: target.tensor for name, target in targets.items()}
         for target in targets.values():
-            target.parameter.data = self.base(target)
+            target.put(self.base(target))
         try:
             yield
         finally:
             for name, target in targets.items():
-                target.parameter.data = now[name]
+                target.put(now[name])
 
     def enter(self, changes: Changes, targets: dict[str, Target]) -> _Level:
         # All sums first: a failure must leave the model as it was.
         new = {name: self.value(target, [changes[name]]) for name, target in targets.items()}
-        level = _Level(changes, targets, {n: t.parameter.data for n, t in targets.items()})
+        level = _Level(changes, targets, {n: t.tensor for n, t in targets.items()})
         self.levels.append(level)
         for name, target in targets.items():
-            target.parameter.data = new[name]
+            target.put(new[name])
         return level
 
     def leave(self, level: _Level) -> None:
@@ -99,10 +99,10 @@ class _State:
         for name, target in level.targets.items():
             inner = next((other for other in later if name in other.before), None)
             if inner is None:
-                target.parameter.data = level.before[name]
+                target.put(level.before[name])
             else:
                 inner.before[name] = level.before[name]
-                target.parameter.data = self.value(target, [])
+                target.put(self.value(target, []))
 
 
 _IN_FORCE: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
@@ -130,7 +130,7 @@ def untouched(model: Model | nn.Module) -> Iterator[None]:
 def base_weight(hf: nn.Module, target: Target) -> Tensor:
     """The parameter as it is without the deltas in force, as stored."""
     state = _IN_FORCE.get(hf)
-    return state.base(target) if state else target.parameter.data
+    return state.base(target) if state else target.tensor
 
 
 def base_fingerprint(model: Model | nn.Module) -> str:
@@ -205,11 +205,10 @@ def merge(model: Model | nn.Module, changes: Changes) -> None:
     targets = find_targets(hf, changes)
     with torch.no_grad():
         new = {
-            name: target.changed(target.parameter.data, [changes[name]])
-            for name, target in targets.items()
+            name: target.changed(target.tensor, [changes[name]]) for name, target in targets.items()
         }
         for name, target in targets.items():
-            target.parameter.data.copy_(new[name])
+            target.place.copy_(new[name])
     if not isinstance(model, nn.Module):
         model.forget_fingerprint()
 

@@ -7,6 +7,7 @@ Shapes: R rank, N rows of activations.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -201,21 +202,44 @@ class Dense:
 
 
 SUFFIX = ".weight"
+_EXPERT = re.compile(r"(.+)\.(\d{1,6})\.(\w+)")  # EXPERTS.3.down_proj
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One weight matrix that a delta changes. ``transposed``: stored (in, out), as Conv1D does."""
+    """One weight matrix that a delta changes. ``transposed``: stored (in, out), as Conv1D does.
+
+    ``expert`` is None; or the matrix is that slice of a parameter in which experts are stacked.
+    """
 
     name: str
     module: nn.Module
     parameter: nn.Parameter
     transposed: bool
+    expert: int | None = None
 
     @property
     def path(self) -> str:
         """The module's path, without ``.weight``."""
         return self.name.removesuffix(SUFFIX)
+
+    @property
+    def place(self) -> Tensor:
+        """The memory of the matrix as it is now, as stored."""
+        data = self.parameter.data
+        return data if self.expert is None else data[self.expert]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The matrix as it is now; of an expert a copy, since ``put`` writes over it."""
+        return self.place if self.expert is None else self.place.clone()
+
+    def put(self, tensor: Tensor) -> None:
+        """Let the matrix be ``tensor``. The other experts' bits are not touched."""
+        if self.expert is None:
+            self.parameter.data = tensor
+        else:
+            self.place.copy_(tensor)
 
     def changed(self, base: Tensor, changes: list[LowRank | Dense]) -> Tensor:
         """``base`` as stored plus the changes: summed in float32 or wider, rounded once."""
@@ -277,6 +301,11 @@ class TargetFinder:
             module = self.hf.get_submodule(path)
         except AttributeError:
             module = None
+        expert = None if module is not None or path == name else self._expert(path)
+        if expert is not None:
+            module, parameter, index = expert
+            transposed = bool(module.is_transposed)
+            return self._checked(name, Target(name, module, parameter, transposed, index), change)
         parameter = module._parameters.get("weight") if module is not None else None
         if path == name or module is None or parameter is None:
             raise UserError(
@@ -289,6 +318,29 @@ class TargetFinder:
                 f"'{name}' belongs to a {type(module).__name__}",
                 expected="a linear map (torch.nn.Linear or transformers' Conv1D)",
             )
+        return self._checked(
+            name, Target(name, module, parameter, isinstance(module, Conv1D)), change
+        )
+
+    def _expert(self, path: str) -> tuple[nn.Module, nn.Parameter, int] | None:
+        """What ``path``, EXPERTS.3.down_proj, is a slice of; None if there is no such expert."""
+        found = _EXPERT.fullmatch(path)
+        if found is None:
+            return None
+        try:
+            module = self.hf.get_submodule(found[1])
+        except AttributeError:
+            return None
+        parameter, index = module._parameters.get(found[3]), int(found[2])
+        stacked = (
+            parameter is not None and parameter.dim() == 3 and hasattr(module, "is_transposed")
+        )
+        if parameter is None or not stacked or index >= len(parameter):
+            return None
+        return module, parameter, index
+
+    def _checked(self, name: str, target: Target, change: LowRank | Dense) -> Target:
+        parameter = target.parameter
         if parameter.is_meta or not parameter.is_floating_point():
             state = "not in memory" if parameter.is_meta else f"stored as {parameter.dtype}"
             raise UserError(
@@ -301,16 +353,15 @@ class TargetFinder:
                 "so a change would act on both",
                 fix="Edit a matrix inside a block, or load the model with untied embeddings",
             )
-        transposed = isinstance(module, Conv1D)
-        stored = (parameter.shape[0], parameter.shape[1])
-        shape = stored[::-1] if transposed else stored
+        stored = (parameter.shape[-2], parameter.shape[-1])
+        shape = stored[::-1] if target.transposed else stored
         if change.shape != shape:
             raise UserError(
                 f"the delta's change of '{name}' is {change.shape} (out, in)",
                 expected=f"{shape}, the model's",
                 fix="Load the model that the delta was made on",
             )
-        return Target(name, module, parameter, transposed)
+        return target
 
 
 def find_targets(hf: nn.Module, changes: Mapping[str, LowRank | Dense]) -> dict[str, Target]:

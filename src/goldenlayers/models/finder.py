@@ -8,6 +8,8 @@ passes through, which norm precedes the head, and what happens between the head 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +17,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from goldenlayers.errors import UserError, near_matches
-from goldenlayers.models.layers import Block, LayerMap, Matrix, Trial, run_trial
+from goldenlayers.models.experts import can_be_watched, switch_on
+from goldenlayers.models.layers import Block, LayerMap, Matrix
+from goldenlayers.models.mixture import MLP_NAME, last_to_run, mixture
+from goldenlayers.models.trial import Trial, run_trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,8 +36,6 @@ OVERRIDES = {
 }
 
 _ATTENTION = re.compile(r"(attn|attention)$")
-_MLP = re.compile(r"(mlp|ffn|feed_?forward)$")
-_EXPERTS = re.compile(r"^(\w+_)?experts?$|^router$")
 
 
 def find_layers(model: PreTrainedModel, overrides: dict[str, str]) -> LayerMap:
@@ -67,8 +70,8 @@ class _Finder:
         head = self._part("head", "get_output_embeddings")
         blocks_path, modules = self._blocks(self.paths[id(embedding)])
         for index, module in enumerate(modules):
-            self._refuse_experts(f"{blocks_path}.{index}", module)
             self._attention_path(index, f"{blocks_path}.{index}", module)
+        switch_on([part for block in modules for part in block.modules() if can_be_watched(part)])
         trial = run_trial(self.model, modules, head)
         blocks = tuple(
             self._block(index, f"{blocks_path}.{index}", module, trial)
@@ -78,7 +81,13 @@ class _Finder:
         if "final_norm" in self.overrides:
             final_norm = self._at(self.overrides["final_norm"], "final_norm")
         weights = [getattr(part, "weight", None) for part in (embedding, head)]
-        down = blocks[0].down
+        writing = [m for block in blocks for m in block.matrices("down")[-1:]]
+        if not writing:
+            raise UserError(
+                f"{self.name} has no MLP in any of its {len(blocks)} layers",
+                expected="a model with attention and an MLP in its layers",
+            )
+        down = writing[0]
         return LayerMap(
             blocks=blocks,
             embedding=embedding,
@@ -177,45 +186,59 @@ class _Finder:
 
     def _attention_path(self, index: int, path: str, block: nn.Module) -> str:
         names = self._attention_names(block)
-        if len(names) != 1:
-            what = f"{len(names)} attentions ({', '.join(names)})" if names else "no attention"
+        if not names:  # a layer that mixes tokens in another way, or not at all
+            return ""
+        if len(names) > 1:
             raise UserError(
-                f"layer {index} ('{path}') has {what}",
+                f"layer {index} ('{path}') has {len(names)} attentions ({', '.join(names)})",
                 expected="one attention in each layer",
                 fix="If it has one, give its path in the layer as the layer path 'attention'",
             )
         self._at(names[0], "attention", below=path)
         return f"{path}.{names[0]}"
 
-    def _refuse_experts(self, path: str, block: nn.Module) -> None:
-        for name, module in block.named_modules():
-            several = (
-                isinstance(module, nn.ModuleList) and sum(map(_has_matrix, module.children())) > 1
-            )
-            stacked = not isinstance(module, nn.modules.conv._ConvNd) and any(
-                parameter.dim() == 3 and min(parameter.shape) > 1
-                for parameter in module.parameters(recurse=False)
-            )
-            if several or stacked or _EXPERTS.search(name.rpartition(".")[2]):
-                raise UserError(
-                    f"'{path}.{name}' in {self.name} makes it a mixture of experts, "
-                    "which is not supported yet",
-                    expected="a model with one MLP in each layer",
-                )
-
     def _block(self, index: int, path: str, module: nn.Module, trial: Trial) -> Block:
-        matrices = self._matrices(path, module)
         attention_path = self._attention_path(index, path, module)
-        attention = self.modules[attention_path]
-        ours = {id(m) for m in attention.modules()}
-        attention_matrices = tuple(m for m in matrices if id(m.module) in ours)
+        attention = self.modules[attention_path] if attention_path else None
+        ours = set() if attention is None else {id(m) for m in attention.modules()}
+        matrices, unknown = self._matrices(path, module)
         rest = [m for m in matrices if id(m.module) not in ours]
-        mlp_path = self._mlp_path(path, rest)
+        block = Block(
+            index=index,
+            path=path,
+            module=module,
+            mlp_matrices=(),
+            written=None,
+            attention_matrices=tuple(m for m in matrices if id(m.module) in ours),
+            mixer=attention,
+            attention_path=attention_path,
+            mlp=None,
+            mlp_path=None,
+            mlp_output_norm=None,
+            other_matrices=tuple(rest),
+            returns_tuple=trial.returns_tuple(module),
+        )
+        stacks = [p for p in self._below(path) if can_be_watched(self.modules[p])]
+        if stacks:
+            given = self.overrides.get("mlp")
+            beside = given and self.paths[id(self._at(given, "mlp", below=path))]
+            return mixture(block, stacks, self.modules, trial, beside)
+        mlp_path = self._mlp_path(path, rest, attention, trial)
+        if mlp_path is None:
+            return block
+        self._refuse_unknown(
+            mlp_path, {p: n for p, n in unknown.items() if id(self.modules[p]) not in ours}
+        )
+        return self._with_mlp(block, mlp_path, trial)
+
+    def _with_mlp(self, block: Block, mlp_path: str, trial: Trial) -> Block:
+        """The block with the matrices below ``mlp_path``, and the one of them that runs last."""
+        path, rest = block.path, block.other_matrices
         within = [m for m in rest if mlp_path == path or m.path.startswith(f"{mlp_path}.")]
         ran = [m for m in within if trial.order(m.module) is not None]
         if not ran:
             raise UserError(
-                f"layer {index} ('{path}') has no MLP that runs",
+                f"layer {block.index} ('{path}') has no MLP that runs",
                 expected="attention and an MLP in each layer",
                 fix="Give the path of the MLP in the layer as the layer path 'mlp'",
             )
@@ -230,30 +253,64 @@ class _Finder:
             down = chosen[0]
         else:
             # The matrix that writes the MLP's output needs all the others' results: it runs last.
-            down = max(ran, key=lambda m: cast(int, trial.order(m.module)))
-        norm = trial.output_norm(module, down.module)
-        return Block(
-            index=index,
-            path=path,
-            module=module,
+            down = cast(Matrix, last_to_run(ran, trial))
+        norm = trial.output_norm(block.module, down.module)
+        return replace(
+            block,
             mlp_matrices=(*(m for m in within if m is not down), down),
-            down=down,
-            attention_matrices=attention_matrices,
-            attention=attention,
-            attention_path=attention_path,
+            written=down,
             mlp=None if mlp_path == path else self.modules[mlp_path],
             mlp_path=None if mlp_path == path else mlp_path,
             mlp_output_norm=norm,
             mlp_output_norm_path=None if norm is None else self.paths[id(norm)],
             other_matrices=tuple(m for m in rest if m not in within),
-            returns_tuple=trial.returns_tuple(module),
         )
 
-    def _mlp_path(self, path: str, matrices: list[Matrix]) -> str:
-        """The smallest module that holds all matrices outside attention, if only the block.
+    def _below(self, path: str) -> list[str]:
+        return [p for p in self.modules if p.startswith(f"{path}.")]
+
+    def _refuse_unknown(self, mlp_path: str, unknown: Mapping[str, str]) -> None:
+        """Refuse weights in the MLP whose use is not known."""
+        for path, weight in unknown.items():
+            if path != mlp_path and not path.startswith(f"{mlp_path}."):
+                continue
+            module = self.modules[path]
+            if any(p.dim() == 3 for p in module.parameters(recurse=False)):
+                raise UserError(
+                    f"'{path}' in {self.name} ({type(module).__name__}) holds stacked experts of a "
+                    "kind whose tokens cannot be told apart",
+                    expected="an ordinary MLP, or experts that transformers runs by its interface "
+                    "for experts, as Mixtral's",
+                )
+            raise UserError(
+                f"'{path}' is a {type(module).__name__} with the weight '{weight}', "
+                "whose orientation is unknown",
+                expected="linear layers, torch.nn.Linear or transformers' Conv1D",
+            )
+        several = [
+            path
+            for path in [mlp_path, *self._below(mlp_path)]
+            if isinstance(self.modules[path], nn.ModuleList)
+            and sum(map(_has_matrix, self.modules[path].children())) > 1
+        ]
+        if several:
+            raise UserError(
+                f"'{several[0]}' in {self.name} holds several MLPs or experts, each with tokens of "
+                "its own that cannot be told apart",
+                expected="an ordinary MLP, or experts that transformers runs by its interface for "
+                "experts, as Mixtral's",
+            )
+
+    def _mlp_path(
+        self, path: str, matrices: list[Matrix], attention: nn.Module | None, trial: Trial
+    ) -> str | None:
+        """The smallest module that holds all matrices outside attention, if only the block; None
+        where the block has no MLP.
 
         Where they are spread over several children of the block of which one is named for an MLP,
-        that one: the others (Gemma 4's per-layer inputs) are neither attention nor MLP.
+        that one: the others (Gemma 4's per-layer inputs, a state space beside the attention) are
+        neither attention nor MLP. In a block without attention, a child that works on each token by
+        itself is the MLP, and what mixes tokens is not.
         """
         if "mlp" in self.overrides:
             self._at(self.overrides["mlp"], "mlp", below=path)
@@ -261,14 +318,27 @@ class _Finder:
         parents = zip(*(m.path.split(".")[:-1] for m in matrices), strict=False)
         shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents)]
         together = ".".join(shared) or path
-        if together != path:
+        if attention is not None and together != path:
             return together
-        named = [f"{path}.{n}" for n, _ in self.modules[path].named_children() if _MLP.search(n)]
-        named = [p for p in named if any(m.path.startswith(f"{p}.") for m in matrices)]
-        return named[0] if len(named) == 1 else path
+        holding = [
+            full
+            for name, _ in self.modules[path].named_children()
+            if any(m.path.startswith(f"{(full := f'{path}.{name}')}.") for m in matrices)
+        ]
+        named = [full for full in holding if MLP_NAME.search(full)]
+        if len(named) == 1:
+            return named[0]
+        if attention is not None:
+            return path
+        by_token = [full for full in holding if trial.works_by_token(self.modules[full])]
+        return by_token[0] if len(by_token) == 1 else None
 
-    def _matrices(self, path: str, block: nn.Module) -> list[Matrix]:
-        found = []
+    def _matrices(self, path: str, block: nn.Module) -> tuple[list[Matrix], dict[str, str]]:
+        """The block's linear maps; and, by module path, the name of another weight of two or more
+        dimensions that a module holds.
+        """
+        found: list[Matrix] = []
+        unknown: dict[str, str] = {}
         for name, module in block.named_modules():
             own = {n: p for n, p in module.named_parameters(recurse=False) if p.dim() > 1}
             full = f"{path}.{name}" if name else path
@@ -281,12 +351,8 @@ class _Finder:
                 # Quantised linear layers of other libraries state their features the same way.
                 found.append(Matrix(full, module, False, *cast(list[int], features)))
             elif own and not isinstance(module, nn.Embedding):
-                raise UserError(
-                    f"'{full}' is a {type(module).__name__} with the weight '{next(iter(own))}', "
-                    "whose orientation is unknown",
-                    expected="linear layers, torch.nn.Linear or transformers' Conv1D",
-                )
-        return found
+                unknown[full] = next(iter(own))
+        return found, unknown
 
 
 def _is_list(module: nn.Module) -> bool:

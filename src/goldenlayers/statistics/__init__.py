@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -67,6 +67,7 @@ class KeyCollector(Observer):
     def __init__(self, model: Model, layers: Sequence[int], sums: MomentSums, skip: int) -> None:
         self.sums, self.skip = sums, skip
         self.modules = {layer: model.layers[layer].down.module for layer in layers}
+        self.of_expert = {layer for layer in layers if model.layers[layer].down.of_expert}
         self.last = max(layers)
         self.pending: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         width = max(model.layers[layer].down.in_features for layer in layers)
@@ -74,7 +75,11 @@ class KeyCollector(Observer):
 
     def see(self, layer: int, keys: Tensor, _values: Tensor) -> None:
         """Hook: ``keys`` (B, T, F), or (B·T, F) where a family flattens them."""
-        keys = keys.detach().reshape(self.rows, -1, keys.shape[-1])
+        keys = keys.detach()
+        if layer in self.of_expert:
+            # Tokens that go elsewhere count as zero: a change of this expert cannot touch them.
+            keys = keys * cast(Tensor, self.modules[layer].routed)[:, None]
+        keys = keys.reshape(self.rows, -1, keys.shape[-1])
         keys = keys[:, max(0, self.skip - self.position) :]
         if keys.shape[1]:
             self.pending[layer].append(keys)
@@ -230,13 +235,13 @@ class StatisticsSettings:
             )
         return source
 
-    def budget(self, model: Model) -> int:
-        """Tokens at most."""
-        return BUDGET_WIDTHS * model.layers.d_mlp if self.tokens is None else self.tokens
+    def budget(self, width: int) -> int:
+        """Tokens at most, for matrices of a width."""
+        return BUDGET_WIDTHS * width if self.tokens is None else self.tokens
 
-    def settled(self, sums: MomentSums, d_mlp: int) -> bool:
+    def settled(self, sums: MomentSums, width: int) -> bool:
         """Whether C is known well enough."""
-        enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp
+        enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * width
         error = sum(map(sums.error, sums.layers)) / len(sums.layers) if enough else math.inf
         return error <= self.settle
 
@@ -283,7 +288,8 @@ def key_statistics(
             stacklevel=2,
         )
         return KeyStatistics.identity(widths)
-    source, budget = how.source(model), how.budget(model)
+    width = _tokens_needed(model, wanted)
+    source, budget = how.source(model), how.budget(width)
     about = {
         "format": FORMAT,
         **model_settings(model),
@@ -292,6 +298,8 @@ def key_statistics(
         "settle": how.settle,
         "batch_rows": source.batch_rows,
     }
+    if experts := [m.path for m in (model.layers[i].down for i in wanted) if m.of_expert]:
+        about["experts"] = experts
     store = StatisticsCache(about, cache_dir) if cache else None
     folder = store.folder if store is not None else None
     there = store.whole_layers(model, wanted) if store is not None else []
@@ -308,7 +316,7 @@ def key_statistics(
         saves = store and _Checkpoints(store, sums, stop_rows, how.checkpoint_seconds)
 
         def enough(sums: MomentSums) -> bool:
-            return not again and how.settled(sums, model.layers.d_mlp)
+            return not again and how.settled(sums, width)
 
         with closing(sums), ExitStack() as bars:
             if store is not None:
@@ -341,6 +349,13 @@ def key_statistics(
     )
 
 
+def _tokens_needed(model: Model, layers: Sequence[int]) -> int:
+    """The MLP width; where an expert is read, times as many as there are for each that it sees."""
+    taps = [model.layers[layer].routed for layer in layers if model.layers[layer].down.of_expert]
+    thin = max((taps.n_experts / taps.per_token for taps in taps if taps), default=1.0)
+    return math.ceil(model.layers.d_mlp * thin)
+
+
 _SAID_SECONDS = 10.0  # what takes longer is said in words
 
 
@@ -368,7 +383,8 @@ def _told_at_once(bars: ExitStack, sums: MomentSums, source: Source, model: Mode
 def _check(
     model: Model, sums: MomentSums, source: Source, how: StatisticsSettings, settled: bool
 ) -> None:
-    budget, width = how.budget(model), model.layers.d_mlp
+    width = _tokens_needed(model, list(sums.layers))
+    budget = how.budget(width)
     needed = min(budget, width)
     if sums.n_tokens < needed:
         raise UserError(
