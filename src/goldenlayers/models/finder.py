@@ -8,7 +8,7 @@ passes through, which norm precedes the head, and what happens between the head 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
@@ -77,6 +77,7 @@ class _Finder:
             self._block(index, f"{blocks_path}.{index}", module, trial)
             for index, module in enumerate(modules)
         )
+        self._refuse_shared(blocks)
         final_norm = trial.final_norm
         if "final_norm" in self.overrides:
             final_norm = self._at(self.overrides["final_norm"], "final_norm")
@@ -103,6 +104,20 @@ class _Finder:
             tied=weights[0] is not None and weights[0] is weights[1],
             transform=trial.transform,
         )
+
+    def _refuse_shared(self, blocks: Sequence[Block]) -> None:
+        """Refuse one MLP that runs in several layers: an edit of it would be one of all of them."""
+        owners: dict[int, int] = {}
+        for block in blocks:
+            for matrix in block.mlp_matrices:
+                held = matrix.module if matrix.experts else matrix.module.weight
+                first = owners.setdefault(id(held), block.index)
+                if first != block.index:
+                    raise UserError(
+                        f"layers {first} and {block.index} of {self.name} have one MLP in common "
+                        f"('{matrix.path}')",
+                        expected="an MLP of its own in each layer",
+                    )
 
     def _at(self, path: str, key: str, *, below: str = "") -> nn.Module:
         """The module at an overriding ``path``; an error that lists near names if there is none."""
@@ -147,18 +162,26 @@ class _Finder:
                     fix=near_matches(path, [p for p, m in self.modules.items() if _is_list(m)]),
                 )
             return path, list(found.children())
-        lists = {
-            path: list(module.children())
-            for path, module in self.modules.items()
-            if _is_list(module) and any(map(self._looks_like_block, module.children()))
+        lists = {p: list(m.children()) for p, m in self.modules.items() if _is_list(m)}
+        with_attention = {
+            path: children
+            for path, children in lists.items()
+            if any(map(self._looks_like_block, children))
         }
-        above = embedding_path
-        while lists and above:
-            above = above.rpartition(".")[0]
-            near = [p for p in lists if p.startswith(f"{above}." if above else "")]
-            if near:
-                best = max(near, key=lambda path: len(lists[path]))
-                return best, lists[best]
+        # Of models that mix tokens in another way: a list of modules that each hold several parts.
+        in_parts = {
+            path: children
+            for path, children in lists.items()
+            if children and all(sum(map(_has_matrix, c.children())) > 0 for c in children)
+        }
+        for some in (with_attention, in_parts):
+            above = embedding_path
+            while some and above:
+                above = above.rpartition(".")[0]
+                near = [p for p in some if p.startswith(f"{above}." if above else "")]
+                if near:
+                    best = max(near, key=lambda path: len(some[path]))
+                    return best, some[best]
         raise UserError(
             f"{self.name} has no decoder layers that hold attention and an MLP",
             expected="a decoder-only transformer",
@@ -222,13 +245,18 @@ class _Finder:
         if stacks:
             given = self.overrides.get("mlp")
             beside = given and self.paths[id(self._at(given, "mlp", below=path))]
-            return mixture(block, stacks, self.modules, trial, beside)
-        mlp_path = self._mlp_path(path, rest, attention, trial)
+            found = mixture(block, stacks, self.modules, trial, beside)
+            ways = (1, found.n_experts)  # a router's
+            for other in (p for p in unknown if p not in stacks and found.mlp_path):
+                weights = [w for w in self.modules[other].parameters(recurse=False) if w.dim() > 1]
+                if not all(w.dim() == 2 and w.shape[0] in ways for w in weights):
+                    self._refuse_unknown(cast(str, found.mlp_path), {other: unknown[other]})
+            return found
+        unknown = {p: n for p, n in unknown.items() if id(self.modules[p]) not in ours}
+        mlp_path = self._mlp_path(path, [*(m.path for m in rest), *unknown], attention, trial)
         if mlp_path is None:
             return block
-        self._refuse_unknown(
-            mlp_path, {p: n for p, n in unknown.items() if id(self.modules[p]) not in ours}
-        )
+        self._refuse_unknown(mlp_path, unknown)
         return self._with_mlp(block, mlp_path, trial)
 
     def _with_mlp(self, block: Block, mlp_path: str, trial: Trial) -> Block:
@@ -275,10 +303,11 @@ class _Finder:
             if path != mlp_path and not path.startswith(f"{mlp_path}."):
                 continue
             module = self.modules[path]
-            if any(p.dim() == 3 for p in module.parameters(recurse=False)):
+            stacks = [p for p in module.parameters(recurse=False) if p.dim() == 3]
+            if any(min(p.shape) > 1 for p in stacks):
                 raise UserError(
-                    f"'{path}' in {self.name} ({type(module).__name__}) holds stacked experts of a "
-                    "kind whose tokens cannot be told apart",
+                    f"'{path}' in {self.name} ({type(module).__name__}) holds matrices stacked in "
+                    "one weight, run by code of its own: the tokens of each cannot be told apart",
                     expected="an ordinary MLP, or experts that transformers runs by its interface "
                     "for experts, as Mixtral's",
                 )
@@ -302,7 +331,7 @@ class _Finder:
             )
 
     def _mlp_path(
-        self, path: str, matrices: list[Matrix], attention: nn.Module | None, trial: Trial
+        self, path: str, matrices: list[str], attention: nn.Module | None, trial: Trial
     ) -> str | None:
         """The smallest module that holds all matrices outside attention, if only the block; None
         where the block has no MLP.
@@ -315,7 +344,7 @@ class _Finder:
         if "mlp" in self.overrides:
             self._at(self.overrides["mlp"], "mlp", below=path)
             return f"{path}.{self.overrides['mlp']}"
-        parents = zip(*(m.path.split(".")[:-1] for m in matrices), strict=False)
+        parents = zip(*(p.split(".")[:-1] for p in matrices), strict=False)
         shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents)]
         together = ".".join(shared) or path
         if attention is not None and together != path:
@@ -323,10 +352,15 @@ class _Finder:
         holding = [
             full
             for name, _ in self.modules[path].named_children()
-            if any(m.path.startswith(f"{(full := f'{path}.{name}')}.") for m in matrices)
+            if any(f"{p}.".startswith(f"{(full := f'{path}.{name}')}.") for p in matrices)
         ]
         named = [full for full in holding if MLP_NAME.search(full)]
         if len(named) == 1:
+            return named[0]
+        nested = [p for p in self._below(path) if MLP_NAME.search(p) and p not in holding]
+        nested = [p for p in nested if any(m.startswith(f"{p}.") for m in matrices)]
+        depth = min((p.count(".") for p in nested), default=0)
+        if len(named := [p for p in nested if p.count(".") == depth]) == 1:
             return named[0]
         if attention is not None:
             return path

@@ -141,6 +141,22 @@ class Block:
         return self.written
 
     @property
+    def mlp_writer(self) -> nn.Module:
+        """The module whose output is the MLP's: of a mixture the sum of its experts.
+
+        Raises:
+            UserError: experts run beside an MLP, and no module gives their sum.
+        """
+        if self.routed is None:
+            return self.down.module
+        if self.mlp is None:
+            raise UserError(
+                f"layer {self.index} adds up its experts and its MLP outside of any module",
+                fix="Use --kind block",
+            )
+        return self.mlp
+
+    @property
     def n_experts(self) -> int:
         """Experts that tokens are routed to; 0 in an ordinary layer."""
         return 0 if self.routed is None else self.routed.n_experts

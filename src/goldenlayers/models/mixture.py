@@ -33,7 +33,8 @@ def mixture(
     """The block with its experts, and with the expert that all tokens pass if there is one.
 
     What lies beside the experts and has a way in and a way out of the model's width is shared
-    (a shared expert, or an MLP that runs beside them); what has one matrix decides where tokens go.
+    (a shared expert, or an MLP that runs beside them); what ends in one number for each expert
+    decides where tokens go.
 
     Args:
         block: with everything outside attention in ``other_matrices``.
@@ -75,11 +76,12 @@ def mixture(
             return name == beside
         last = last_to_run(groups[name], trial)
         ways = last is not None and last.out_features == width
-        ways &= any(m.in_features == width and m is not last for m in groups[name])
-        inside = name.startswith(f"{path}.") or MLP_NAME.search(name)
-        return ways and bool(inside or trial.works_by_token(modules[name]))
+        return ways and any(m.in_features == width and m is not last for m in groups[name])
 
-    shared = [name for name in groups if is_shared(name)]
+    found = [name for name in groups if is_shared(name)]
+    # Norms may have matrices of their own: what lies beside the experts, or is so named, first.
+    near = [name for name in found if name.startswith(f"{path}.") or MLP_NAME.search(name)]
+    shared = near or [name for name in found if trial.works_by_token(modules[name])]
     if len(shared) > 1:
         raise UserError(
             f"layer {block.index} ('{block.path}') has {len(shared)} MLPs beside its experts "
@@ -90,9 +92,10 @@ def mixture(
     own = groups[shared[0]] if shared else []
     last = last_to_run(own, trial)
     routers = {
-        id(some[0])
+        id(m)
         for some in groups.values()
-        if len(some) == 1 and some[0].out_features in (1, taps.n_experts)
+        for m in some
+        if cast(Matrix, last_to_run(some, trial) or some[-1]).out_features in (1, taps.n_experts)
     }
     return replace(
         block,

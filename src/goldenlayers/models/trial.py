@@ -73,16 +73,16 @@ class Trial:
         come in that order.
         """
         given = next((call.given for call in self.calls if call.module is module), None)
-        if given is None or given.dim() < 3:
+        if given is None or given.dim() < 2:
             return False
         try:
             with torch.no_grad():
-                one, other = (_first(module(x)) for x in (given, given.flip(1)))
+                one, other = (_first(module(x)) for x in (given, given.flip(-2)))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):
             return False
         if one is None or other is None or not one.shape == other.shape == given.shape:
             return False
-        return _close(one, other.flip(1))
+        return _close(one, other.flip(-2))
 
     def output_norm(self, block: nn.Module, down: nn.Module) -> nn.Module | None:
         """The module of ``block`` that is given the very tensor that ``down`` returned.
