@@ -87,7 +87,11 @@ def check_layers(model: Model, editor: Editor, layer: int) -> None:
 
 @torch.no_grad()
 def experts_of(model: Model, layer: int, facts: Sequence[Fact]) -> list[int]:
-    """Of each fact the expert that weighs most at its lookup token, in the bare prompt."""
+    """Of each fact the expert that weighs most at its lookup token, in the bare prompt.
+
+    Raises:
+        UserError: the token goes to none.
+    """
     taps = model.layers[layer].routed
     assert taps is not None
     texts = [model.encoder.fact(fact, "") for fact in facts]
@@ -100,7 +104,14 @@ def experts_of(model: Model, layer: int, facts: Sequence[Fact]) -> list[int]:
         for row, i in enumerate(members):
             at = texts[i].lookup
             assert at is not None  # encoder.fact holds this
-            found[i] = int(index[row, at, weights[row, at].argmax()])
+            there = weights[row, at].masked_fill(index[row, at] >= taps.n_experts, -1.0)
+            if float(there.max()) <= 0:
+                raise UserError(
+                    f"fact '{facts[i].id}': the subject's last token goes to no expert at layer "
+                    f"{layer}",
+                    fix="Choose another layer",
+                )
+            found[i] = int(index[row, at, there.argmax()])
     return found
 
 

@@ -65,11 +65,16 @@ class Tap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.expert is not None:
             return self.of(self.expert, x)
+        width = self.out_features
         order = self.slots.argsort(stable=True)
         hit, counts = self.slots.unique(return_counts=True)  # both in the experts' order
         parts = x[order].split(counts.tolist())
-        y = [self.of(expert, part) for expert, part in zip(hit.tolist(), parts, strict=True)]
-        return torch.cat(y)[order.argsort()] if y else x.new_zeros(0, self.out_features)
+        y = [
+            # Beyond the last: no expert at all, which some routers (Zaya's) may choose.
+            self.of(expert, part) if expert < self.experts else part.new_zeros(len(part), width)
+            for expert, part in zip(hit.tolist(), parts, strict=True)
+        ]
+        return torch.cat(y)[order.argsort()] if y else x.new_zeros(0, width)
 
 
 class Taps:
@@ -123,7 +128,8 @@ class Taps:
                 y = torch.where((slots == expert)[:, None], all_tokens, y)
         if getattr(owner, "has_post_expert_norm", False):
             y = owner.post_expert_norm(y)
-        return (y * self.weights.reshape(-1, 1)).view(n, k, -1).sum(1).to(x.dtype)
+        weights = self.weights * (self.index < self.n_experts)
+        return (y * weights.reshape(-1, 1)).view(n, k, -1).sum(1).to(x.dtype)
 
 
 def _forward(
