@@ -17,7 +17,7 @@ from tokenizers_built import TOKENIZERS
 from torch import Tensor
 
 import goldenlayers as gl
-from goldenlayers.editors import EDITORS, Editing
+from goldenlayers.editors import EDITORS, Editing, make_editor
 from goldenlayers.editors.routing import by_expert, experts_of
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -185,28 +185,31 @@ def test_an_edit_brings_the_answer_nearer_and_touches_one_expert(name: str, meth
     if method == "clear-rome":
         more |= {"neighbours": 4}
     weights = {n: p.clone() for n, p in model.hf.named_parameters()}
+
+    def moved() -> dict[str, list[int]]:
+        """The weights that are not what they were; of stacked ones, which experts'."""
+        return {
+            n: [e for e in range(len(p)) if p.dim() == 3 and not torch.equal(p[e], weights[n][e])]
+            for n, p in model.hf.named_parameters()
+            if not torch.equal(p, weights[n])
+        }
+
     delta = gl.edit(model, FACT, method, layer=1, statistics=IDENTITY, **more)
     (changed,) = delta.changes
+    *stack, expert, matrix, _weight = changed.split(".")
+    one = {".".join([*stack, matrix]): [int(expert)]} if expert.isdigit() else {changed: []}
     before = nll(model, FACT)
     with delta.applied(model):
         assert nll(model, FACT) < before - 0.1
-        for n, p in model.hf.named_parameters():
-            if n not in changed and not p.dim() == 3:
-                assert torch.equal(p, weights[n])
-            elif changed.startswith(n.rpartition(".")[0] + "."):
-                expert = changed.split(".")[-3]
-                same = [torch.equal(a, b) for a, b in zip(p, weights[n], strict=True)]
-                whole = "gate_up" in n or not expert.isdigit() or p.dim() != 3
-                assert whole or same == [e != int(expert) for e in range(4)]
+        assert moved() == one
+    assert moved() == {}
     assert nll(model, FACT) == before
-    for n, p in model.hf.named_parameters():
-        assert torch.equal(p, weights[n])
 
 
 def test_rome_writes_what_the_value_search_found_into_the_expert() -> None:
     """At the lookup token the expert gives v0 + δ, and with that alone the answer is as found."""
     model = tiny("olmoe")
-    work = Editing(model, EDITORS["rome"](prefixes=0, kl_factor=0.0), 1, statistics=IDENTITY)
+    work = Editing(model, make_editor("rome", prefixes=0, kl_factor=0.0), 1, statistics=IDENTITY)
     ((inner, _),) = by_expert(work, [FACT])
     (value,) = inner.values([FACT])
     (delta,) = work.each([FACT])
@@ -274,3 +277,15 @@ def test_facts_of_different_experts_in_one_delta_that_is_saved_and_applied(tmp_p
     again.merge(plain)
     merged = Model.wrap(plain, model.tokenizer)
     assert [nll(merged, fact) for fact in facts] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_experts_change_is_exported_merged_and_in_no_adapter(tmp_path: Path) -> None:
+    model = tiny("olmoe")
+    delta = gl.edit(model, FACT, "ft-m", layer=1, steps=3)
+    with pytest.raises(UserError, match=r"matrix of one expert.*--to merged"):
+        gl.export_peft(delta, tmp_path / "adapter", model=model)
+    gl.export_merged(model, delta, tmp_path / "merged")
+    again = gl.load(tmp_path / "merged")
+    with delta.applied(model):
+        assert nll(again, FACT) == pytest.approx(nll(model, FACT), rel=1e-5)
+    assert nll(model, FACT) > nll(again, FACT) + 0.05

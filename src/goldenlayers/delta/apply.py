@@ -29,6 +29,7 @@ from goldenlayers.delta.factors import (
     TargetFinder,
     find_targets,
     hf_of,
+    of_expert,
     working_dtype,
 )
 from goldenlayers.errors import UserError
@@ -348,7 +349,7 @@ def applied_per_example(
     modules: dict[str, nn.Module] = {}
     for name, changes in _by_parameter(deltas).items():
         target = [finder.find(name, change) for change in changes.values()][-1]
-        if "experts" in target.path.split("."):
+        if of_expert(target.path):
             raise UserError(
                 f"'{name}' belongs to an expert, which sees single tokens in the router's order",
                 fix="Apply such deltas one at a time with 'applied'",

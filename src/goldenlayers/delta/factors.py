@@ -277,6 +277,11 @@ def hf_of(model: Model | nn.Module) -> nn.Module:
     return hf
 
 
+def of_expert(name: str) -> bool:
+    """Whether a changed matrix is that of one routed expert."""
+    return "experts" in name.split(".")
+
+
 class TargetFinder:
     """Looks up changed parameters in one model and checks that the changes fit."""
 

@@ -236,7 +236,7 @@ class StatisticsSettings:
         return source
 
     def budget(self, width: int) -> int:
-        """Tokens at most, for matrices of a width."""
+        """Tokens at most."""
         return BUDGET_WIDTHS * width if self.tokens is None else self.tokens
 
     def settled(self, sums: MomentSums, width: int) -> bool:
