@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyStatistics", "MissingLayerError", "key_statistics"]
 
-
 Progress = Callable[[int, int], None]
-
 BUDGET_WIDTHS = 10
 # At 10 widths small models stand at 0.15 to 0.25 and use their whole budget; a larger budget is cut
 # short once C is known to a tenth.
@@ -351,8 +349,8 @@ def key_statistics(
 
 def _tokens_needed(model: Model, layers: Sequence[int]) -> int:
     """The MLP width; where an expert is read, times as many as there are for each that it sees."""
-    taps = [model.layers[layer].routed for layer in layers if model.layers[layer].down.of_expert]
-    thin = max((taps.n_experts / taps.per_token for taps in taps if taps), default=1.0)
+    chosen = [model.layers[i].routed for i in layers if model.layers[i].down.of_expert]
+    thin = max((taps.n_experts / taps.per_token for taps in chosen if taps), default=1.0)
     return math.ceil(model.layers.d_mlp * thin)
 
 
@@ -384,8 +382,7 @@ def _check(
     model: Model, sums: MomentSums, source: Source, how: StatisticsSettings, settled: bool
 ) -> None:
     width = _tokens_needed(model, list(sums.layers))
-    budget = how.budget(width)
-    needed = min(budget, width)
+    needed = min(budget := how.budget(width), width)
     if sums.n_tokens < needed:
         raise UserError(
             f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
