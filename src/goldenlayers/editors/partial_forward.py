@@ -32,7 +32,7 @@ UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
 
-_RESUMES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_RESUMES: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 Change = Callable[[Tensor], Tensor]
 
@@ -114,11 +114,12 @@ class Tails:
         self.mask = torch.cat([before, here], dim=1).to(self.ids.device)
 
     def _check_resuming(self) -> None:
-        """Refuse a model whose layers hand on more than their hidden state; found out once."""
+        """Refuse a layer that is handed more than the hidden state; found out once for each."""
         hf = self.model.hf
-        if hf not in _RESUMES:
-            _RESUMES[hf] = self._agrees()
-        if not _RESUMES[hf]:
+        known = _RESUMES.setdefault(hf, {})
+        if self.layer not in known:
+            known[self.layer] = self._agrees()
+        if not known[self.layer]:
             raise UserError(
                 f"the layers of {type(hf).__name__} hand on more than their hidden state, so no "
                 "editor can run the model from one of them on",
