@@ -177,6 +177,44 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "starcoder2": lambda: hf.starcoder2.Starcoder2Config(**LLAMA_LIKE, sliding_window=16),
 }
 
+FEW_EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+}
+# Mixtures of experts: of routed ones alone, with a shared one (behind a gate of its own, or not),
+# stored (in, out) with biases, behind ordinary layers.
+MIXTURES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "mixtral": lambda: hf.mixtral.MixtralConfig(
+        **{**LLAMA_LIKE, "intermediate_size": 24}, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "olmoe": lambda: hf.olmoe.OlmoeConfig(
+        **{**LLAMA_LIKE, "intermediate_size": 24}, num_experts=4, num_experts_per_tok=2
+    ),
+    "qwen2_moe": lambda: hf.qwen2_moe.Qwen2MoeConfig(
+        **LLAMA_LIKE, num_experts=4, shared_expert_intermediate_size=24, **FEW_EXPERTS
+    ),
+    "gpt_oss": lambda: hf.gpt_oss.GptOssConfig(
+        **{**LLAMA_LIKE, "intermediate_size": 24},
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "deepseek_v3": lambda: hf.deepseek_v3.DeepseekV3Config(
+        **{**LLAMA_LIKE, "num_key_value_heads": HEADS},
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        **FEW_EXPERTS,
+    ),
+}
+
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
     """Draw every parameter anew: matrices wide enough to matter, norms and biases off their rest.
@@ -207,7 +245,7 @@ def from_config(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
 @cache
 def shared(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """The cached model itself. Do not change it: take ``build`` for that."""
-    model = from_config(CONFIGS[name](), seed=seed)
+    model = from_config((CONFIGS | MIXTURES)[name](), seed=seed)
     return cast(PreTrainedModel, nn.Module.to(model, dtype=dtype))
 
 

@@ -37,7 +37,7 @@ def rank(phi, method="lga", **options):
 
 
 def builder_of(method, n_layers, *, bootstrap=1000, seed=0, top_k=5, **scoring):
-    more = {"bootstrap": bootstrap, "seed": seed, "top_k": top_k}
+    more: Any = {"bootstrap": bootstrap, "seed": seed, "top_k": top_k}
     return RankingBuilder(method, n_layers, Scoring(**scoring), **more)
 
 

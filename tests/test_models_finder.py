@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -46,8 +48,7 @@ def test_override_leads_to_blocks_with_odd_names() -> None:
         block.mixer = block.self_attn  # the name that blocks usually have is gone
         del block.self_attn
         block.forward = _odd_forward.__get__(block)
-    with pytest.raises(UserError, match=r"no decoder layers.*'blocks'"):
-        LayerMap.of(model)
+    assert LayerMap.of(model)[0].mixer is None
     layers = LayerMap.of(model, {"attention": "mixer"})
     assert layers[0].attention_path == "model.layers.0.mixer"
     assert layers[0].down.path == "model.layers.0.mlp.down_proj"
@@ -92,29 +93,48 @@ def test_encoder_decoder_is_refused() -> None:
         LayerMap.of(hf.t5.T5ForConditionalGeneration(config))
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "dense_first"])
-def test_mixture_of_experts_is_refused(kind: str) -> None:
-    few: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
-    configs = {
-        "mixtral": lambda: hf.mixtral.MixtralConfig(**LLAMA_LIKE, num_local_experts=4),
-        "qwen2_moe": lambda: hf.qwen2_moe.Qwen2MoeConfig(
-            **LLAMA_LIKE, num_experts=4, shared_expert_intermediate_size=16, **few
-        ),
-        "gpt_oss": lambda: hf.gpt_oss.GptOssConfig(
-            **LLAMA_LIKE, head_dim=8, num_local_experts=4, num_experts_per_tok=2
-        ),
-        # The first layer is an ordinary one: every layer has to be looked at.
-        "dense_first": lambda: hf.qwen3_moe.Qwen3MoeConfig(
-            **LLAMA_LIKE, num_experts=4, mlp_only_layers=[0], **few
-        ),
-    }
-    with pytest.raises(UserError, match="mixture of experts, which is not supported yet"):
-        LayerMap.of(from_config(configs[kind]()))
+class _Listed(nn.Module):
+    """Experts in a list, each run on the tokens that are its own."""
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([copy.deepcopy(dense) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[..., :1] > 0
+        return torch.where(first, self.experts[0](x), self.experts[1](x))
 
 
-def test_model_without_decoder_layers_is_refused() -> None:
+class _Stacked(nn.Module):
+    """Experts in one parameter, run by code of its own."""
+
+    def __init__(self, _dense: nn.Module) -> None:
+        super().__init__()
+        self.ways = nn.Parameter(torch.ones(2, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[..., :1] > 0, x @ self.ways[0], x @ self.ways[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (_Listed, "'model.layers.2.mlp.experts' .* several"),
+        (_Stacked, "'model.layers.2.mlp' .*stack"),
+    ],
+)
+def test_experts_whose_tokens_cannot_be_told_apart(
+    kind: Callable[[nn.Module], nn.Module], message: str
+) -> None:
+    model: Any = build("llama")
+    model.model.layers[2].mlp = kind(model.model.layers[2].mlp)
+    with pytest.raises(UserError, match=f"{message}.*cannot be told apart"):
+        LayerMap.of(model)
+
+
+def test_model_without_an_mlp_is_refused() -> None:
     config = hf.mamba.MambaConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2)
-    with pytest.raises(UserError, match="no decoder layers"):
+    with pytest.raises(UserError, match="has no MLP in any of its 2 layers"):
         LayerMap.of(from_config(config))
 
 
@@ -140,11 +160,19 @@ def test_model_that_looks_ahead_is_refused() -> None:
         LayerMap.of(model.eval())
 
 
-def test_block_without_attention_is_named() -> None:
+def test_block_without_attention_has_its_mlp() -> None:
     model: Any = build("llama")
-    model.model.layers[2].self_attn = nn.Identity()
+    model.model.layers[2].self_attn = _Nothing()
+    layers = LayerMap.of(model)
+    assert layers[2].down.path == "model.layers.2.mlp.down_proj"
+    assert layers[2].mixer is None
     with pytest.raises(UserError, match=r"layer 2 \('model.layers.2'\) has no attention"):
-        LayerMap.of(model)
+        _ = layers[2].attention
+
+
+class _Nothing(nn.Module):
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
 
 
 def test_block_with_two_attentions_is_named() -> None:

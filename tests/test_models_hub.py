@@ -53,8 +53,8 @@ def test_code_is_downloaded_only_with_permission(served: Path) -> None:
 
 def test_a_model_that_cannot_be_handled_is_not_downloaded(served: Path) -> None:
     path = served / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_local_experts": 8}))
-    with pytest.raises(UserError, match="owner/name is a mixture-of-experts"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_encoder_decoder": True}))
+    with pytest.raises(UserError, match="owner/name is an encoder-decoder"):
         models.load("owner/name")
     path.write_text("<html>")
     with pytest.raises(UserError, match=r"config\.json of the hub model owner/name is not JSON"):

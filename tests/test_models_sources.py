@@ -215,9 +215,6 @@ def test_a_missing_a_broken_and_a_foreign_tokenizer(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_local_experts": 8}, ("mixture-of-experts", "8 experts", "not supported yet")),
-        ({"text_config": {"n_routed_experts": 64}}, ("mixture-of-experts", "64")),
-        ({"moe_num_experts": [16, 16]}, ("mixture-of-experts", "16")),
         ({"is_encoder_decoder": True}, ("encoder-decoder", "decoder-only")),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, ("not generate", "Bert")),
         ({"model_type": "bert", "architectures": []}, ("does not generate text (bert)",)),
@@ -250,10 +247,7 @@ def test_an_encoder_decoder_whose_configuration_does_not_say_so(folder: Path) ->
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_local_experts": 1},
-        {"num_experts": 0},
-        {"num_experts": 64, "is_moe": False},
-        {"num_experts": None},
+        {"num_experts": 64},  # read by no class of this kind
         {"auto_map": {"AutoConfig": "x.Y"}},  # the kind is known here: no custom code is needed
     ],
 )

@@ -76,7 +76,7 @@ def test_where_it_is_shorter_than_wished_nothing_is_said(
     how: dict[str, Any] = {**QUICK, "settle": 0, "cache": False}
     monkeypatch.setattr(statistics, "BUDGET_WIDTHS", 2 * tokens // model.layers.d_mlp)
     found = key_statistics(model, [0], **how)
-    assert found.n_tokens < StatisticsSettings().budget(model)
+    assert found.n_tokens < StatisticsSettings().budget(model.layers.d_mlp)
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"the text of the package .* ended after"):
         key_statistics(model, [0], tokens=2 * tokens, **how)

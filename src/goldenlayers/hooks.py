@@ -112,7 +112,8 @@ def override_input(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterato
 @contextmanager
 def graph_from_embedding(model: Model) -> Iterator[None]:
     """Let gradients flow to activations although every weight is frozen."""
-    with override(model.layers.embedding, lambda y: y.detach().requires_grad_(True)):
+    # A copy, since some families (CTRL) go on to scale what the embedding gave in place.
+    with override(model.layers.embedding, lambda y: y.detach().requires_grad_(True).clone()):
         yield
 
 

@@ -31,6 +31,7 @@ from goldenlayers.checking.asking import asked_of_model
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.clearing import ALIKE, kinds, pool, unsaid, words
 from goldenlayers.editors.name_keys import reader, template
+from goldenlayers.editors.routing import seen_by
 from goldenlayers.facts import Fact
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def neighbours(
     found: list[list[str]] = [[] for _ in facts]
     for prompt, members in by_prompt.items():
         subjects = list(dict.fromkeys(facts[i].subject for i in members))
-        near = _Near(model, prompt, layer, among, avoid)
+        near = _Near(seen_by(model, layer, facts[members[0]]), prompt, layer, among, avoid)
         near.read([*subjects, *near.few(subjects)])
         own = {subject: near.kinds(subject) for subject in subjects}
         listed = {subject: near.of_kinds(own[subject]) for subject in subjects}

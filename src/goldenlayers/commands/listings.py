@@ -90,7 +90,8 @@ def run_models(config: ModelsConfig) -> int:
                 width=layers.d_model,
                 mlp_width=layers.d_mlp,
                 vocabulary=layers.vocab_size,
-                edited=[block.down.parameter_name for block in layers],
+                edited=[block.edited_name for block in layers],
+                experts=[block.n_experts for block in layers],
             )
             put(*model.layers.describe().split("\n"))
             from goldenlayers.commands.auto_layer import show_atlas

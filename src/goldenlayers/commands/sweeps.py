@@ -59,7 +59,6 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 
     layers: str = "all"
     """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
-
     known: Annotated[bool, FACTS] = False
     """Keep only facts whose old answer the model gives by itself."""
 

@@ -267,9 +267,7 @@ class WeightDelta:
         )
         find_targets(hf_of(model), self.changes)
         if not isinstance(model, nn.Module):
-            of_blocks = {
-                m.parameter_name for block in model.layers for m in block.matrices("block")
-            }
+            of_blocks = {name for block in model.layers for name in block.editable_names}
             for name in self.changes:
                 if name not in of_blocks:
                     raise UserError(

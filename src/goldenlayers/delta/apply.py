@@ -26,6 +26,7 @@ from goldenlayers.delta.factors import (
     Dense,
     LowRank,
     hf_of,
+    of_expert,
     working_dtype,
 )
 from goldenlayers.delta.targets import Target, TargetFinder, find_targets
@@ -344,7 +345,7 @@ def applied_per_example(
     modules: dict[str, nn.Module] = {}
     for name, changes in _by_parameter(deltas).items():
         target = [finder.find(name, change) for change in changes.values()][-1]
-        if "experts" in target.path.split("."):
+        if of_expert(target.path):
             raise UserError(
                 f"'{name}' belongs to an expert, which sees single tokens in the router's order",
                 fix="Apply such deltas one at a time with 'applied'",

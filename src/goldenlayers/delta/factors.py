@@ -213,4 +213,9 @@ def hf_of(model: Model | nn.Module) -> nn.Module:
     return hf
 
 
+def of_expert(name: str) -> bool:
+    """Whether a changed matrix is that of one routed expert."""
+    return "experts" in name.split(".")
+
+
 Changes = Mapping[str, LowRank | Dense]

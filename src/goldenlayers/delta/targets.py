@@ -7,6 +7,7 @@ as it is, and its changes act beside it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from goldenlayers.errors import UserError, near_matches
 from goldenlayers.models import offload, quantised
 
 SUFFIX = ".weight"
+_EXPERT = re.compile(r"(.+)\.(\d{1,6})\.(\w+)")  # EXPERTS.3.down_proj
 Change = LowRank | Dense
 
 
@@ -102,6 +104,35 @@ class Target:
         return result
 
 
+@dataclass(frozen=True, eq=False)
+class _Expert(Target):
+    """One slice of a parameter in which experts are stacked: ``own`` is its name in ``module``.
+
+    A state is a copy, written over the slice. The other experts' bits are not touched.
+    """
+
+    own: str
+    expert: int
+
+    @property
+    def parameter(self) -> Any:
+        """The slice as it is at the moment."""
+        stacked: Any = self.module._parameters[self.own]
+        return stacked.data[self.expert]
+
+    def now(self) -> Tensor:
+        """A copy of the matrix."""
+        return self.parameter.clone()
+
+    def put(self, state: Tensor) -> None:
+        """Write the matrix."""
+        self.parameter.copy_(state)
+
+    def write(self, state: Tensor) -> None:
+        """Write the matrix."""
+        self.put(state)
+
+
 class _Elsewhere(Target):
     """Kept in CPU memory or on disk: a state is where the module's weights are read."""
 
@@ -178,6 +209,10 @@ class TargetFinder:
             module = self.hf.get_submodule(path)
         except AttributeError:
             module = None
+        if module is None and path != name and (expert := self._expert(name, path)) is not None:
+            rows, columns = expert.parameter.shape
+            _check_shape(name, change, (columns, rows) if expert.transposed else (rows, columns))
+            return expert
         method = quantised.stored_as(module) if module is not None else ""
         parameter = module._parameters.get("weight") if module is not None else None
         if path == name or module is None or (parameter is None and not method):
@@ -211,6 +246,27 @@ class TargetFinder:
         rows, columns = parameter.shape
         _check_shape(name, change, (columns, rows) if transposed else (rows, columns))
         return (_Elsewhere if elsewhere else Target)(name, module, transposed)
+
+    def _expert(self, name: str, path: str) -> _Expert | None:
+        """The slice that ``path``, EXPERTS.3.down_proj, names; None if there is no such expert."""
+        if (found := _EXPERT.fullmatch(path)) is None:
+            return None
+        try:
+            module = self.hf.get_submodule(found[1])
+        except AttributeError:
+            return None
+        parameter, index = module._parameters.get(found[3]), int(found[2])
+        if parameter is None or not hasattr(module, "is_transposed"):
+            return None
+        if parameter.dim() != 3 or index >= len(parameter):
+            return None
+        if parameter.is_meta or not parameter.is_floating_point():
+            state = "not in memory" if parameter.is_meta else f"stored as {parameter.dtype}"
+            raise UserError(
+                f"'{name}' is {state}, so nothing can be added to it",
+                fix="Load the model in float32, float16 or bfloat16 on one device",
+            )
+        return _Expert(name, module, bool(module.is_transposed), found[3], index)
 
     def _quantised(self, name: str, module: nn.Module, method: str, change: Change) -> Target:
         _check_shape(name, change, quantised.features(module))

@@ -9,7 +9,7 @@ from goldenlayers.decoding import settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.delta.apply import untouched
 from goldenlayers.editors.base import Editor, Settings, ValueSearch, needed_layers
-from goldenlayers.editors.editing import Editing, Options, statistics_for
+from goldenlayers.editors.editing import Editing, Options
 from goldenlayers.editors.finetune import FtL, FtM
 from goldenlayers.editors.locate_then_edit import (
     AlphaEdit,
@@ -33,6 +33,7 @@ from goldenlayers.editors.named import (
     read_settings,
     with_settings,
 )
+from goldenlayers.editors.routing import statistics_for
 from goldenlayers.errors import DataError, UserError, near_matches
 from goldenlayers.facts import Fact, refuse_contradictions, repeats
 from goldenlayers.models import check_model

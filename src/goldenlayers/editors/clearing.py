@@ -226,8 +226,8 @@ def _names_of(work: Editing, layer: int, fact: Fact) -> Names:
     editor = work.editor
     assert isinstance(editor, Clearing)
     prompt: _Prompt = (*template(fact), tuple(work.names), editor.neighbours > 0)
-    keys: dict[tuple[int, _Prompt], Names] = work._kept.setdefault("names", {})
-    readers: dict[_Prompt, Reader] = work._kept.setdefault("readers", {})
+    keys: dict[tuple[int, _Prompt], Names] = work.kept.setdefault("names", {})
+    readers: dict[_Prompt, Reader] = work.kept.setdefault("readers", {})
     before, behind, own, pooled = prompt
     listed = (*own, *(pool() if pooled else ()))
     if deltas_in_force(work.model):

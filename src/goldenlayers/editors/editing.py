@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from goldenlayers.delta import Dense, LowRank, WeightDelta
 from goldenlayers.delta.apply import deltas_in_force
-from goldenlayers.editors.base import Editor, ValueSearch, needed_layers
+from goldenlayers.editors.base import Editor, ValueSearch
 from goldenlayers.editors.lookup_states import sample_prefixes
 from goldenlayers.editors.named import check_step, checked_names, make_editor, one_at_a_time
+from goldenlayers.editors.routing import by_expert, check_layers, statistics_for
 from goldenlayers.errors import UserError, check_seed
 from goldenlayers.facts import Fact
 from goldenlayers.models import check_model
@@ -25,27 +25,6 @@ from goldenlayers.statistics.moments import Covariance
 if TYPE_CHECKING:
     from goldenlayers.editors.values import Value
     from goldenlayers.models import Model
-
-
-def statistics_for(
-    model: Model,
-    editor: Editor,
-    layers: Sequence[int],
-    *,
-    seed: int = 0,
-    text: str = "package",
-    cache_dir: Path | None = None,
-) -> Mapping[int, Covariance] | None:
-    """Key statistics for edits at ``layers``: from the cache, or collected now in one pass.
-
-    None where the editor reads none.
-    """
-    if not editor.needs_statistics:
-        return None
-    from goldenlayers.statistics import key_statistics
-
-    needed = needed_layers(editor, layers)
-    return key_statistics(model, needed, text=text, seed=seed, cache_dir=cache_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +101,12 @@ class Editing:
     judged: Sequence[Fact] = ()
     on_done: Callable[[int], None] | None = None
     previous_keys: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)  # shared by all layers
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)  # shared by all layers
 
     def __post_init__(self) -> None:
         self.editor = make_editor(self.editor)
         self.layer = check_model(self.model).layers[self.layer].index
+        check_layers(self.model, self.editor, self.layer)
         self._values = {} if self.value_cache is None else self.value_cache
         self.names = checked_names(self.editor, self.names)
 
@@ -138,7 +118,11 @@ class Editing:
 
     def each(self, facts: Sequence[Fact]) -> list[WeightDelta]:
         """One delta per fact, each made on the model as it is, all computed side by side."""
-        return self.editor.each(self, facts) if facts else []
+        found: dict[int, WeightDelta] = {}
+        for work, places in by_expert(self, facts):
+            made = work.editor.each(work, [facts[i] for i in places])
+            found |= dict(zip(places, made, strict=True))
+        return [found[i] for i in range(len(facts))]
 
     def each_safely(self, facts: Sequence[Fact]) -> list[WeightDelta | UserError]:
         """As :meth:`each`; where the edit of a fact fails, its error.
@@ -167,7 +151,11 @@ class Editing:
             raise one_at_a_time(self.editor, len(facts))
         keys = dict(self.previous_keys)
         try:
-            return self.editor.together(self, facts)
+            parts = [
+                work.editor.together(work, [facts[i] for i in places])
+                for work, places in by_expert(self, facts)
+            ]
+            return sum(parts[1:], parts[0])  # each in a matrix of its own
         except BaseException:
             self._set_keys(keys)
             raise
@@ -289,7 +277,7 @@ class Editing:
         """Find what belongs to the untouched model, before anything is applied to it."""
         _ = self.base_fingerprint, self.prefixes
         if self.editor.needs_statistics:
-            self._statistics()
+            self.read_statistics()
 
     @property
     def prefixes(self) -> list[str]:
@@ -297,16 +285,16 @@ class Editing:
         s = self.editor
         if not isinstance(s, ValueSearch):
             return [""]
-        if "prefixes" not in self._kept:
-            self._kept["prefixes"] = sample_prefixes(
+        if "prefixes" not in self.kept:
+            self.kept["prefixes"] = sample_prefixes(
                 self.model, s.prefixes, s.prefix_tokens, self.seed
             )
-        return self._kept["prefixes"]
+        return self.kept["prefixes"]
 
     @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the weights as they were when this was first asked for."""
-        return self._kept.setdefault("fingerprint", self.model.fingerprint())
+        return self.kept.setdefault("fingerprint", self.model.fingerprint())
 
     def covariance(self, layer: int) -> Covariance:
         """The key statistics of a layer.
@@ -314,7 +302,7 @@ class Editing:
         Raises:
             UserError: there are none for it.
         """
-        statistics = self._statistics()
+        statistics = self.read_statistics()
         if layer not in statistics:
             raise UserError(
                 f"there are no key statistics for layer {layer}",
@@ -322,15 +310,14 @@ class Editing:
             )
         return statistics[layer]
 
-    def _statistics(self) -> Mapping[int, Covariance]:
+    def read_statistics(self) -> Mapping[int, Covariance]:
         if self.statistics is not None:
             return self.statistics
         place = "statistics", self.layer
-        if place not in self._kept:
-            self._kept[place] = statistics_for(
-                self.model, self.editor, [self.layer], seed=self.seed
-            )
-        return self._kept[place] or {}
+        if place not in self.kept:
+            self.kept[place] = statistics_for(self.model, self.editor, [self.layer], seed=self.seed)
+        found = self.kept[place]
+        return {} if found is None else found
 
     def values(self, facts: Sequence[Fact], *, with_attention: bool = False) -> list[Value]:
         """:func:`optimise_values` at the layer, once for facts asked for again on clean weights."""

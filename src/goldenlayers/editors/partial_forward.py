@@ -13,10 +13,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from goldenlayers.errors import UserError
 from goldenlayers.hooks import capture, final_hidden, override, override_input, resume_from
 from goldenlayers.tokens import Encoding, pad_ids
 
@@ -29,6 +31,8 @@ UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 # How far a tail's result may lie from the whole pass's, relative to its size: rounding only.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _TOLERANCE_HALF = 0.1
+
+_RESUMES: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 Change = Callable[[Tensor], Tensor]
 
@@ -60,25 +64,32 @@ class Tails:
         batch = pad_ids([e.ids for e in encodings], model.device)
         rows = torch.arange(len(encodings))
         self._full_ids = batch.ids
-        cache = growing_cache()
-        block = {"block": model.layers[layer].module}
+        module = model.layers[layer].module
         with torch.no_grad(), capture(watch, inputs=True) as given, capture(watch) as gave:
-            entering, undo = _entering(block["block"])
+            entering, undo = _entering(module)
             with undo:
-                hidden = final_hidden(model, batch.ids, past_key_values=cache)
+                hidden, past = _remembering(model, batch.ids, reuse)
+        if entering[-1].shape[:2] != batch.ids.shape:
+            raise UserError(
+                f"layer {layer} is given activations of shape {tuple(entering[-1].shape)}",
+                expected="(rows, tokens, width): no editor can run a part of this model by itself",
+                fix="Its layers can be ranked (golden locate), not edited",
+            )
 
         def at_lookup(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours = ((name, by_row(x, batch.ids)[rows, lookup]) for name, x in found.items())
             return {name: x.to(batch.ids.device) for name, x in ours}
 
         self.inputs, self.outputs = at_lookup(given), at_lookup(gave)
-        self._entering, self._hidden, self._lengths = entering[0], hidden, batch.lengths
-        self._keys_values = [(k, v) for k, v, *_ in cache] if reuse else []
+        self._entering, self._hidden, self._lengths = entering[-1], hidden, batch.lengths
+        self._keys_values, reuse = past, bool(past)
         self.lookup = lookup
         self._cut(lookup if reuse and int(lookup.max()) > 0 else torch.zeros_like(lookup))
         if reuse and int(self.start.max()) > 0 and not self._agrees():
             self._keys_values = []
             self._cut(torch.zeros_like(lookup))
+        if not self._keys_values and layer > 0:
+            self._check_resuming()
         del self._entering, self._hidden
 
     @property
@@ -105,6 +116,19 @@ class Tails:
         before = torch.arange(past)[None] < start[:, None]  # (N, P)
         here = torch.ones(len(start), width, dtype=torch.bool)
         self.mask = torch.cat([before, here], dim=1).to(self.ids.device)
+
+    def _check_resuming(self) -> None:
+        """Refuse a layer that is handed more than the hidden state; found out once for each."""
+        hf = self.model.hf
+        known = _RESUMES.setdefault(hf, {})
+        if self.layer not in known:
+            known[self.layer] = self._agrees()
+        if not known[self.layer]:
+            raise UserError(
+                f"the layers of {type(hf).__name__} hand on more than their hidden state, so no "
+                "editor can run the model from one of them on",
+                fix="Its layers can be ranked (golden locate), not edited, but for layer 0",
+            )
 
     def _agrees(self) -> bool:
         try:
@@ -188,6 +212,23 @@ def growing_cache(keys_values: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(list(keys_values)) if keys_values else DynamicCache()
+
+
+def _remembering(
+    model: Model, ids: Tensor, reuse: bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The head's input (B, T, D), and attention's keys and values if they are to be remembered.
+
+    None of these where layers remember in another way (a state space, a convolution).
+    """
+    cache = growing_cache()
+    try:
+        if reuse:
+            hidden = final_hidden(model, ids, past_key_values=cache)
+            return hidden, [(k[:], v[:]) for k, v, *_ in cache]
+    except UNABLE:
+        pass
+    return final_hidden(model, ids), []
 
 
 def _entering(module: nn.Module) -> tuple[list[Tensor], Any]:

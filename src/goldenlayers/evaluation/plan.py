@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.delta import Selection, WeightDelta, applied_per_example
 from goldenlayers.delta.apply import deltas_in_force, untouched
+from goldenlayers.delta.factors import of_expert
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.generation import free_answers, sampled
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, Question, need_text, questions
@@ -338,4 +339,4 @@ def _groups(deltas: Mapping[int, WeightDelta]) -> Iterator[dict[int, WeightDelta
 
 
 def _routed(delta: WeightDelta) -> bool:
-    return any("experts" in name.split(".") for name in delta.changes)
+    return any(map(of_expert, delta.changes))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.delta import Dense, LowRank
+from goldenlayers.delta.factors import of_expert
 from goldenlayers.errors import UserError
 
 # A dense change counts as low-rank when what is cut off is this small (relative, Frobenius).
@@ -32,13 +33,20 @@ def factors_of(
         rank: cut changes to this rank whatever it costs.
 
     Raises:
-        UserError: nothing changes, or a dense change has no exact form of lower rank.
+        UserError: nothing changes, an expert's matrix does, or a dense change has no exact form of
+            lower rank.
     """
     if rank is not None and rank < 1:
         raise UserError(f"rank is {rank}", expected="1 or more")
     thin: dict[str, LowRank] = {}
     errors: dict[str, float] = {}
     for name, change in changes.items():
+        if of_expert(name):
+            raise UserError(
+                f"'{name}' is the matrix of one expert, which lies stacked with the others in one "
+                "weight: no adapter holds a change of it",
+                fix="Export the whole model (--to merged)",
+            )
         if isinstance(change, Dense):
             thin[name], errors[name] = _factored(name, change, rank)
         elif rank is not None and change.rank > rank:

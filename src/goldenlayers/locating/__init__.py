@@ -95,9 +95,17 @@ def locate(
     model = check_model(model)
     n_layers, data = len(model.layers), getattr(facts, "name", "")
     layer = how.fixed_layer(n_layers)
+    without = how.unscored(model)
+    if len(without) == n_layers:
+        raise UserError(
+            f"{how.name} has nothing to score in any layer of {model.name}",
+            fix="Choose another scope or kind",
+        )
     if layer is not None:
+        scored = set(range(n_layers)) - set(without)
+        nearest = min(scored, key=lambda one: (abs(one - layer), one))
         return LayerRanking.fixed(
-            how.name, n_layers, layer, top_k=top_k, model=model.name, data=data
+            how.name, n_layers, nearest, top_k=top_k, model=model.name, data=data
         )
     tell = progress or Progress()
     if tell.chunk is not None:
@@ -114,7 +122,13 @@ def locate(
         statistics = key_statistics(model, seed=seed)
         start += time.perf_counter() - began  # not counted: they serve every later call
     builder = RankingBuilder(
-        how.name, n_layers, how.scoring, bootstrap=bootstrap, top_k=top_k, seed=seed
+        how.name,
+        n_layers,
+        how.scoring,
+        bootstrap=bootstrap,
+        top_k=top_k,
+        seed=seed,
+        without=without,
     )
     gpus = _gpus(model)
     if gpus:

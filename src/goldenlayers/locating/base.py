@@ -138,6 +138,10 @@ class LayerMethod:
         """The layer that it names without looking at any fact; None if it scores facts."""
         del n_layers
 
+    def unscored(self, model: Model) -> list[int]:
+        """Layers that take no part: those where nothing could be edited."""
+        return model.layers.without_mlp
+
     def rows(self, work: Work) -> Iterator[list[Row]]:
         """Score facts: yield rows {"fact": id, "phi": one number per layer}, batch by batch.
 

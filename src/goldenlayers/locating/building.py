@@ -5,7 +5,7 @@ Legend: N facts, L layers, R bootstrap resamples. Everything is float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class RankingBuilder:
             on each.
         top_k: how many candidates to name.
         seed: of the resampling.
+        without: layers that have nothing to score: they take no part.
 
     Raises:
         UserError: a setting out of its range.
@@ -58,6 +59,7 @@ class RankingBuilder:
         bootstrap: int = 1000,
         top_k: int = 5,
         seed: int = 0,
+        without: Sequence[int] = (),
     ) -> None:
         check_number("bootstrap", bootstrap, 0, MOST_RESAMPLES)
         check_number("top_k", top_k, 1, 10**6)
@@ -65,6 +67,7 @@ class RankingBuilder:
         check_seed(seed)
         self.method, self.n_layers, self.scoring = method, n_layers, scoring or Scoring()
         self.bootstrap, self.top_k, self.seed = bootstrap, top_k, seed
+        self.there = np.array([i for i in range(n_layers) if i not in without], dtype=np.intp)
         self._facts: list[str] = []
         self._values: dict[str, list[Array]] = {
             name: [] for name in ("phi", "cosine", "norm_old", "norm_new")
@@ -135,7 +138,7 @@ class RankingBuilder:
         if not self._facts:
             raise UserError("there is no fact to rank layers by", expected="at least one fact")
         everything = np.stack(self._values["phi"])  # (N, L)
-        finite = np.flatnonzero(np.isfinite(everything).all(axis=1))
+        finite = np.flatnonzero(np.isfinite(everything[:, self.there]).all(axis=1))
         n_unscored = len(everything) - len(finite)
         cause, remedy = why_not() if n_unscored else ("", "")
         if not len(finite):
@@ -148,12 +151,15 @@ class RankingBuilder:
         # Sums and resamples depend on the order of the rows in their last bits: put them in order.
         order = sorted(finite, key=lambda i: (self._facts[i], everything[i].tolist()))
         phi = everything[order]  # (N, L)
+        there = np.zeros(self.n_layers, dtype=np.bool_)
+        there[self.there] = True
+        phi[:, ~there] = 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             scores = self._reduce(phi[None])  # (1, L)
         if not np.isfinite(scores).all():
             raise UserError("the scores are too large to add up in float64")
         kept = self._kept(scores)
-        refuse_alike(scores[0], kept[0])
+        refuse_alike(scores[0, there], kept[0, there])
         golden = int(choose(scores, kept)[0])
         ranked = np.argsort(-np.where(kept, scores, -np.inf)[0], kind="stable")
         drawn = self._drawn(phi)
@@ -166,12 +172,12 @@ class RankingBuilder:
         layers = tuple(
             LayerScore(
                 layer=i,
-                score=float(scores[0, i]),
+                score=float(scores[0, i]) if there[i] else None,
                 kept=bool(kept[0, i]),
-                positive=float((phi[:, i] > 0).mean()),
+                positive=float((phi[:, i] > 0).mean()) if there[i] else None,
                 wins=None if wins is None else float(wins[i]),
-                low=None if ends is None else float(ends[0, i]),
-                high=None if ends is None else float(ends[1, i]),
+                low=None if ends is None or not there[i] else float(ends[0, i]),
+                high=None if ends is None or not there[i] else float(ends[1, i]),
                 **{name: values[i] for name, values in means.items()},
             )
             for i in range(self.n_layers)
@@ -188,7 +194,7 @@ class RankingBuilder:
             peak_memory_bytes=peak_memory_bytes,
             fence=self.scoring.fence or "none",
             kappa=float(self.scoring.kappa) if fenced else None,
-            fences=tukey_fences(scores[0], self.scoring.kappa) if fenced else None,
+            fences=tukey_fences(scores[0, there], self.scoring.kappa) if fenced else None,
             reduce=self.scoring.reduce,
             bootstrap=self.bootstrap,
             seed=self.seed,
@@ -196,7 +202,8 @@ class RankingBuilder:
             data=data,
             warnings=(
                 *left_out(len(everything), dropped or {}),
-                *ties(scores[0], kept[0], phi),
+                *ties(scores[0], kept[0], phi[:, there]),
+                *_no_part(np.flatnonzero(~there).tolist()),
                 *self._warnings(golden, wins, len(phi), n_unscored, why),
             ),
             n_given=len(everything) + sum((dropped or {}).values()),
@@ -208,7 +215,9 @@ class RankingBuilder:
         return phi.sum(axis=1) if self.scoring.reduce == "sum" else phi.mean(axis=1)
 
     def _kept(self, scores: Array) -> NDArray[np.bool_]:
-        return keep(scores, self.scoring.fence, self.scoring.kappa)
+        kept = np.zeros(scores.shape, dtype=np.bool_)
+        kept[:, self.there] = keep(scores[:, self.there], self.scoring.fence, self.scoring.kappa)
+        return kept
 
     def _mean(self, name: str, order: list[Any]) -> list[float | None]:
         """Mean over facts (L,) of a diagnostic; where no fact has it, None."""
@@ -275,3 +284,13 @@ class RankingBuilder:
         if n < enough:
             text = f"Only {counted(n, 'fact')}: few for '{self.method}'."
             yield text if unstable else f"{text} {more}"
+
+
+def _no_part(layers: Sequence[int]) -> Iterable[str]:
+    if layers:
+        which = (
+            f"Layer {layers[0]} takes"
+            if len(layers) == 1
+            else (f"Layers {', '.join(map(str, layers))} take")
+        )
+        yield f"{which} no part: nothing there is scored, or could be edited."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -41,11 +41,24 @@ class PairProducts:
 
 
 class _Input:
-    """One input tensor, shared by the matrices that read it (gate and up, query, key and value)."""
+    """One input tensor, shared by the matrices that read it (gate and up, query, key and value).
 
-    def __init__(self, x: Tensor) -> None:
+    ``experts`` is None; or the rows of x are slots, each for the expert that stands here.
+    """
+
+    def __init__(self, x: Tensor, experts: Tensor | None = None) -> None:
         self.x: Tensor = x
+        self.experts = experts
         self.gram: Tensor | None = None
+
+    def gram_of(self, sequences: int, n_facts: int) -> Tensor:
+        """Inner products of the rows of one fact, 0 where they are for different experts."""
+        if self.gram is None:
+            self.gram = _gram(self.x.reshape(sequences, -1, self.x.shape[-1]), n_facts)
+            if self.experts is not None:
+                experts = self.experts.reshape(n_facts, -1)
+                self.gram *= experts[:, :, None] == experts[:, None, :]
+        return self.gram
 
 
 OnFactors = Callable[[int, "Matrix", _Input, Tensor], None]
@@ -73,7 +86,8 @@ def only(tokens: Tokens, encodings: Sequence[Encoding], on_factors: OnFactors) -
             keep[row, encoding.lookup] = 1.0
 
     def some(layer: int, matrix: Matrix, source: _Input, g: Tensor) -> None:
-        on_factors(layer, matrix, source, g * keep.to(g))
+        here = keep.to(g).repeat_interleave(g.shape[1] // width, 1)  # a token may fill slots
+        on_factors(layer, matrix, source, g * here)
 
     return some
 
@@ -89,14 +103,15 @@ def observe_factors(
 ) -> Tensor:
     """One forward and one backward; ``on_factors(layer, matrix, input, g)`` for every matrix.
 
-    ``g`` (B, T, out) is ∂ℓ/∂y of each sequence's own mean loss, zero at padding; factors are freed
-    as soon as the call returns, from the last layer to the first. ``same_as(row, position)`` names
+    ``g`` (B, T, out) is ∂ℓ/∂y of each sequence's own mean loss, zero at padding; for the stacked
+    matrices of experts (B, T·K, out), each token as often as it has experts. Factors are freed as
+    soon as the call returns, from the last layer to the first. ``same_as(row, position)`` names
     an equal (row, position) to predict from, so that the head is evaluated once for both. Returns
     the mean NLL (B,) of each sequence, in nats per token.
     """
     # The last token predicts nothing, so its gradient is zero at every layer: it need not be run.
     batch = pad_ids([e.ids[:-1] for e in encodings], model.device)
-    n, width = batch.ids.shape
+    n = len(encodings)
     starts = [0 if loss == "sequence" else e.n_prompt - 1 for e in encodings]
     cells = [(b, t) for b, e in enumerate(encodings) for t in range(starts[b], len(e) - 1)]
     number = {cell: i for i, cell in enumerate(cells)}
@@ -129,10 +144,11 @@ def observe_factors(
         # Matrices that read the same tensor share its Gram matrix.
         shared = latest.get(layer)
         if shared is None or shared.x is not x:
-            shared = latest[layer] = _Input(x)
+            experts = cast(Tensor, matrix.module.slots) if matrix.experts else None
+            shared = latest[layer] = _Input(x, experts)
 
         def on_backward(g: Tensor) -> None:
-            on_factors(layer, matrix, shared, g.reshape(n, width, -1) / scale)
+            on_factors(layer, matrix, shared, g.reshape(n, -1, g.shape[-1]) / scale)
 
         y.register_hook(on_backward)
 
@@ -175,9 +191,7 @@ def pair_products(
     totals = torch.zeros(3, n_facts, len(model.layers), dtype=torch.float64)
 
     def on_factors(layer: int, _matrix: Matrix, source: _Input, g: Tensor) -> None:
-        if source.gram is None:
-            source.gram = _gram(source.x.reshape(g.shape[0], g.shape[1], -1), n_facts)
-        product = source.gram * _gram(g, n_facts)
+        product = source.gram_of(len(g), n_facts) * _gram(g, n_facts)
         width = g.shape[1]
         blocks = product.view(n_facts, 2, width, 2, width).sum((2, 4)).double().cpu()
         totals[0, :, layer] += blocks[:, 0, 1]
@@ -257,10 +271,7 @@ def saliency_rows(
     One matrix's gradient of one fact exists at a time, formed from its factors.
     """
     encoded = [model.encoder.fact(fact, fact.target) for fact in facts]
-    sizes = [
-        sum(m.in_features * m.out_features for m in block.matrices(scope))
-        for block in model.layers.blocks
-    ]
+    sizes = [sum(m.size for m in block.matrices(scope)) for block in model.layers.blocks]
 
     def run(members: list[int]) -> list[Row]:
         total = torch.zeros(len(members), len(sizes), dtype=torch.float64)
@@ -269,8 +280,15 @@ def saliency_rows(
             x = source.x.reshape(g.shape[0], g.shape[1], -1)
             half = g.dtype in (torch.float16, torch.bfloat16)
             x, g = (x.float(), g.float()) if half else (x, g)
+            experts = source.experts
             for b in range(len(members)):
-                total[b, layer] += float((g[b].T @ x[b]).abs().sum())
+                if experts is None:
+                    total[b, layer] += float((g[b].T @ x[b]).abs().sum())
+                    continue
+                mine = experts.reshape(len(g), -1)[b]
+                for expert in mine.unique():
+                    at = mine == expert
+                    total[b, layer] += float((g[b][at].T @ x[b][at]).abs().sum())
 
         some = [encoded[i] for i in members]
         observe_factors(model, some, scope, loss, only(tokens, some, on_factors))

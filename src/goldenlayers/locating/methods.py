@@ -32,6 +32,7 @@ from goldenlayers.registry import Registry
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.locating.grid import TracingGrid
+    from goldenlayers.models import Model
 
 # What stands in for probes that the data does not have, by the field of a row that tells of it.
 _STAND_INS = {
@@ -58,6 +59,11 @@ class _OfGradients(LayerMethod):
 
     known: bool = False
     """Keep only facts whose old answer the model gives by itself."""
+
+    def unscored(self, model: Model) -> list[int]:
+        """Layers without an MLP, or without a matrix of the scope."""
+        bare = [block.index for block in model.layers if not block.matrices(self.scope)]
+        return sorted({*model.layers.without_mlp, *bare})
 
     @property
     def label(self) -> str:

@@ -26,6 +26,7 @@ from goldenlayers.tokens import Encoding
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
     from goldenlayers.models import Model
+    from goldenlayers.models.layers import Matrix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +190,9 @@ def _observed(
             shaped = y.detach().reshape(len(part), -1, y.shape[-1])
             outputs[layer] = shaped[rows, lookup].float().cpu()
 
-        def on_factors(layer: int, _matrix: object, _source: object, g: Tensor) -> None:
+        def on_factors(layer: int, matrix: Matrix, _source: object, g: Tensor) -> None:
+            if matrix.experts:  # beside the shared one
+                return
             on_slopes(members, layer, g[rows, lookup].float().cpu(), outputs[layer])
 
         with observe(downs, keep):

@@ -258,7 +258,9 @@ class Traces:
         with torch.no_grad(), ExitStack() as stack:
             # Below the first restored block nothing differs from the corrupted run.
             stack.enter_context(resume_from(self.model, start, self.entering[start][rows]))
-            stack.enter_context(observe({i: self.sites[i] for i in layers}, restore))
+            stack.enter_context(
+                observe({i: self.sites[i] for i in layers if i in self.sites}, restore)
+            )
             hidden = final_hidden(self.model, ids)
         return self._answer_probability(hidden, owners.tolist())
 
@@ -282,9 +284,11 @@ def restored_modules(model: Model, kind: Kind) -> dict[int, nn.Module]:
     registered does not (Phi-3 names its output projection first).
     """
     blocks = model.layers.blocks
-    if kind != "attention":
-        return {b.index: b.module if kind == "block" else b.down.module for b in blocks}
-    found = {b.index: b.attention for b in blocks}
+    if kind == "block":
+        return {b.index: b.module for b in blocks}
+    if kind == "mlp":
+        return {b.index: b.mlp_writer for b in blocks if b.mlp_matrices}
+    found = {b.index: b.attention for b in blocks if b.mixer is not None}
     matrices = {(b.index, m.path): m for b in blocks for m in b.attention_matrices}
     last: dict[int, Matrix] = {}
 

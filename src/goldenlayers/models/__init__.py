@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -363,6 +363,12 @@ class Model:
 
         chat = ChatTemplate(self.tokenizer, self.name) if self.chat else None
         return TextEncoder(self.tokenizer, context_length(self.config), chat)
+
+    def through(self, layer: int, expert: int) -> Model:
+        """The same model, with an expert's down projection as the matrix that an edit changes."""
+        blocks = list(self.layers.blocks)
+        blocks[layer] = blocks[layer].through(expert)
+        return replace(self, layers=replace(self.layers, blocks=tuple(blocks)))
 
     def fingerprint(self) -> str:
         """Names the weights: see :mod:`goldenlayers.models.weights`.

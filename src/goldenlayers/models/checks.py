@@ -12,13 +12,6 @@ from goldenlayers.models.files import Weights, own_file, read_object
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Keys under which the families' configurations keep their number of experts.
-_EXPERT_KEYS = (
-    *("num_experts", "num_local_experts", "n_routed_experts", "num_routed_experts"),
-    *("moe_num_experts", "n_experts", "num_moe_experts"),
-)
-# Values of these say that the experts of the configuration are switched off.
-_EXPERT_SWITCHES = ("is_moe", "enable_moe_block", "use_moe")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 # Methods of quantised checkpoints, with the entries that are handed on; all others are dropped.
 _PACKED = ("bits", "group_size", "modules_to_not_convert")
@@ -102,8 +95,8 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
     """Refuse the kinds of model that cannot be handled, before a weight is downloaded or read.
 
     Raises:
-        UserError: entries of a wrong type; encoder-decoder, encoder-only, mixture of experts,
-            quantised, custom code without permission, or a kind that transformers does not know.
+        UserError: entries of a wrong type; encoder-decoder, encoder-only, quantised,
+            custom code without permission, or a kind that transformers does not know.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -117,12 +110,6 @@ def check_config(config: dict[str, Any], name: str, *, trust_remote_code: bool) 
             expected="a decoder-only language model, such as Llama, GPT-2, Qwen or Gemma",
         )
     _check_generating(config, kind, name)
-    experts = _experts(config)
-    if experts > 1:
-        raise UserError(
-            f"{name} is a mixture-of-experts model ({experts} experts), not supported yet",
-            fix="Choose a dense model of the family",
-        )
     if quantised := config.get("quantization_config"):
         config["quantization_config"] = _quantisation(quantised, name)
     text = config.get("text_config")
@@ -201,18 +188,6 @@ def _check_generating(config: dict[str, Any], kind: str, name: str) -> None:
             f"{name} does not generate text ({', '.join(architectures) or kind})",
             expected="a decoder-only language model, such as Llama, GPT-2, Qwen or Gemma",
         )
-
-
-def _experts(config: dict[str, Any]) -> int:
-    """Largest number of experts that the configuration, or its text part, tells of."""
-    most = 0
-    for part in (config, *(config.get(key) for key in ("text_config", "ffn_config", "llm_config"))):
-        if not isinstance(part, dict) or any(part.get(key) is False for key in _EXPERT_SWITCHES):
-            continue
-        for count in map(part.get, _EXPERT_KEYS):
-            values = count if isinstance(count, list) else [count]
-            most = max([most, *(value for value in values if isinstance(value, int))])
-    return most
 
 
 def check_sizes(config: dict[str, Any], weights: Weights, name: str) -> None:

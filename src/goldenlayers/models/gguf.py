@@ -301,8 +301,8 @@ def _refuse_unsupported(path: Path, header: GgufHeader) -> None:
             raise _wrong(path, key, value, "a whole number")
     if experts > 1:
         raise UserError(
-            f"{path} is a mixture-of-experts model ({experts} experts), not supported yet",
-            fix="Choose a dense model",
+            f"{path} is a mixture-of-experts model ({experts} experts), not converted here",
+            fix="Use the model's safetensors checkpoint (a directory or a hub id) instead",
         )
     if parts > 1:
         raise UserError(

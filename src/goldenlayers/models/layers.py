@@ -2,226 +2,28 @@
 
 These are the results; ``models.finder`` finds them. Nothing knows a model class, nothing compares
 shapes to guess an orientation. What the tree of modules does not tell is seen in one forward pass
-over three tokens, when a model is mapped; the hooks are gone afterwards.
+over three tokens (``models.trial``), when a model is mapped.
 
-Shapes: B rows, T tokens, D model width, F MLP width, V vocabulary.
+Shapes: D model width, F MLP width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
-from goldenlayers.models.offload import not_loaded, runs_on
 from goldenlayers.models.quantised import stored_as
-from goldenlayers.models.weights import not_a_number
+from goldenlayers.models.trial import LogitTransform
 from goldenlayers.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PASSES_ON = (nn.Dropout, nn.Identity)
-
-
-@dataclass(frozen=True)
-class LogitTransform:
-    """What happens to the head's output: times ``scale``, then ``cap`` · tanh(logits / ``cap``)."""
-
-    scale: float = 1.0
-    cap: float | None = None
-    says: str = ""
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Final logits, of the head's output's shape (..., V)."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return logits
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    module: nn.Module
-    given: Tensor | None
-    returned: Tensor | None
-    in_tuple: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """What the pass showed. Calls are in the order in which they returned."""
-
-    calls: tuple[_Call, ...]
-    final_norm: nn.Module | None
-    vocab_size: int
-    transform: LogitTransform
-
-    def order(self, module: nn.Module) -> int | None:
-        """When ``module`` returned, counted from 0; None when it did not run."""
-        return next((i for i, call in enumerate(self.calls) if call.module is module), None)
-
-    def returns_tuple(self, module: nn.Module) -> bool:
-        """Whether ``module`` handed on a tuple rather than a tensor."""
-        return any(call.in_tuple for call in self.calls if call.module is module)
-
-    def output_norm(self, block: nn.Module, down: nn.Module) -> nn.Module | None:
-        """The module of ``block`` that is given the very tensor that ``down`` returned.
-
-        Dropout, which passes the tensor on in eval mode, is looked through.
-        """
-        inside = set(block.modules())
-        start = self.order(down)
-        if start is None:
-            return None
-        flow = [self.calls[start].returned]
-        for call in self.calls[start + 1 :]:
-            if call.module not in inside or not any(call.given is t for t in flow):
-                continue
-            if isinstance(call.module, _PASSES_ON):
-                flow.append(call.returned)
-            else:
-                return call.module
-        return None
-
-
-def run_trial(model: PreTrainedModel, blocks: Sequence[nn.Module], head: nn.Module) -> Trial:
-    """Run ``model`` once, without gradients, and record every module's call.
-
-    Raises:
-        UserError: the pass fails, blocks do not run once each in order, the model is not causal,
-            or its logits do not follow from the head's output by a scale and a soft cap.
-    """
-    name = type(model).__name__
-    if not_loaded(model):
-        raise UserError(f"the weights of {name} are not loaded", fix="Load the weights first")
-    ids = _token_ids(model)
-    calls: list[_Call] = []
-
-    def record(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        returned = _first(output)
-        if module is head and returned is not None:
-            returned = returned.clone()  # what scales the logits in place must not reach it
-        given = _first((*args, *kwargs.values()))
-        calls.append(_Call(module, given, returned, isinstance(output, tuple)))
-
-    handles = [m.register_forward_hook(record, with_kwargs=True) for m in model.modules()]
-    try:
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits  # (2, 3, V)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise UserError(
-            f"{name} cannot run on three tokens: {error}", expected="a causal language model"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-
-    at: dict[nn.Module, int] = {block: i for i, block in enumerate(blocks)}
-    ran = [at[call.module] for call in calls if call.module in at]
-    if ran != list(range(len(blocks))):
-        raise UserError(
-            f"the layers of {name} ran in the order {ran}",
-            expected=f"each of the {len(blocks)} layers once, from first to last",
-        )
-    last = next(i for i, call in enumerate(calls) if call.module is blocks[-1])
-    end = next((i for i, call in enumerate(calls) if call.module is head and i > last), None)
-    if end is None:
-        raise UserError(
-            f"the head of {name} did not run after the last layer",
-            fix="Give the path of the language-model head as the layer path 'head'",
-        )
-    scores = calls[end].returned
-    if scores is None or scores.shape != logits.shape:
-        raise UserError(f"the logits of {name} are not of its head's shape")
-    norms = [
-        call.module
-        for call in calls[last + 1 : end]
-        if not any(call.module.children())
-        and not isinstance(call.module, _PASSES_ON)
-        and all(parameter.dim() == 1 for parameter in call.module.parameters())
-    ]
-    if not bool(torch.isfinite(logits).all()):
-        raise not_a_number(model, f"{name} predicts values that are not a number")
-    if not _close(logits[0, :2], logits[1, :2]):
-        raise UserError(
-            f"{name} is not causal: its prediction at a token depends on later tokens",
-            expected="a decoder-only language model",
-        )
-    return Trial(
-        calls=tuple(calls),
-        final_norm=norms[-1] if norms else None,
-        vocab_size=logits.shape[-1],
-        transform=_transform(model, scores.to(logits.device), logits),
-    )
-
-
-def _token_ids(model: PreTrainedModel) -> Tensor:
-    """Two rows of three plain tokens (2, 3): none stands for an image, a sound or padding."""
-    config = model.config
-    text = config.get_text_config()
-    special = {
-        value
-        for part in (config, text)
-        for key, value in vars(part).items()
-        if key.endswith(("token_id", "token_index")) and isinstance(value, int)
-    }
-    embedding = model.get_input_embeddings()
-    size = int(embedding.weight.shape[0]) if isinstance(embedding, nn.Embedding) else 256
-    plain = [i for i in range(min(size, 64)) if i not in special] or [0]
-    a, b, c, d = (plain * 4)[:4]
-    return torch.tensor([[a, b, c], [a, b, d]], device=runs_on(embedding))
-
-
-def _first(values: Any) -> Tensor | None:
-    some = values if isinstance(values, tuple | list) else (values,)
-    return next((value for value in some if isinstance(value, Tensor)), None)
-
-
-def _error(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).abs().max())
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    # Two rows of one batch may be rounded differently: in half precision that shows.
-    tolerance = 0.1 if b.dtype in (torch.bfloat16, torch.float16) else 0.01
-    return _error(a, b) <= tolerance * max(1.0, float(b.abs().max()))
-
-
-def _transform(model: PreTrainedModel, scores: Tensor, logits: Tensor) -> LogitTransform:
-    """The scale and cap, of those the config names, that turn ``scores`` into ``logits``.
-
-    The same name means a factor in one family and a divisor in another, and a class may ignore
-    what its config holds: so every reading is tried on the trial's own numbers.
-    """
-    config = model.config.get_text_config()
-    scales = {"": 1.0}
-    for key in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
-        value = getattr(config, key, None)
-        if isinstance(value, int | float) and value not in (0, 1):
-            scales |= {f"times {key} {value:g}": float(value)}
-            scales |= {f"divided by {key} {value:g}": 1.0 / float(value)}
-    cap = getattr(config, "final_logit_softcapping", None)
-    caps = {f"soft cap {cap:g}": float(cap), "": None} if cap else {"": None}
-    readings = [
-        LogitTransform(scale, limit, ", ".join(word for word in (how, bound) if word))
-        for how, scale in scales.items()
-        for bound, limit in caps.items()
-    ]
-    best = min(readings, key=lambda reading: _error(reading(scores), logits))
-    if not _close(best(scores), logits):
-        raise UserError(
-            f"the logits of {type(model).__name__} are not its head's output, nor that output "
-            "scaled or capped as its config says",
-            expected="a language model whose logits come from its head",
-        )
-    return best
-
+    from goldenlayers.models.experts import Taps
 
 SCOPES = ("mlp", "down", "attention", "block")
 
@@ -232,6 +34,9 @@ class Matrix:
 
     ``transposed`` says that the weight is stored as (in, out), which transformers' Conv1D does. It
     follows from the module's type, never from its shape: a square matrix would not tell.
+    ``experts`` is 0; or the matrix is that of so many experts, stacked (experts, out, in), and
+    ``module`` a tap (see :mod:`goldenlayers.models.experts`) whose rows are slots: each token as
+    often as it has experts.
     """
 
     path: str
@@ -239,11 +44,25 @@ class Matrix:
     transposed: bool
     in_features: int
     out_features: int
+    experts: int = 0
 
     @property
     def parameter_name(self) -> str:
-        """Name of the weight in the model's ``named_parameters()`` and ``state_dict()``."""
-        return f"{self.path}.weight"
+        """Name of the weight in ``named_parameters()``; what a delta calls it.
+
+        The matrix of one expert is a slice of such a weight: EXPERTS.3.down_proj.weight.
+        """
+        return self.path if self.experts else f"{self.path}.weight"
+
+    @property
+    def of_expert(self) -> bool:
+        """Whether it is the matrix of one expert; which tokens see it, ``module.routed`` tells."""
+        return getattr(self.module, "expert", None) is not None
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return self.in_features * self.out_features * max(1, self.experts)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -257,7 +76,14 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One decoder layer and the matrices in it. ``down`` is the last of ``mlp_matrices``.
+    """One decoder layer and the matrices in it.
+
+    ``written`` is the matrix that an edit changes, the one that writes the MLP's output: of a
+    mixture of experts the shared expert's. It is None where there is no such matrix, in which case
+    ``routed`` holds the taps of the experts, or there is no MLP at all.
+
+    ``mixer`` is the attention; None in layers that mix tokens in another way (state space,
+    convolution) or not at all.
 
     ``mlp`` is None where the MLP's matrices sit in the block itself (OPT). ``mlp_output_norm`` is
     the norm that the MLP's output passes before it joins the residual stream (Gemma 2 and 3,
@@ -270,9 +96,9 @@ class Block:
     path: str
     module: nn.Module
     mlp_matrices: tuple[Matrix, ...]
-    down: Matrix
+    written: Matrix | None
     attention_matrices: tuple[Matrix, ...]
-    attention: nn.Module
+    mixer: nn.Module | None
     attention_path: str
     mlp: nn.Module | None
     mlp_path: str | None
@@ -280,18 +106,108 @@ class Block:
     mlp_output_norm_path: str | None = None
     other_matrices: tuple[Matrix, ...] = ()
     returns_tuple: bool = False
+    routed: Taps | None = None
+
+    @property
+    def attention(self) -> nn.Module:
+        """The attention.
+
+        Raises:
+            UserError: the layer has none.
+        """
+        if self.mixer is None:
+            raise UserError(f"layer {self.index} ('{self.path}') has no attention")
+        return self.mixer
+
+    @property
+    def down(self) -> Matrix:
+        """The matrix that an edit changes; the last of ``mlp_matrices`` unless an override says so.
+
+        Raises:
+            UserError: the layer has no MLP, or every token has its own experts and there is none
+                that all tokens pass.
+        """
+        if not self.mlp_matrices:
+            raise UserError(
+                f"layer {self.index} ('{self.path}') has no MLP, so nothing can be edited there",
+                fix="Choose one of the other layers (golden models --inspect)",
+            )
+        if self.written is None:
+            raise UserError(
+                f"layer {self.index} has {self.n_experts} experts and none that every token "
+                "passes: what was asked needs one matrix for all tokens",
+                fix="Use a layer with a shared expert or an ordinary MLP, if the model has one "
+                "(golden models --inspect), lga to choose a layer, or rome to edit",
+            )
+        return self.written
+
+    @property
+    def mlp_writer(self) -> nn.Module:
+        """The module whose output is the MLP's: of a mixture the sum of its experts.
+
+        Raises:
+            UserError: experts run beside an MLP, and no module gives their sum.
+        """
+        if self.routed is None:
+            return self.down.module
+        if self.mlp is None:
+            raise UserError(
+                f"layer {self.index} adds up its experts and its MLP outside of any module",
+                fix="Use --kind block",
+            )
+        return self.mlp
+
+    @property
+    def n_experts(self) -> int:
+        """Experts that tokens are routed to; 0 in an ordinary layer."""
+        return 0 if self.routed is None else self.routed.n_experts
+
+    @property
+    def experts_path(self) -> str:
+        """Module path of the routed experts."""
+        return next(m.path.rpartition(".")[0] for m in self.mlp_matrices if m.experts)
+
+    def through(self, expert: int) -> Block:
+        """The same layer with an expert's down projection as the matrix that an edit changes."""
+        assert self.routed is not None
+        tap = self.routed.one(expert)
+        path = f"{self.experts_path}.{expert}.{tap.name}"
+        one = Matrix(path, tap, tap.transposed, tap.in_features, tap.out_features)
+        return replace(self, written=one)
+
+    @property
+    def edited_name(self) -> str | None:
+        """The weight that an edit changes; * where the fact chooses the expert; None for none."""
+        if self.routed is not None and self.written is None:
+            return f"{self.experts_path}.*.{self.routed.down.name}.weight"
+        return None if self.written is None else self.written.parameter_name
+
+    @property
+    def editable_names(self) -> list[str]:
+        """Names of all weights that a delta may change here."""
+        found = [m.parameter_name for m in self.matrices("block") if not m.experts]
+        if self.routed is not None:
+            name = self.routed.down.name
+            found += [f"{self.experts_path}.{e}.{name}.weight" for e in range(self.n_experts)]
+        return found
 
     def matrices(self, scope: str) -> tuple[Matrix, ...]:
         """The matrices of a scope: ``mlp``, ``down``, ``attention``, or ``block`` for all."""
         scopes = {
             "mlp": self.mlp_matrices,
-            "down": (self.down,),
+            "down": self._down_scope,
             "attention": self.attention_matrices,
             "block": self.attention_matrices + self.mlp_matrices + self.other_matrices,
         }
         if scope not in scopes:
             raise UserError(f"unknown scope '{scope}'", expected="one of " + ", ".join(SCOPES))
         return scopes[scope]
+
+    @property
+    def _down_scope(self) -> tuple[Matrix, ...]:
+        """What writes the MLP's output: of a mixture, the experts' matrix and the shared one's."""
+        stacked = tuple(m for m in self.mlp_matrices if m.experts and m.path.endswith("down_proj"))
+        return stacked + (() if self.written is None else (self.written,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +268,7 @@ class LayerMap:
 
     def describe(self) -> str:
         """The map in words, one part a line: what was found, where, with which shapes."""
-        first = self.blocks[0]
+        first = next((block for block in self.blocks if block.mlp_matrices), self.blocks[0])
         norm = "none" if self.final_norm is None else self.final_norm_path
         tied = "tied to the embedding" if self.tied else "not tied to the embedding"
         lines = [
@@ -364,34 +280,65 @@ class LayerMap:
         ]
         if self.transform.says:
             lines.append(f"  logits      {self.transform.says}")
-        lines.append(f"layer 0  {first.path}")
-        lines.append(f"  attention   {first.attention_path}")
-        lines += [_matrix_line(first, matrix) for matrix in first.attention_matrices]
-        lines.append(f"  MLP         {first.mlp_path or 'in the layer itself'}")
-        lines += [_matrix_line(first, matrix) for matrix in first.mlp_matrices]
-        if first.mlp_output_norm is not None:
-            lines.append(f"  MLP output normalised by {first.mlp_output_norm_path}")
-        if first.other_matrices:
-            lines.append("  neither attention nor MLP:")
-            lines += [_matrix_line(first, matrix) for matrix in first.other_matrices]
-        unlike = [b.index for b in self.blocks if _signature(b) != _signature(first)]
+        lines += _layer_lines(first)
+        unlike = [b for b in self.blocks if b.mlp_matrices and _signature(b) != _signature(first)]
         if unlike:
-            lines.append("layers built unlike layer 0: " + ", ".join(map(str, unlike)))
-        elif len(self) > 1:
+            lines.append(
+                f"layers built unlike layer {first.index}: "
+                + ", ".join(str(block.index) for block in unlike)
+            )
+        elif len(self) > 1 and not self.without_mlp:
             lines.append(f"layers 1 to {len(self) - 1} are built like layer 0")
+        mixture = next((block for block in unlike if block.routed is not None), None)
+        if mixture is not None and first.routed is None:
+            lines += _layer_lines(mixture)
+        if bare := self.without_mlp:
+            lines.append(
+                "layers without an MLP, neither ranked nor edited: " + ", ".join(map(str, bare))
+            )
         return "\n".join(map(shown, lines))
+
+    @property
+    def without_mlp(self) -> list[int]:
+        """Layers that have no MLP, and so take no part."""
+        return [block.index for block in self.blocks if not block.mlp_matrices]
+
+
+def _layer_lines(block: Block) -> list[str]:
+    lines = [f"layer {block.index}  {block.path}"]
+    lines.append(f"  attention   {block.attention_path or 'none'}")
+    lines += [_matrix_line(block, matrix) for matrix in block.attention_matrices]
+    lines.append(f"  MLP         {block.mlp_path or 'in the layer itself'}")
+    lines += [_matrix_line(block, matrix) for matrix in block.mlp_matrices]
+    if block.routed is not None:
+        lines.append(f"  {block.n_experts} experts, {block.routed.per_token} for each token")
+        lines.append(f"  an edit changes {_edited(block)}")
+    if block.mlp_output_norm is not None:
+        lines.append(f"  MLP output normalised by {block.mlp_output_norm_path}")
+    if block.other_matrices:
+        lines.append("  neither attention nor MLP:")
+        lines += [_matrix_line(block, matrix) for matrix in block.other_matrices]
+    return lines
+
+
+def _edited(block: Block) -> str:
+    if block.written is not None:
+        return "the shared expert, which every token passes"
+    return "the expert that weighs most at the subject's last token"
 
 
 def _matrix_line(block: Block, matrix: Matrix) -> str:
     plain = "(in, out)" if matrix.transposed else "(out, in)"
     stored = stored_as(matrix.module) or plain
-    mark = "  <- down projection" if matrix is block.down else ""
+    mark = "  <- down projection" if matrix is block.written else ""
+    if matrix.experts:
+        stored = f"({matrix.experts} experts, {stored[1:]}"
     name = matrix.path.removeprefix(block.path + ".")
     return f"    {name:<32} {matrix.in_features} -> {matrix.out_features}  stored {stored}{mark}"
 
 
 def _signature(block: Block) -> list[tuple[str, int, int, bool]]:
     return [
-        (m.path.removeprefix(block.path + "."), m.in_features, m.out_features, m is block.down)
+        (m.path.removeprefix(block.path + "."), m.in_features, m.out_features, m is block.written)
         for m in block.matrices("block")
     ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyStatistics", "MissingLayerError", "key_statistics"]
 
-
 Progress = Callable[[int, int], None]
-
 BUDGET_WIDTHS = 10
 # At 10 widths small models stand at 0.15 to 0.25 and use their whole budget; a larger budget is cut
 # short once C is known to a tenth.
@@ -66,6 +64,7 @@ class KeyCollector(Observer):
     def __init__(self, model: Model, layers: Sequence[int], sums: MomentSums, skip: int) -> None:
         self.sums, self.skip = sums, skip
         self.modules = {layer: model.layers[layer].down.module for layer in layers}
+        self.of_expert = {layer for layer in layers if model.layers[layer].down.of_expert}
         self.last = max(layers)
         self.pending: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         width = max(model.layers[layer].down.in_features for layer in layers)
@@ -73,7 +72,11 @@ class KeyCollector(Observer):
 
     def see(self, layer: int, keys: Tensor, _values: Tensor) -> None:
         """Hook: ``keys`` (B, T, F), or (B·T, F) where a family flattens them."""
-        keys = keys.detach().reshape(self.rows, -1, keys.shape[-1])
+        keys = keys.detach()
+        if layer in self.of_expert:
+            # Tokens that go elsewhere count as zero: a change of this expert cannot touch them.
+            keys = keys * cast(Tensor, self.modules[layer].routed)[:, None]
+        keys = keys.reshape(self.rows, -1, keys.shape[-1])
         keys = keys[:, max(0, self.skip - self.position) :]
         if keys.shape[1]:
             self.pending[layer].append(keys)
@@ -229,13 +232,13 @@ class StatisticsSettings:
             )
         return source
 
-    def budget(self, model: Model) -> int:
+    def budget(self, width: int) -> int:
         """Tokens at most."""
-        return BUDGET_WIDTHS * model.layers.d_mlp if self.tokens is None else self.tokens
+        return BUDGET_WIDTHS * width if self.tokens is None else self.tokens
 
-    def settled(self, sums: MomentSums, d_mlp: int) -> bool:
+    def settled(self, sums: MomentSums, width: int) -> bool:
         """Whether C is known well enough."""
-        enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * d_mlp
+        enough = self.settle > 0 and sums.n_tokens >= SETTLE_WIDTHS * width
         error = sum(map(sums.error, sums.layers)) / len(sums.layers) if enough else math.inf
         return error <= self.settle
 
@@ -282,7 +285,8 @@ def key_statistics(
             stacklevel=2,
         )
         return KeyStatistics.identity(widths)
-    source, budget = how.source(model), how.budget(model)
+    width = _tokens_needed(model, wanted)
+    source, budget = how.source(model), how.budget(width)
     about = {
         "format": FORMAT,
         **model_settings(model),
@@ -291,6 +295,8 @@ def key_statistics(
         "settle": how.settle,
         "batch_rows": source.batch_rows,
     }
+    if experts := [m.path for m in (model.layers[i].down for i in wanted) if m.of_expert]:
+        about["experts"] = experts
     store = StatisticsCache(about, cache_dir) if cache else None
     folder = store.folder if store is not None else None
     there = store.whole_layers(model, wanted) if store is not None else []
@@ -303,13 +309,12 @@ def key_statistics(
         if folder is not None:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        sums = MomentSums.empty(
-            missing, memory_limit=how.memory_limit, folder=folder, device=model.device
-        )
+        room: dict[str, Any] = {"memory_limit": how.memory_limit, "device": model.device}
+        sums = MomentSums.empty(missing, folder=folder, **room)
         saves = store and _Checkpoints(store, sums, stop_rows, how.checkpoint_seconds)
 
         def enough(sums: MomentSums) -> bool:
-            return not again and how.settled(sums, model.layers.d_mlp)
+            return not again and how.settled(sums, width)
 
         with closing(sums), ExitStack() as bars:
             if store is not None:
@@ -342,6 +347,13 @@ def key_statistics(
     )
 
 
+def _tokens_needed(model: Model, layers: Sequence[int]) -> int:
+    """The MLP width; where an expert is read, times as many as there are for each that it sees."""
+    chosen = [model.layers[i].routed for i in layers if model.layers[i].down.of_expert]
+    thin = max((taps.n_experts / taps.per_token for taps in chosen if taps), default=1.0)
+    return math.ceil(model.layers.d_mlp * thin)
+
+
 _SAID_SECONDS = 10.0  # what takes longer is said in words
 
 
@@ -369,8 +381,8 @@ def _told_at_once(bars: ExitStack, sums: MomentSums, source: Source, model: Mode
 def _check(
     model: Model, sums: MomentSums, source: Source, how: StatisticsSettings, settled: bool
 ) -> None:
-    budget, width = how.budget(model), model.layers.d_mlp
-    needed = min(budget, width)
+    width = _tokens_needed(model, list(sums.layers))
+    needed = min(budget := how.budget(width), width)
     if sums.n_tokens < needed:
         raise UserError(
             f"{source.description} gives only {sums.n_tokens} tokens in rows of {source.length}",
