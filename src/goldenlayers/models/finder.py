@@ -158,19 +158,16 @@ class _Finder:
 
         The embedding leads to the text decoder: a vision tower, however deep, is on another branch.
         """
-        if "blocks" in self.overrides:
-            path = self.overrides["blocks"]
+        lists = {p: list(m.children()) for p, m in self.modules.items() if isinstance(m, _LISTS)}
+        if (path := self.overrides.get("blocks")) is not None:
             found = self._at(path, "blocks")
             if not isinstance(found, _LISTS) or not any(found.children()):
                 raise UserError(
                     f"layer path 'blocks': '{path}' is a {type(found).__name__}, not a list",
                     expected=OVERRIDES["blocks"],
-                    fix=near_matches(
-                        path, [p for p, m in self.modules.items() if isinstance(m, _LISTS)]
-                    ),
+                    fix=near_matches(path, list(lists)),
                 )
             return path, list(found.children())
-        lists = {p: list(m.children()) for p, m in self.modules.items() if isinstance(m, _LISTS)}
         with_attention = {
             path: children
             for path, children in lists.items()
