@@ -219,7 +219,8 @@ def test_a_missing_a_broken_and_a_foreign_tokenizer(folder: Path, tmp_path: Path
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, ("not generate", "Bert")),
         ({"model_type": "bert", "architectures": []}, ("does not generate text (bert)",)),
         ({"architectures": ["LlamaForSequenceClassification"]}, ("does not generate text",)),
-        ({"quantization_config": {"quant_method": "gptq"}}, ("quantised", "gptq", "GGUF")),
+        ({"quantization_config": {"quant_method": "hqq"}}, ("quantised", "hqq", "GGUF")),
+        ({"quantization_config": {"quant_method": ["awq"]}}, ("quantised", "awq", "GGUF")),
         ({"num_hidden_layers": 0}, ("no decoder layers",)),
         ({"model_type": "brandnew"}, ("'brandnew'", "does not know", "Upgrade")),
         (

@@ -120,6 +120,8 @@ class Tails:
     def _check_resuming(self) -> None:
         """Refuse a layer that is handed more than the hidden state; found out once for each."""
         hf = self.model.hf
+        if not bool(self.clean.isfinite().all()):
+            return  # which is told with the weight that is to blame
         known = _RESUMES.setdefault(hf, {})
         if self.layer not in known:
             known[self.layer] = self._agrees()

@@ -129,7 +129,7 @@ def _quantisation(given: dict[str, Any], name: str) -> dict[str, Any]:
         UserError: a method that is not let through.
     """
     method = given.get("quant_method")
-    if method not in QUANTISED:
+    if not isinstance(method, str) or method not in QUANTISED:
         raise UserError(
             f"{name} is a quantised checkpoint ({method!r:.40}), of a method that is not let "
             "through",
