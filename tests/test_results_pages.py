@@ -12,7 +12,11 @@ TOOLS = Path(__file__).parents[1] / "tools" / "results"
 
 
 @pytest.mark.parametrize(
-    "script", ["render.py", "golden_layers.py", "clear_rome.py", "choices_page.py", "each_page.py"]
+    "script",
+    [
+        *("render.py", "golden_layers.py", "clear_rome.py", "choices_page.py", "each_page.py"),
+        "worked.py",
+    ],
 )
 def test_pages_are_those_of_the_cells(script: str) -> None:
     done = subprocess.run(
