@@ -36,7 +36,6 @@ def test_names_are_given_by_flag_and_file_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clearing, "pool", lambda: ("Italy", "Spain", "Peru", "FRANCE"))
-    clearing.usable.cache_clear()
     monkeypatch.setenv("GOLDENLAYERS_CACHE", str(tmp_path / "cache"))
     model = tiny("gpt2")
     for part in (model.hf, model.tokenizer):
@@ -59,7 +58,10 @@ def test_names_are_given_by_flag_and_file_and_recorded(
     few = ("--method", "memit", "--set", "neighbours", 3, "steps", 3, "prefixes", 1)
     status, said = golden(tmp_path, capsys, *few)
     assert status == 0 and "Kept clear of 3 names." in said
-    status, said = golden(tmp_path, capsys, "--method", "ft-l", "--set", "steps", 3, *names)
+    fact = ("--subject", "France", "--prompt", "The capital of {} is", "--target", "Rome")
+    how = ("--layer", 1, "--statistics", "none", "--method", "ft-l", *names)
+    status = main([str(a) for a in ("edit", tmp_path / "model", *fact, *how)])
+    said = capsys.readouterr().err
     assert status == 2 and "ft-l cannot stay clear of names" in said
     for content, what in (
         (b"\n \n", "empty"),
@@ -69,4 +71,3 @@ def test_names_are_given_by_flag_and_file_and_recorded(
         file.write_bytes(content)
         status, said = golden(tmp_path, capsys, *names)
         assert status == 2 and what in said and "Traceback" not in said
-    clearing.usable.cache_clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -57,11 +57,8 @@ QUICK = {"steps": 4, "stop_loss": 0.0, "prefixes": 2, "prefix_tokens": 4, "neigh
 
 
 @pytest.fixture(autouse=True)
-def small_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clearing, "pool", lambda: POOL)
-    clearing.usable.cache_clear()
-    yield
-    clearing.usable.cache_clear()
 
 
 def bench(
@@ -251,7 +248,7 @@ def test_what_the_probes_say_is_never_used_and_the_users_names_always_are() -> N
     sign = Fact("%", "The sign % means", "per mille", id="5")
     assert chosen(work, [sign]) == set(POOL)
     # In sequence the edits are judged by the probes of all facts, too.
-    apart = dataclasses.replace(work, judged=FACTS, _kept={})
+    apart = dataclasses.replace(work, judged=FACTS, kept={})
     assert chosen(apart, [YASUDA]) == set(FREE)
     assert chosen(dataclasses.replace(work, names=["Italy"]), [FRANCE]) == {*FREE, "Toko", "Italy"}
     few = bench(model, "clear-rome", names=["Italy", "Spain", "FRANCE", "Oz"], neighbours=3)

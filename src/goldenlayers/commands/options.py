@@ -118,8 +118,7 @@ class ModelOptions(LoadOptions, Checked):
     """Number format of the weights while working; auto keeps the checkpoint's own."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:N, mps, or auto: the best there is, and where the weights do not fit there,
-    all GPUs, then the memory, then the disk."""
+    """cpu, cuda, cuda:N, mps, or auto (several, if one is too small)."""
 
     layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for models whose parts are not found: blocks, mlp, attention, down, embedding,

@@ -117,6 +117,7 @@ _OWN = frozenset({field.name for field in FACT_FIELDS} | OTHER_NAMES.keys())
 _OWN_LISTS = frozenset(field.name for field in FACT_FIELDS if field.type == "list of texts")
 _OBJECTS = frozenset(
     {"locality", "portability", "requested_rewrite", "single_hops", "new_single_hops", "orig"}
+    | {"edited", "probes"}
 )
 _LISTS = _OWN_LISTS.union(
     ("answers", "attribute_prompts", "ground_truth", "loc_ans", "locality_ground_truth"),

@@ -68,10 +68,14 @@ def words(text: str) -> str:
     return f" {plain_words(text)} "
 
 
-@lru_cache(maxsize=8)
 def usable(facts: tuple[Fact, ...]) -> frozenset[str]:
     """The names of the pool that say nothing of some facts: see the head of this module."""
-    return unsaid(pool(), facts)
+    return _usable(pool(), facts)
+
+
+@lru_cache(maxsize=8)
+def _usable(names: tuple[str, ...], facts: tuple[Fact, ...]) -> frozenset[str]:
+    return unsaid(names, facts)
 
 
 def unsaid(names: Iterable[str], facts: Iterable[Fact]) -> frozenset[str]:

@@ -232,7 +232,7 @@ def _gpus(model: Model) -> set[torch.device]:
     """The GPUs that the model's layers run on."""
     from goldenlayers.models.offload import runs_on
 
-    devices = {runs_on(block.down.module) for block in model.layers} | {model.device}
+    devices = {runs_on(block.module) for block in model.layers} | {model.device}
     return {device for device in devices if device.type == "cuda"}
 
 

@@ -43,8 +43,8 @@ def runs_on(module: nn.Module) -> torch.device:
     for hook in _hooks(module):
         if (device := getattr(hook, "execution_device", None)) is not None:
             return torch.device(device)
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
+    weight = next(module.parameters(), getattr(module, "weight", None))  # a tap has no parameter
+    return torch.device("cpu") if weight is None or weight.is_meta else weight.device
 
 
 def _hooks(module: nn.Module) -> list[Any]:
