@@ -17,28 +17,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers import models as hf
 
 from goldenlayers.datasets import load_facts
 from goldenlayers.editors import edit, edit_each
-from goldenlayers.facts import Fact
 from goldenlayers.locating.lga import lga_rows
 from goldenlayers.models import Model
 from goldenlayers.statistics import StatisticsSettings, key_statistics
 from goldenlayers.statistics.moments import Covariance
 from goldenlayers.sweeping import sweep
+
+# Last on the path: a script may bear a library module's name.
+sys.path.append(str(Path(__file__).parent))
+from _tokenizer import trained_tokenizer
 
 # What each shape's width is divided by for --toy, where it also has 4 layers.
 _TOY = 16
@@ -85,23 +86,6 @@ SHAPES: dict[str, Callable[[bool], PreTrainedConfig]] = {
     "llama-3-8b": lambda toy: llama(4096, 14336, 8, 128_256, toy),
     "gemma-3-12b": gemma_3_12b,
 }
-
-
-def trained_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the facts' own text: some 10 tokens a prompt, like any model's."""
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=4000,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([f"{f.prompt} {f.target}" for f in facts], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
 
 
 def drawn(shape: str, device: torch.device, dtype: torch.dtype, toy: bool) -> Model:

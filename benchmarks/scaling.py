@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,10 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from transformers import models as hf
 
 from goldenlayers.datasets import load_facts
@@ -35,6 +33,10 @@ from goldenlayers.models import Model
 from goldenlayers.statistics import KeyStatistics
 from goldenlayers.sweeping import Workers, sweep
 
+# Last on the path: a script may bear a library module's name.
+sys.path.append(str(Path(__file__).parent))
+from _tokenizer import trained_tokenizer
+
 FACTS = (16, 64, 256, 1024)
 TOKENS = (8, 32, 128, 512)
 # Width and layers: 10, 32, 105, 340 million and a billion parameters.
@@ -42,20 +44,6 @@ SIZES = ((256, 10), (512, 9), (768, 14), (1152, 20), (1792, 25))
 DEPTHS = (4, 8, 16, 32)
 WORKERS = (1, 2)
 VALUE: dict[str, Any] = {"steps": 10, "prefixes": 2, "stop_loss": 0.0}
-
-
-def trained_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=4000,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([f"{f.prompt} {f.target}" for f in facts], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|endoftext|>")
 
 
 def known() -> list[Fact]:

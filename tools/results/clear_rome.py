@@ -312,9 +312,9 @@ def moved_layers(kept: Sequence[dict[str, Any]]) -> Iterable[str]:
     rows = []
     for cell in kept:
         for editor, scores in unpack(cell):
-            straight, bent = (
-                Truth.from_rows([r if keep(r) else dict(r, metric="locality") for r in scores])
-                for keep in (lambda _: True, lambda r: r["metric"] != "locality_contradicting")
+            straight = Truth.from_rows(scores)
+            bent = Truth.from_rows(
+                [dict(r, metric="locality") if counts_as_published(r) else r for r in scores]
             )
             hit = np.isfinite(straight.table("locality_contradicting")).any(1).sum()
             for metric in ("overall", "locality"):

@@ -222,8 +222,8 @@ def check(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check:
     an unrelated prompt keeps its answer where its greedy continuation, of three tokens, is the
     same, or gave way to one that is neither the new answer nor more than twice as likely, as it was
     not more than twice as likely before; in a chat where the first three words are the same that do
-    not say the question again. Of facts without rephrasings
-    or locality probes they are made: see :mod:`goldenlayers.checking.probes`.
+    not say the question again. Of facts without rephrasings or locality probes they are made: see
+    :mod:`goldenlayers.checking.probes`.
 
     Args:
         model: the model that the edit was made on.

@@ -59,6 +59,7 @@ class SweepConfig(WorkerOptions, ApartOptions, ModelOptions):
 
     layers: str = "all"
     """all, or numbers and ranges: 0-11 or 0,3,5 or 0-4,8."""
+
     known: Annotated[bool, FACTS] = False
     """Keep only facts whose old answer the model gives by itself."""
 
@@ -132,10 +133,7 @@ def run_sweep(config: SweepConfig) -> int:
                 seed=config.seed,
                 evidence=config.evidence,
                 workers=Workers(
-                    config.workers,
-                    config.engine,
-                    config.address,
-                    shared.loader(config, model),
+                    config.workers, config.engine, config.address, shared.loader(config, model)
                 ),
                 progress=sweep_progress(
                     folder,

@@ -103,8 +103,7 @@ class FtM(Editor):
         device = runs_on(down.module)  # matrices stay there
         member = torch.tensor(group, device=device)
         size = torch.bincount(member, minlength=n_groups)
-        tap = down.of_expert  # whose weight is a slice of another module's
-        weight = down.oriented(down.weight if tap else value_of(down.module, "weight"))
+        weight = down.oriented(value_of(down.module, "weight"))
         rms = float(weight.detach().float().pow(2).mean().sqrt())
         bound, last = self.limits(rms)
         passes = [_Pass(model, layer, encodings, part, last) for part in _parts(encodings)]

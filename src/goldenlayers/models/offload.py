@@ -101,9 +101,10 @@ class Replaced(Mapping[str, Tensor]):
 
 
 def value_of(module: nn.Module, name: str) -> Tensor:
-    """The values of a module's own parameter, read now if they are elsewhere."""
-    parameter = module._parameters[name]
-    assert parameter is not None
+    """The values of a module's own parameter, read now if they are elsewhere; of a tap those of
+    the matrix that it stands for.
+    """
+    parameter: Tensor = getattr(module, name)
     if parameter.is_meta and is_elsewhere(module):
         return kept(module)[name]
     return parameter.detach()

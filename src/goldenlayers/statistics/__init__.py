@@ -309,8 +309,8 @@ def key_statistics(
         if folder is not None:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        room: dict[str, Any] = {"memory_limit": how.memory_limit, "device": model.device}
-        sums = MomentSums.empty(missing, folder=folder, **room)
+        limit, at = how.memory_limit, model.device
+        sums = MomentSums.empty(missing, memory_limit=limit, folder=folder, device=at)
         saves = store and _Checkpoints(store, sums, stop_rows, how.checkpoint_seconds)
 
         def enough(sums: MomentSums) -> bool:
