@@ -14,7 +14,7 @@ TOOLS = Path(__file__).parents[1] / "tools" / "results"
 @pytest.mark.parametrize(
     "script",
     [
-        *("render.py", "golden_layers.py", "clear_rome.py", "choices_page.py", "each_page.py"),
+        *("render.py", "golden_layers.py", "earlier_study.py", "clear_rome.py", "each_page.py"),
         "worked.py",
     ],
 )

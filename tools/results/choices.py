@@ -1,11 +1,12 @@
-"""What choices of a layer are worth, from the rows kept in docs/results/cells/layers.
+"""What choices of a layer are worth, from the rows kept in docs/results/study.
 
-    python tools/results/choices.py        # writes docs/results/cells/layers/summary.json
+    python tools/results/choices.py        # writes docs/results/study/summary.json
 
 Every cell (a model, a data set, an editor) is split again and again at random into proxy facts,
 which choose, and test facts, which judge. A choice's regret is the score of the test facts' best
-layer minus that of the chosen layer. Since the best of many layers is in part luck, the layer that
-is best over all facts shows a regret as well: the noise floor.
+layer minus that of the chosen layer. The best of many layers is in part luck, so that the truly
+best layer shows a regret as well: the noise floor, by drawing as many test facts from a cell's
+facts again and again, as if these were all there are.
 
 Shapes: B facts, L layers, R splits.
 """
@@ -26,11 +27,11 @@ from render import RESULTS
 
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
 from goldenlayers.locating import published_layer
-from goldenlayers.racing import replay, table_of
-from goldenlayers.truth import Truth
+from goldenlayers.racing import Worth, replay, table_of
+from goldenlayers.truth import Interval, Truth
 from goldenlayers.truth.table import best_place, eligible_means, plain
 
-STUDY = RESULTS / "cells" / "layers"
+STUDY = RESULTS / "study"
 SUMMARY = STUDY / "summary.json"
 PROXIES = 16  # facts that choose; the others judge
 SPLITS = 200
@@ -40,6 +41,8 @@ FINE_TUNED = ("ft-m", "ft-l")
 # How much of a fact's own evidence counts beside that of the others; half was named beforehand.
 SHARES = (1.0, 0.5, 0.25)
 NAMED_SHARE = 0.5
+Figures = tuple[float, float, float]
+"""A value and the ends of its interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +52,24 @@ class Swept:
     cell: Cell
     editor: str
     rows: list[Row]
-    layers: list[int]
-    facts: list[str]
+    truth: Truth
     hard: Floats
     soft: Floats
 
     @property
-    def name(self) -> str:
-        """Model, data set and editor."""
-        return f"{self.cell['model']}/{self.cell['data']}/{self.editor}"
+    def layers(self) -> list[int]:
+        """The swept layers."""
+        return list(self.truth.layers)
+
+    @property
+    def facts(self) -> list[str]:
+        """The facts that were edited."""
+        return list(self.truth.facts)
+
+    @property
+    def about(self) -> str:
+        """The model and the data set: editors of one cell share their facts."""
+        return f"{self.cell['model']}/{self.cell['data']}"
 
     @property
     def published(self) -> int:
@@ -73,9 +85,9 @@ def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
             if rows[0]["layer"] < 0:
                 continue
             truth = Truth.from_rows(rows)
-            facts, layers, soft = table_of(rows)
+            facts, _, soft = table_of(rows)
             order = [facts.index(fact) for fact in truth.facts]
-            yield Swept(cell, editor, rows, layers, list(truth.facts), truth.table(), soft[order])
+            yield Swept(cell, editor, rows, truth, truth.table(), soft[order])
 
 
 def raced(one: Swept, facts: list[int], **rule: float) -> tuple[int, int]:
@@ -116,42 +128,81 @@ def splits(n: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
         yield order[:PROXIES], order[PROXIES:]
 
 
+def noise_floor(one: Swept, draws: int = 1000) -> float:
+    """The regret that the best layer over all facts shows on as many facts as judge a choice."""
+    rng, n = np.random.default_rng(0), len(one.facts)
+    golden = best_place(one.hard)
+    lost = []
+    for _ in range(draws):
+        means = eligible_means(one.hard[rng.integers(n, size=n - PROXIES)])
+        lost.append(float(np.nanmax(means) - means[golden]))
+    return float(np.nanmean(lost))
+
+
 def judge(one: Swept) -> dict[str, Any]:
-    """Regrets of every choice, the noise floor, and what the cell says for itself."""
+    """Regrets of every choice, the noise floor, and what the cell says for itself.
+
+    ``gains`` holds, for each choice and fact, what its layers score above the published depth where
+    the fact was among the judges.
+    """
     rules = choices(one)
     lost: dict[str, list[float]] = {name: [] for name in (RACE, *rules, RANDOM)}
-    floor, costs = [], []
-    golden = best_place(one.hard)
-    assert golden is not None
+    gains = {name: np.zeros(len(one.facts)) for name in (RACE, *rules)}
+    judged, costs = np.zeros(len(one.facts)), []
     for proxy, test in splits(len(one.facts)):
         means = eligible_means(one.hard[test])
         top = float(np.nanmax(means))
-        floor.append(top - float(means[golden]))
-        lost[RANDOM].append(top - float(np.nanmean(means)))
-        for name, rule in rules.items():
-            lost[name].append(top - float(means[rule(proxy)]))
-        place, edits = raced(one, proxy, edits=EDITS)
-        lost[RACE].append(top - float(means[place]))
+        places = {name: rule(proxy) for name, rule in rules.items()}
+        places[RACE], edits = raced(one, proxy, edits=EDITS)
         costs.append(edits)
-    means = nan_mean(one.hard)
+        judged[test] += 1
+        for name, place in places.items():
+            lost[name].append(top - float(means[place]))
+            gains[name][test] += one.hard[test, place] - one.hard[test, one.published]
+        lost[RANDOM].append(top - float(np.nanmean(means)))
     return {
+        "about": one.about,
         "model": one.cell["model"],
         "data": one.cell["data"],
         "editor": one.editor,
         "facts": len(one.facts),
         "layers": one.layers,
-        "golden_layer": one.layers[golden],
+        "golden_layer": one.truth.golden_layer(),
+        "golden_in_resamples": one.truth.wins()[one.truth.golden_layer()],
         "published_layer": one.layers[one.published],
-        "means": [plain(round(float(m), 2)) for m in means],
-        "noise_floor": float(np.mean(floor)),
+        "means": [plain(round(float(m), 2)) for m in nan_mean(one.hard)],
+        "oracle_gap": figures(one.truth.gap()),
+        "by_kind": by_kind(one),
+        "noise_floor": noise_floor(one),
         "edits": float(np.mean(costs)),
         "regrets": {name: float(np.mean(values)) for name, values in lost.items()},
+        "gains": {name: (total / judged).tolist() for name, total in gains.items()},
         "chosen": {
             name: one.layers[rule([])]
             for name, rule in rules.items()
             if name in one.cell["choices"]
         },
     }
+
+
+def figures(interval: Interval) -> Figures:
+    """Value and ends."""
+    return interval.value, interval.low, interval.high
+
+
+def by_kind(one: Swept) -> dict[str, dict[str, Any]]:
+    """The best layer where one kind of locality alone counts, and what each layer scores then."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("subject", "neighbour"):
+        if any(row["metric"] == f"locality_{kind}" for row in one.rows):
+            weights = {"subject": 0.0, "neighbour": 0.0} | {kind: 1.0}
+            _, layers, table = table_of(one.rows, Worth(hits=True, **weights))
+            means = nan_mean(table)
+            found[kind] = {
+                "golden_layer": layers[int(np.nanargmax(means))],
+                "means": means.round(2).tolist(),
+            }
+    return found
 
 
 # --- one layer per fact
@@ -208,26 +259,32 @@ def per_fact(one: Swept, repeats: int = 20) -> dict[str, Any] | None:
             gains[share].append(judged[rows, own] - judged[rows, fixed])
         gaps.append(judged.max(1) - judged[rows, fixed])
     return {
-        "name": one.name,
+        "about": one.about,
         "gains": {str(s): np.mean(g, axis=0).tolist() for s, g in gains.items()},
         "gap": np.mean(gaps, axis=0).tolist(),
     }
 
 
-def drawn(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over groups of the mean over facts, with its 95 % bootstrap interval over facts."""
+def drawn(groups: Sequence[tuple[str, Sequence[float]]], seed: int = 0) -> Figures:
+    """Mean over groups of the mean over facts, with its 95 % bootstrap interval over facts.
+
+    Groups are named by the facts that they are of, and groups of the same facts are drawn alike:
+    editors err on the same facts.
+    """
     rng = np.random.default_rng(seed)
-    arrays = [np.array(g) for g in groups]
-    means = [
-        float(np.mean([a[rng.integers(len(a), size=len(a))].mean() for a in arrays]))
-        for _ in range(2000)
-    ]
+    arrays = [(name, np.array(values)) for name, values in groups]
+    of = {(name, len(a)): np.zeros(0, dtype=int) for name, a in arrays}
+    means = []
+    for _ in range(2000):
+        for name, n in of:
+            of[name, n] = rng.integers(n, size=n)
+        means.append(float(np.mean([a[of[name, len(a)]].mean() for name, a in arrays])))
     low, high = np.percentile(means, [2.5, 97.5]).tolist()
-    return float(np.mean([a.mean() for a in arrays])), low, high
+    return float(np.mean([a.mean() for _, a in arrays])), low, high
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What docs/results/cells/layers/summary.json holds."""
+    """What docs/results/study/summary.json holds."""
     sweeps = list(swept(cells))
     rows = [judge(one) for one in sweeps]
     single = [found for one in sweeps if (found := per_fact(one)) is not None]
@@ -242,11 +299,21 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
         values = [row["regrets"][name] for row in some if name in row["regrets"]]
         return float(np.mean(values)) if values else None
 
+    gains = {
+        name: drawn([(r["about"], r["gains"][name]) for r in rows if name in r["gains"]])
+        for name in names
+        if name not in (RANDOM, PUBLISHED)
+    }
+    for row in rows:
+        del row["gains"], row["about"]
     default = RACE
     worst = max((r["regrets"][default] - r["regrets"][PUBLISHED] for r in rows), default=None)
     own: dict[str, Any] = {}
     if single:
-        value, low, high = drawn([one["gains"][str(NAMED_SHARE)] for one in single])
+        by_share = {
+            str(s): drawn([(one["about"], one["gains"][str(s)]) for one in single]) for s in SHARES
+        }
+        value, low, high = by_share[str(NAMED_SHARE)]
         gap = float(np.mean([np.mean(one["gap"]) for one in single]))
         own = {
             "gain": value,
@@ -255,7 +322,7 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
             "gap_share": value / gap if gap else None,
             "gap": gap,
             "cells": len(single),
-            "by_share": {str(s): drawn([one["gains"][str(s)] for one in single]) for s in SHARES},
+            "by_share": by_share,
         }
     return {
         "models": sorted({r["model"] for r in rows}),
@@ -273,6 +340,7 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
         "choices": {
             name: {kind: mean(some, name) for kind, some in kinds.items()} for name in names
         },
+        "against_published": gains,
         "noise_floors": {
             kind: float(np.mean([r["noise_floor"] for r in some])) if some else None
             for kind, some in kinds.items()

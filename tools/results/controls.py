@@ -4,7 +4,7 @@
 
 For the study's proxy facts, LGA is run again with each fact's two answers replaced by those of
 another fact. If the layers are ranked the same, the ranking does not come from the facts to be
-edited. The rank correlations are kept in docs/results/study/controls.json.
+edited. The rank correlations are kept in docs/results/cells/earlier/controls.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from cells import DATA, ROOT
-from study_record import PROXY, STUDY
+from earlier_record import PROXY, STUDY
 
 import goldenlayers.models as models
 from goldenlayers.datasets import load_facts

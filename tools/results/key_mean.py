@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import torch
 from cells import CELLS, DATA, ROOT, Bench
-from study_record import STUDY
+from earlier_record import STUDY
 
 from goldenlayers.datasets import load_facts
 from goldenlayers.evaluation import evaluate

@@ -45,7 +45,7 @@ SEARCHING = ("rome", "r-rome", "memit", "emmet", "alphaedit", "pmet")
 EARLIER = (
     "† Computed before the KL term ran from the edited to the clean distribution, and before the "
     "bare prompt's key weighed one half; how far such figures move is measured in "
-    "[golden-layers.md](golden-layers.md)."
+    "[earlier-study.md](earlier-study.md)."
 )
 EVALUATED = ("none", "in-context", "ft-m", "rome", "r-rome", "memit", "alphaedit")
 Record = dict[str, Any]

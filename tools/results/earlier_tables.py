@@ -1,4 +1,4 @@
-"""The tables of docs/results/golden-layers.md."""
+"""The tables of docs/results/earlier-study.md."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from render import earlier, table
-from study_record import (
+from earlier_record import (
     BY_BLOCK,
     DATASETS,
     KTA,
@@ -29,6 +28,7 @@ from study_record import (
     number,
     truth_of,
 )
+from render import earlier, table
 
 from goldenlayers.truth import Truth, transfer_matrix
 

@@ -1,4 +1,4 @@
-"""The figures of docs/results/golden-layers.md."""
+"""The figures of docs/results/earlier-study.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study_record import (
+from earlier_record import (
     DATASETS,
     METHODS,
     MODELS,

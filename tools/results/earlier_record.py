@@ -17,7 +17,7 @@ from render import RESULTS
 from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 from goldenlayers.truth import Truth
 
-STUDY = RESULTS / "study"
+STUDY = RESULTS / "cells" / "earlier"
 MODELS = ("gemma3-270m", "smollm2-135m")
 DATASETS = ("starter", "counterfact_500", "ZsRE-test-all", "wiki_counterfact")
 METHODS = ("rome", "r-rome", "emmet", "ft-m")
