@@ -91,7 +91,7 @@ def test_auto_races_with_the_editor_once_and_keeps_the_choice(
     chosen = edited(tmp_path / "run")
     assert "chosen once, by real edits of starter facts" in said
     assert "Racing the layers with ft-m: about" in said
-    assert f"Layer {chosen} was chosen by" in said and "of the resamples" in said
+    assert f"Layer {chosen} was chosen by" in said and "probability it is the best" in said
     # The second time nothing is raced: not for these weights, this editor and this budget.
     assert golden(*command, "--out", tmp_path / "again")[0] == 0
     assert edited(tmp_path / "again") == chosen and len(raced) == 1

@@ -92,7 +92,7 @@ def test_a_race_shows_what_was_not_tried():
     assert "not tried" in line_of(lines, 3) and "facts" in lines[2]
     said = " ".join(lines)
     for part in (
-        "Layer 1 was chosen by 9 edits with rome in 4 s (the edits are used up); it wins 60 % of",
+        "Layer 1 was chosen by 9 edits with rome in 4 s (the edits are used up); with 60 % probability",
         "It leads the published depth, layer 0, by 2.0 points (-1.0 to +5.0).",
         "It cannot be told from layer 2.",
         "If only answers about the edited subject had to stay it were layer 1, if only",

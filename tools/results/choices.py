@@ -27,14 +27,15 @@ from render import RESULTS
 
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
 from goldenlayers.locating import published_layer
-from goldenlayers.racing import Worth, replay, table_of
+from goldenlayers.racing import Worth, decide, replay, table_of
+from goldenlayers.racing.worth import expected_hits
 from goldenlayers.truth import Interval, Truth
 from goldenlayers.truth.table import best_place, eligible_means, plain
 
 STUDY = RESULTS / "study"
 SUMMARY = STUDY / "summary.json"
-PROXIES = 16  # facts that choose; the others judge
-SPLITS = 200
+PROXIES = 24  # facts that choose; the others judge
+SPLITS = 100
 EDITS = 120
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
 FINE_TUNED = ("ft-m", "ft-l")
@@ -47,7 +48,9 @@ Figures = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Swept:
-    """An editor in a cell: ``hard`` (B, L) judges, ``soft`` (B, L) chooses."""
+    """An editor in a cell: ``hard`` (B, L), by hits, judges; ``soft`` (B, L), by expected ones,
+    chooses.
+    """
 
     cell: Cell
     editor: str
@@ -90,12 +93,6 @@ def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
             yield Swept(cell, editor, rows, truth, truth.table(), soft[order])
 
 
-def raced(one: Swept, facts: list[int], **rule: float) -> tuple[int, int]:
-    """The place of the layer that a race on some facts chooses, and the edits it costs."""
-    layer, edits = replay(one.soft[facts], one.layers, one.layers[one.published], **rule)
-    return one.layers.index(layer), edits
-
-
 def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
     """By name, but for the race: proxy facts (places) → the place of the layer that is chosen."""
 
@@ -105,9 +102,10 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
 
     found: dict[str, Callable[[list[int]], int]] = {
         PUBLISHED: lambda _: one.published,
-        "race of 60 edits": lambda facts: raced(one, facts, edits=60)[0],
-        "race without a prior": lambda facts: raced(one, facts, edits=EDITS, prior=0.0)[0],
-        "all edits, soft scores": lambda facts: best(one.soft, facts),
+        "race of 60 edits": lambda facts: replay(one.soft[facts], one.published, edits=60).place,
+        "race without a prior": lambda facts: replay(one.soft[facts], one.published, prior=0).place,
+        "all edits, believed": lambda facts: decide(one.soft[facts], one.published),
+        "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
     for name, layer in one.cell.get("choices", {}).items():
@@ -148,13 +146,18 @@ def judge(one: Swept) -> dict[str, Any]:
     rules = choices(one)
     lost: dict[str, list[float]] = {name: [] for name in (RACE, *rules, RANDOM)}
     gains = {name: np.zeros(len(one.facts)) for name in (RACE, *rules)}
-    judged, costs = np.zeros(len(one.facts)), []
+    judged, costs, promised = np.zeros(len(one.facts)), [], []
     for proxy, test in splits(len(one.facts)):
         means = eligible_means(one.hard[test])
         top = float(np.nanmax(means))
         places = {name: rule(proxy) for name, rule in rules.items()}
-        places[RACE], edits = raced(one, proxy, edits=EDITS)
-        costs.append(edits)
+        race = replay(one.soft[proxy], one.published, edits=EDITS)
+        places[RACE] = race.place
+        costs.append(race.edits)
+        if race.place != one.published:
+            lead = race.gain()
+            truly = float(means[race.place] - means[one.published])
+            promised.append((lead.value, lead.low, lead.high, truly))
         judged[test] += 1
         for name, place in places.items():
             lost[name].append(top - float(means[place]))
@@ -175,6 +178,8 @@ def judge(one: Swept) -> dict[str, Any]:
         "by_kind": by_kind(one),
         "noise_floor": noise_floor(one),
         "edits": float(np.mean(costs)),
+        "moved": len(promised) / SPLITS,
+        "promised": [float(m) for m in np.mean(promised, axis=0)] if promised else [],
         "regrets": {name: float(np.mean(values)) for name, values in lost.items()},
         "gains": {name: (total / judged).tolist() for name, total in gains.items()},
         "chosen": {
@@ -219,7 +224,8 @@ def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats] | None:
     for row in one.rows:
         if row["metric"] in ("rewrite", "rephrase", "locality") and row["score"] is not None:
             own = probes.setdefault((row["fact"], row["metric"]), {}).setdefault(row["probe"], {})
-            own[row["layer"]] = row["score"], row.get("soft", math.nan)
+            soft = row.get("soft", math.nan)
+            own[row["layer"]] = row["score"], expected_hits(row["metric"], soft)
     shape = (3, len(one.facts), len(one.layers))
     parts = np.full((2, *shape), np.nan)  # soft A, hard B × metric × fact × layer
     for m, metric in enumerate(("rewrite", "rephrase", "locality")):

@@ -26,9 +26,9 @@ _LONGEST = 1e9  # seconds
 class Race(LayerMethod):
     """Full edits of some facts with the editor that is to edit later, more where layers are good.
 
-    Every edit is scored softly, by the probabilities of answers and of what must stay. The layer at
-    the published depth is tried on all facts, and another one must be ahead of it.
-    See :func:`goldenlayers.racing.rule.race_on`.
+    An edit's score is the share of hits that its probabilities let expect, of answers and of what
+    must stay. Layers near each other are taken to be alike, and before any edit the published depth
+    to be the best. See :mod:`goldenlayers.racing.rule`.
 
     Raises:
         UserError: an option out of its range, or an unknown editor.
@@ -47,8 +47,8 @@ class Race(LayerMethod):
     edits: int = 120
     """How many edits are made at most, whatever the depth."""
 
-    prior: float = 1.0
-    """Standard errors that a layer must be ahead of the published depth; 0 for none."""
+    prior: float = 6.0
+    """Points that a layer far from the published depth is expected to lose, before any edit."""
 
     subject: float = 1.0
     """Weight of what must stay about the edited subject."""
@@ -57,7 +57,7 @@ class Race(LayerMethod):
     """Weight of what must stay about others."""
 
     hits: bool = False
-    """Count hits, in place of probabilities, which say more of few facts."""
+    """Count hits, in place of those that are expected, which say more of few facts."""
 
     def __post_init__(self) -> None:
         from goldenlayers.editors import make_editor
@@ -135,7 +135,7 @@ def seconds_of(budget: object) -> float:
 
 def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
     from goldenlayers.locating.ranking import LayerRanking, LayerScore
-    from goldenlayers.racing.rule import RESAMPLES
+    from goldenlayers.racing.rule import DRAWS
 
     seed = contest.seed
     scores, wins = found.scores().tolist(), found.wins(seed).tolist()
@@ -159,7 +159,7 @@ def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
         layers=layers,
         n_facts=len(found.table),
         reduce="mean",
-        bootstrap=RESAMPLES,
+        bootstrap=DRAWS,
         seed=seed,
         warnings=tuple(_warnings(contest, found)),
         interrupted=found.interrupted,
@@ -170,7 +170,7 @@ def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
 def _evidence(contest: Contest, found: Raced) -> Evidence:
     from goldenlayers.locating.ranking import Evidence
 
-    gain = found.gain(contest.seed)
+    gain = found.gain()
     value, low, high = (
         None if math.isnan(one) else one for one in (gain.value, gain.low, gain.high)
     )
@@ -200,7 +200,7 @@ def _warnings(contest: Contest, found: Raced) -> list[str]:
     if failed:
         text, _ = failed.most_common(1)[0]
         said.append(f"{sum(failed.values())} edits failed, most with: {text}")
-    if found.rounds == 0:
+    if found.tried.sum() < 2 < contest.model.layers.__len__():
         said.append(
             f"No layer was tried against the published depth: {found.why}. Give the race more time "
             "(--budget) or edits."

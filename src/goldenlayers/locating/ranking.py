@@ -120,7 +120,8 @@ class LayerScore:
     ``score`` is S_L, None of a layer that a race did not try; ``kept`` tells whether it lies within
     the fences; ``cosine``, ``norm_old`` and ``norm_new`` are means over facts of the two gradients'
     cosine and norms; ``positive`` is the share of facts with phi > 0; ``wins`` the share of
-    bootstrap resamples that choose this layer, ``low`` and ``high`` the ends of its score's 95 %
+    bootstrap resamples that choose this layer, of a race how likely it is to be the best,
+    ``low`` and ``high`` the ends of its score's 95 %
     interval in them; ``facts`` how many of a race's facts were scored there.
     """
 
@@ -312,15 +313,15 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
     cost += "" if ranking.seconds is None else f" in {ranking.seconds:.0f} s"
     tried = sum(row.score is not None for row in ranking.layers)
     alone = wins is None or tried < 2
-    sure = "" if alone else f"; it wins {100 * (wins or 0):.0f} % of the resamples"
+    sure = "" if alone else f"; with {100 * (wins or 0):.0f} % probability it is the best"
     found = [f"Layer {golden} was chosen by {cost} ({known.why}){sure}."]
     value, low, high = known.gain
     if golden == known.published and tried > 1:
-        found.append("It is the published depth: no other layer was clearly ahead of it.")
+        found.append("It is the published depth: no other layer is expected to be better.")
     elif value is not None:
         ends = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
         home = f"the published depth, layer {known.published},"
-        found.append(f"It leads {home} by {value:.1f} points{ends}.")
+        found.append(f"It is expected to lead {home} by {value:.1f} points{ends}.")
     if known.alike:
         found.append(f"It cannot be told from {_layers(known.alike)}.")
     if known.subject != known.neighbour:

@@ -1,7 +1,7 @@
 """The race of layers: real edits of a few facts, more of them where the layers are good.
 
-:mod:`goldenlayers.racing.rule` says which layers are tried on which facts, and which one is chosen;
-here the edits are made and scored.
+:mod:`goldenlayers.racing.rule` says which layers are tried on which facts, and which one is chosen,
+:mod:`goldenlayers.racing.worth` what an edit is worth; here the edits are made and scored.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from goldenlayers.editors import Editing, Editor
-from goldenlayers.errors import UserError, check_number
-from goldenlayers.evaluation.bootstrap import Floats
+from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan
-from goldenlayers.evaluation.summary import fact_scores
 from goldenlayers.progress import OutOfMemory, in_smaller_batches, in_words, memory_errors
 from goldenlayers.racing.rule import (
     EDITS,
@@ -33,6 +31,7 @@ from goldenlayers.racing.rule import (
     race_on,
     replay,
 )
+from goldenlayers.racing.worth import Worth, table_of
 
 if TYPE_CHECKING:
     from goldenlayers.facts import Fact
@@ -41,84 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Contest", "Worth", "decide", "drawn", "race_on", "replay", "table_of"]
 
-Row = Mapping[str, Any]
-
 _SLACK = 1.2  # what a race may take of its time: edits are not all alike
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worth:
-    """What a fact's edit is worth, from 0 to 100: the mean of its rewrite, rephrase, locality and
-    portability, as far as it has them.
-
-    Locality is the weighted mean of the two sorts of probes, those about the edited subject and
-    those about others; equal weights stand for no preference. See docs/evaluation.md.
-
-    Attributes:
-        subject: weight of the probes about the edited subject.
-        neighbour: weight of the probes about others.
-        hits: count hits, as reports do; else probabilities, which say more of few facts.
-    """
-
-    subject: float = 1.0
-    neighbour: float = 1.0
-    hits: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the weights.
-
-        Raises:
-            UserError: a negative weight.
-        """
-        check_number("the weight of the subject", self.subject, 0, 1e6, whole=False)
-        check_number("the weight of the neighbours", self.neighbour, 0, 1e6, whole=False)
-        if not isinstance(self.hits, bool):
-            raise UserError(f"hits is {self.hits!r}", expected="True or False")
-
-    def by_fact(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Each fact's worth, from the rows of its edit at one layer; NaN without any score."""
-
-        def mean(metric: str) -> dict[str, float]:
-            return fact_scores(rows, metric, of="score" if self.hits else "soft")
-
-        parts = [mean("rewrite"), mean("rephrase"), mean("portability"), {}]
-        sorts = [
-            (weight, mean(f"locality_{sort}"))
-            for sort, weight in (("subject", self.subject), ("neighbour", self.neighbour))
-        ]
-        facts = dict.fromkeys(row["fact"] for row in rows)
-        for fact in facts:
-            there = [(w, s[fact]) for w, s in sorts if w and not math.isnan(s.get(fact, math.nan))]
-            if there:
-                total = math.fsum(weight for weight, _ in there)
-                parts[-1][fact] = math.fsum(weight * score for weight, score in there) / total
-        found = {}
-        for fact in facts:
-            own = [part[fact] for part in parts if not math.isnan(part.get(fact, math.nan))]
-            found[fact] = math.fsum(own) / len(own) if own else math.nan
-        return found
-
-
-def table_of(
-    rows: Iterable[Row], worth: Worth | None = None
-) -> tuple[list[str], list[int], Floats]:
-    """A sweep's rows as a race sees them: facts, layers (ascending), and the scores (N, K).
-
-    Args:
-        rows: of ``scores.jsonl``.
-        worth: what an edit is worth; by default by probabilities, with equal weights.
-    """
-    by_layer: dict[int, list[Row]] = {}
-    facts: dict[str, int] = {}
-    for row in rows:
-        by_layer.setdefault(int(row["layer"]), []).append(row)
-        facts.setdefault(row["fact"], len(facts))
-    layers = sorted(by_layer)
-    table = np.full((len(facts), len(layers)), np.nan)
-    for column, layer in enumerate(layers):
-        for fact, score in (worth or Worth()).by_fact(by_layer[layer]).items():
-            table[facts[fact], column] = score
-    return list(facts), layers, table
 
 
 @dataclass(eq=False)
@@ -133,7 +55,7 @@ class Contest:
         home: the published depth.
         edits: that may be made.
         seconds: that they may take; None for as long as it takes.
-        prior: see :func:`goldenlayers.racing.rule.decide`.
+        prior: see :func:`goldenlayers.racing.rule.believe`.
         worth: what an edit is worth.
         statistics: key statistics of all layers, where the editor reads them.
         seed: of the draw of facts, and of the editor's prefixes.
@@ -176,7 +98,7 @@ class Contest:
         )
 
     def run(self) -> Raced:
-        """Race. Ctrl-C after the first round ends it with what is known by then.
+        """Race. Ctrl-C, once the first layers have been tried, ends it with what is known by then.
 
         Raises:
             UserError: no edit could be scored, or memory runs out on a single fact.

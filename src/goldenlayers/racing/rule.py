@@ -1,8 +1,24 @@
-"""The rule of the race: which layers are tried on how many facts, and which one is chosen.
+"""The rule of the race: which layer is tried on which facts next, and which one is chosen.
 
 Scores in, a layer out; no model is needed, so the rule can be replayed on a sweep. NumPy only.
 
-Shapes: N facts, K layers, S resamples. A place is a layer's place among those that may be tried.
+What is believed of the layers follows from a model of the scores. The edit of fact i at layer l
+scores
+
+    y = a_i + w_l + noise,
+
+where a_i is how easy the fact is and w what the layer is worth: a Gaussian process over the depth,
+so that neighbours are alike, with something of its own for each layer. Before any edit the layer at
+the published depth is expected to be the best, and layers far from it to lose ``prior`` points.
+Edits overrule that as far as they are many and agree: a lead that rests on little is drawn back.
+
+The layer to try next is drawn by what is believed: where the best layer may be, most is tried.
+
+Sources: top-two Thompson sampling, Russo 2016 (arXiv 1602.08448); Gaussian processes, Rasmussen and
+Williams 2006, chapter 2 (equations 2.25 and 2.26).
+
+Shapes: N facts, K layers, n scores, S draws. A place is a layer's place among those that may be
+tried.
 """
 
 from __future__ import annotations
@@ -10,37 +26,99 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goldenlayers.evaluation.bootstrap import Floats
-from goldenlayers.truth.table import (
-    MIN_COVERAGE,
-    Interval,
-    eligible_means,
-    estimate,
-    level,
-    nan_mean,
-)
+from goldenlayers.truth.table import Interval
 
 Scorer = Callable[[int, range], Sequence[float]]
 """Place of a layer, facts → each fact's score after its own edit there; NaN where unscored."""
 
 EDITS = 120  # at most, whatever the depth
-FACTS = 3  # tried in a round at each layer that is still in it
-FIRST_SHARE = 0.4  # of the edits may go into the first round
-KEPT = 0.5  # of the layers but the published depth stay after a round
-PRIOR = 1.0  # standard errors that a layer must be ahead of the published depth
-DOUBT = 3.0  # standard errors beyond which two layers differ beyond doubt,
-LEAST = 6  # on at least so many facts
-MOST_FACTS = 32  # more than these say little about the few layers that are left
-RESAMPLES = 1000
+FACTS = 3  # tried at a layer at a time
+MOST_FACTS = 32  # that a race may use
+GRID = 10  # layers to begin with, evenly spaced
+ENOUGH = 0.5  # points for which no edit is made, and the published depth is not left
+DRAWS = 1000  # of what may be true of the layers
+
+# In points of 100; docs/results/golden-layers.md says on which sweeps they were set.
+PRIOR = 6.0  # that a layer far from the published depth is expected to lose
+SPREAD = 4.0  # standard deviation of the layers' worth
+ALONE = 0.1  # share of its variance that neighbours do not have in common
+REACH = 0.15  # of the depth, over which layers are alike
+NOISES = (6.0, 9.0, 13.0, 20.0, 30.0)  # standard deviations of one edit's score: the likeliest
+_EASE = 30.0  # of the facts' levels, and
+_LEVEL = 100.0  # of their mean: so wide that the scores alone decide
 
 
 class TimeUp(Exception):  # noqa: N818 - no error: what is done is kept
     """The time of the race is over; raised by a :data:`Scorer`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """What is believed of the layers' worth: its mean (K,) and covariance (K, K), in points.
+
+    ``level`` is the mean of the facts' levels; ``level + mean`` what the layers are expected to
+    score on them. NaN without any score.
+    """
+
+    mean: Floats
+    covariance: Floats
+    level: float
+
+    def draws(self, count: int, rng: np.random.Generator) -> Floats:
+        """What may be true of the layers, (S, K)."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root = vectors * np.sqrt(np.clip(values, 0.0, None))
+        return self.mean + rng.standard_normal((count, len(self.mean))) @ root.T
+
+    def lead(self, place: int, over: int, facts: int = 0) -> Interval:
+        """What a place is ahead of another, and the interval that holds it with 95 %."""
+        c = self.covariance
+        variance = float(c[place, place] + c[over, over] - 2 * c[place, over])
+        value, reach = float(self.mean[place] - self.mean[over]), 1.96 * math.sqrt(max(0, variance))
+        return Interval(value, value - reach, value + reach, facts)
+
+
+def believe(table: Floats, home: int, prior: float = PRIOR) -> Belief:
+    """What scores (N, K) say of the layers; NaN where nothing was scored.
+
+    Args:
+        table: the scores, in points of 100.
+        home: place of the published depth.
+        prior: points that a layer far from it is expected to lose.
+    """
+    width = table.shape[1]
+    depth = np.arange(width) / max(1, width - 1)
+    near = np.exp(-((depth[:, None] - depth) ** 2) / (2 * REACH**2))  # (K, K)
+    kernel = SPREAD**2 * ((1 - ALONE) * near + ALONE * np.eye(width))
+    expected = prior * (near[home] - 1)  # (K,)
+    facts, places = np.nonzero(~np.isnan(table))
+    if not len(facts):
+        return Belief(expected, kernel, math.nan)
+    scores = table[facts, places]  # (n,)
+    across = kernel[:, places]  # (K, n)
+    among = kernel[np.ix_(places, places)] + _EASE**2 * (facts[:, None] == facts) + _LEVEL**2
+    left = scores - float(scores.mean()) - expected[places]
+    noise = _likeliest(among, left)
+    solved = np.linalg.solve(
+        among + noise**2 * np.eye(len(left)), np.column_stack([left, across.T])
+    )  # (n, 1 + K)
+    mean = expected + across @ solved[:, 0]
+    # The facts' levels, each by its own scores.
+    own = [float((table[i] - mean)[~np.isnan(table[i])].mean()) for i in np.unique(facts)]
+    return Belief(mean, kernel - across @ solved[:, 1:], math.fsum(own) / len(own))
+
+
+def _likeliest(among: Floats, left: Floats) -> float:
+    """The noise under which the scores are likeliest: Rasmussen and Williams, equation 5.8."""
+    values, vectors = np.linalg.eigh(among)
+    squares = (vectors.T @ left) ** 2
+    variances = np.clip(values, 0.0, None) + np.square(NOISES)[:, None]  # (5, n)
+    return NOISES[int((squares / variances + np.log(variances)).sum(axis=1).argmin())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +130,8 @@ class Raced:
         home: of the published depth.
         table: (N, K) scores; NaN where nothing was tried, or could be scored.
         edits: that were made.
-        rounds: that were finished.
         why: it ended, a sentence.
-        prior: see :func:`decide`.
+        prior: see :func:`believe`.
         interrupted: whether Ctrl-C ended it.
     """
 
@@ -62,42 +139,49 @@ class Raced:
     home: int
     table: Floats
     edits: int
-    rounds: int
     why: str
     prior: float = PRIOR
     interrupted: bool = False
 
+    @property
+    def belief(self) -> Belief:
+        """What the scores say of the layers."""
+        return believe(self.table, self.home, self.prior)
+
+    @property
+    def tried(self) -> NDArray[np.bool_]:
+        """Which places have a score, (K,)."""
+        return np.asarray((~np.isnan(self.table)).any(axis=0))
+
     def scores(self) -> Floats:
-        """By place what the layer's mean over all facts would be, (K,): the published depth's mean,
-        and the mean difference from it on the facts that both had; NaN where nothing was tried.
+        """By place what the layer is expected to score on the facts of the race, (K,); NaN where
+        nothing was scored.
         """
-        base = self.table[:, self.home]
-        if np.isnan(base).all():
-            return nan_mean(self.table)
-        return nan_mean(base) + nan_mean(self.table - base[:, None])
+        belief = self.belief
+        return np.where(self.tried, belief.level + belief.mean, math.nan)
 
     def wins(self, seed: int = 0) -> Floats:
-        """Share of the resamples of the facts in which each place is chosen, (K,)."""
-        n, wide = self.table.shape
-        rng, found = np.random.default_rng(seed), np.zeros(wide)
+        """How likely each place is to be the best of those that can be chosen, (K,)."""
         able = _able(self.table)
-        for _ in range(RESAMPLES):
-            drawn = self.table[rng.integers(n, size=n)] if n else self.table
-            found[decide(drawn, self.home, self.prior, able)] += 1
-        return found / RESAMPLES
+        if not able.any():
+            able[self.home] = True
+        draws = self.belief.draws(DRAWS, np.random.default_rng(seed))
+        best = np.where(able, draws, -np.inf).argmax(axis=1)
+        return np.bincount(best, minlength=len(able)) / DRAWS
 
     def alike(self) -> list[int]:
         """Places that cannot be told from the choice: its lead over them may be chance (95 %)."""
+        belief = self.belief
         return [
             i
             for i in np.flatnonzero(_able(self.table)).tolist()
-            if i != self.place
-            and not difference(self.table[:, self.place], self.table[:, i]).low > 0
+            if i != self.place and not belief.lead(self.place, i).low > 0
         ]
 
-    def gain(self, seed: int = 0) -> Interval:
-        """The choice minus the published depth, in points, over the facts that both had."""
-        return estimate(self.table[:, self.place] - self.table[:, self.home], 2000, seed)
+    def gain(self) -> Interval:
+        """What the choice is ahead of the published depth, in points, and its 95 % interval."""
+        facts = int((~np.isnan(self.table[:, self.place])).sum())
+        return self.belief.lead(self.place, self.home, facts)
 
 
 def race_on(
@@ -110,22 +194,18 @@ def race_on(
     prior: float = PRIOR,
     left: Callable[[], int] | None = None,
 ) -> Raced:
-    """Race the layers; at most ``edits`` edits are made, each layer × fact at most once.
+    """Race the layers.
 
-    Neighbouring layers can differ as much as distant ones (ROME's curves are spiky), and one fact
-    says little. So neither every layer on few facts nor few layers on many will do: the layers are
-    halved as the evidence grows (successive halving; Jamieson and Talwalkar, arXiv 1502.07943).
+    1. The published depth and ``GRID`` layers, evenly spaced, are tried on the first ``FACTS``
+       facts, as far as half of the edits go.
+    2. A layer is drawn by how likely it is to be the best; every second time another one than the
+       likeliest to be drawn. It is tried on its next ``FACTS`` facts. And so on, until the edits or
+       the facts are used up, or the layer that would be chosen is expected to lose less than
+       ``ENOUGH`` points against the best.
+    3. :func:`decide` chooses.
 
-    1. Every s-th layer, the published depth among them, is tried on the first ``FACTS`` facts. s is
-       the smallest step with which that takes ``FIRST_SHARE`` of the edits at most.
-    2. The better half stays, and so does the published depth. Where layers were skipped, those half
-       a step away from the two best come in, and catch up on the facts so far.
-    3. All that are left are tried on ``FACTS`` facts more, and so on from 2, until the edits or the
-       facts are used up, or until two are left and differ beyond doubt.
-    4. :func:`decide` chooses, with the published depth as the layer to beat.
-
-    All layers see the same facts in the same order, so what makes a fact hard cancels out. A budget
-    that lets fewer than three layers into the first round makes none: the published depth is taken.
+    A budget that lets fewer than three layers into the first round makes none: the published depth
+    is taken.
 
     Args:
         score: does the work.
@@ -133,176 +213,108 @@ def race_on(
         n_places: K.
         home: place of the published depth.
         edits: that may be made.
-        prior: see :func:`decide`.
-        left: asked before each round how many edits there is still time for.
+        prior: see :func:`believe`.
+        left: asked before each step how many edits there is still time for.
     """
     table = np.full((min(n_facts, MOST_FACTS), n_places), np.nan)
     tried = [0] * n_places
-    spent, done, rounds, interrupted = 0, 0, 0, False
-    room = int(edits * FIRST_SHARE) // FACTS  # layers in the first round
-    step = (
-        1 if n_places * FACTS <= edits * FIRST_SHARE else max(2, math.ceil(n_places / max(1, room)))
-    )
-    alive = list(range(home % step, n_places, step))
-    if room < min(3, n_places) or not len(table):
-        alive, why = [home], "the budget is too small to try other layers"
-    else:
-        why = "there is no other layer" if len(alive) == 1 else ""
-
-    def bring(places: Sequence[int], to: int) -> None:
-        nonlocal spent
-        for i in places:
-            if facts := range(tried[i], to):
-                table[facts.start : to, i] = score(i, facts)
-                tried[i], spent = to, spent + len(facts)
-
+    rng = np.random.default_rng(0)
+    spent, why, interrupted = 0, "", False
+    room = max(edits // (2 * FACTS), min(edits // FACTS, 3))
+    first = _grid(n_places, home, min(room, GRID + 1))
+    if len(first) < min(3, n_places):
+        first, why = [home], "the budget is too small to try other layers"
+    elif n_places == 1:
+        why = "there is no other layer"
+    alone = bool(why)
     try:
-        if len(alive) == 1 and len(table):
-            done = min(FACTS, len(table), edits)
-            bring(alive, done)
-        while len(alive) > 1:
+        while not (alone and not first):
             if left is not None:
                 edits = min(edits, spent + left())
-            facts = min(FACTS, len(table) - done, (edits - spent) // len(alive))
-            if facts < 1:
-                why = "the facts are used up" if done == len(table) else "the edits are used up"
+            open_places = [i for i in range(n_places) if tried[i] < len(table)]
+            if not open_places or spent >= edits:
+                used = "the facts" if not open_places else "the edits"
+                why = why or f"{used} are used up"
                 break
-            bring(sorted(alive, key=lambda i: (i != home, i)), done + facts)
-            done, rounds = done + facts, rounds + 1
-            best = _order(table[:done], alive)
-            if len(alive) == 2 and _beyond_doubt(table[:done, alive]):
-                why = "the two that were left differ beyond doubt"
+            place = first.pop(0) if first else _next(table, home, prior, open_places, rng)
+            if place is None:
+                why = f"the choice is expected to lose less than {ENOUGH:g} points"
                 break
-            others = [i for i in best if i != home]
-            alive = sorted({home, *others[: math.ceil(len(others) * KEPT)]})
-            if step > 1:
-                step = math.ceil(step / 2)
-                near = [j for i in best[:2] for j in (i - step, i + step) if 0 <= j < n_places]
-                near = [j for j in dict.fromkeys(near) if not tried[j]]
-                if len(near) * done <= (edits - spent) // 2:
-                    bring(near, done)
-                    alive = sorted({*alive, *near})
+            facts = range(tried[place], min(len(table), tried[place] + FACTS))
+            facts = facts[: edits - spent]
+            table[facts.start : facts.stop, place] = score(place, facts)
+            tried[place], spent = facts.stop, spent + len(facts)
     except TimeUp:
         why = "the time is over"
     except KeyboardInterrupt:
-        if not rounds:
+        if first:
             raise
         why, interrupted = "it was interrupted", True
-    table = table[:done]
-    place = decide(table, home, prior)
-    return Raced(place, home, table, spent, rounds, why, prior, interrupted)
+    table = table[: max(tried, default=0)]
+    return Raced(decide(table, home, prior), home, table, spent, why, prior, interrupted)
 
 
-def decide(
-    table: Floats, home: int, prior: float = PRIOR, able: NDArray[np.bool_] | None = None
-) -> int:
-    """The place to choose by scores (N, K): the published depth unless another is clearly ahead.
-
-    Of the paired differences from the published depth let m be a layer's mean and e its standard
-    error. The layer with the largest m - ``prior`` · e is chosen if that is above 0: one with few
-    facts or a wavering lead must lead by more, and with 0 the best mean wins. A layer scored on
-    less than half of the facts, or on fewer than two of them, cannot be chosen.
+def decide(table: Floats, home: int, prior: float = PRIOR) -> int:
+    """The place to choose by scores (N, K), NaN where nothing was scored: the one that is believed
+    to be worth most, among those scored on at least ``FACTS`` facts (on all, where there are
+    fewer). The published depth stays unless another is worth ``ENOUGH`` points more.
 
     Args:
-        table: NaN where nothing was scored.
+        table: the scores.
         home: place of the published depth.
-        prior: in standard errors, 0 or more.
-        able: (K,) which can be chosen, if it was decided before.
+        prior: see :func:`believe`.
     """
-    if not table.size:
+    able = _able(table)
+    if not able.any():
         return home
-    gaps = table - table[:, [home]]  # (N, K)
-    known = ~np.isnan(gaps)
-    n = known.sum(axis=0)
-    if not n[home]:  # it cannot be edited
-        means = eligible_means(table)
-        return home if np.isnan(means).all() else int(np.nanargmax(level(means)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = nan_mean(gaps)
-        spread = (np.where(known, gaps - mean, 0.0) ** 2).sum(axis=0) / (n - 1)
-        worth = mean - prior * np.sqrt(spread / n)
-    able = _able(table) if able is None else able
-    worth = level(np.where(able & (n > 1) & ~np.isnan(worth), worth, -np.inf))
-    worth[home] = 0.0
+    worth = np.where(able, believe(table, home, prior).mean, -np.inf)
     best = int(worth.argmax())
-    return best if worth[best] > 0 else home
+    return best if worth[best] >= worth[home] + ENOUGH else home
 
 
-def replay(table: Floats, layers: Sequence[int], published: int, **rule: float) -> tuple[int, int]:
-    """The race on a sweep's scores (N, K) of ``layers``: (the layer it chooses, edits it costs).
+def replay(table: Floats, home: int, **rule: float) -> Raced:
+    """The race on a sweep's scores.
 
     Args:
-        table: see :func:`goldenlayers.racing.table_of`.
-        layers: the swept layers, ascending; the nearest to the published depth stands for it.
-        published: the published depth.
+        table: (N, K), see :func:`goldenlayers.racing.table_of`.
+        home: place of the published depth.
         rule: ``edits`` and ``prior`` of :func:`race_on`.
     """
-    home = min(range(len(layers)), key=lambda i: abs(layers[i] - published))
-    found = race_on(
+    return race_on(
         lambda place, facts: table[facts.start : facts.stop, place].tolist(),
         len(table),
-        len(layers),
+        table.shape[1],
         home,
         **rule,  # type: ignore[arg-type]
     )
-    return layers[found.place], found.edits
+
+
+def _grid(n_places: int, home: int, room: int) -> list[int]:
+    """The published depth, and evenly spaced layers of all depths: ``room`` at most."""
+    if room < 2:
+        return [home][:room]
+    spaced = np.linspace(0, n_places - 1, min(n_places, room - 1)).round().astype(int).tolist()
+    return list(dict.fromkeys([home, *spaced]))
+
+
+def _next(
+    table: Floats, home: int, prior: float, open_places: Sequence[int], rng: np.random.Generator
+) -> int | None:
+    """The place to try next; None where the choice is good enough."""
+    belief = believe(table, home, prior)
+    draws = belief.draws(DRAWS, rng)
+    choice = int(np.where(_able(table), belief.mean, -np.inf).argmax())
+    if float((draws.max(axis=1) - draws[:, choice]).mean()) < ENOUGH:
+        return None
+    able = np.full(len(belief.mean), -np.inf)
+    able[list(open_places)] = 0.0
+    tops = (draws + able).argmax(axis=1).tolist()
+    likeliest = tops[0]
+    if rng.random() < 0.5:
+        return next((top for top in tops if top != likeliest), likeliest)
+    return likeliest
 
 
 def _able(table: Floats) -> NDArray[np.bool_]:
-    """Which places were scored on enough of the facts to be chosen."""
-    known = ~np.isnan(table)
-    return known.sum(axis=0) >= max(1.0, MIN_COVERAGE * int(known.any(axis=1).sum()))
-
-
-def _order(table: Floats, alive: Sequence[int]) -> list[int]:
-    """Places of the race, best mean first; equal ones by depth, those that cannot win last."""
-    places = sorted(alive)
-    means = level(eligible_means(table[:, places]))
-    keys = [(math.inf if math.isnan(m) else -m, i) for m, i in zip(means, places, strict=True)]
-    return [i for _, i in sorted(keys)]
-
-
-def _beyond_doubt(pair: Floats) -> bool:
-    gaps = pair[:, 0] - pair[:, 1]
-    gaps = gaps[~np.isnan(gaps)]
-    if len(gaps) < LEAST:
-        return False
-    return bool(abs(gaps.mean()) > DOUBT * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-
-
-def difference(first: Floats, second: Floats, confidence: float = 0.95) -> Interval:
-    """Mean of the paired differences first - second over the facts scored in both, (N,) each.
-
-    The interval is Student's t; NaN below two facts.
-    """
-    gaps = first - second
-    gaps = gaps[~np.isnan(gaps)]
-    n = len(gaps)
-    if n < 2:
-        return Interval(float(gaps.mean()) if n else math.nan, math.nan, math.nan, n)
-    mean, se = float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(n)
-    reach = t_quantile((1 + confidence) / 2, n - 1) * se
-    return Interval(mean, mean - reach, mean + reach, n)
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """Quantile of Student's t, p ≥ 0.5: exact for 1, 2 and 4 degrees of freedom, else by expansion.
-
-    Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5); at 3 degrees, where it is worst, it is
-    within 1 % of the truth for p ≤ 0.975 and 4 % for p ≤ 0.995.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    if freedom == 4:
-        a = math.sqrt(4 * p * (1 - p))
-        return 2 * math.sqrt(math.cos(math.acos(a) / 3) / a - 1)
-    z, n = NormalDist().inv_cdf(p), freedom
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n**k for k, term in enumerate(terms, start=1))
+    """Which places were scored on enough of the facts to be chosen, (K,)."""
+    return (~np.isnan(table)).sum(axis=0) >= max(1, min(FACTS, len(table)))

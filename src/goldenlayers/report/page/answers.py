@@ -107,12 +107,11 @@ def choice_card(folder: RunFolder, one: LocateRun, sweeps: Sequence[SweepRun]) -
             row.layer for row in sorted(ranking.layers, key=lambda row: -(row.wins or 0))
             if (row.wins or 0) >= 0.05 and row.layer != ranking.golden_layer
         ]  # fmt: skip
-        sure = f"It wins {100 * wins:.0f} % of resamples of {ranking.n_facts} facts"
-        sure += (
-            f"; {layers_in_words(others).lower()} win{'s' * (len(others) == 1)} some, too."
-            if others
-            else "."
-        )
+        share = f"{100 * wins:.0f} %"
+        sure = f"It wins {share} of resamples of {ranking.n_facts} facts"
+        if ranking.evidence is not None:
+            sure = f"It is the best with {share} probability, by edits of {ranking.n_facts} facts"
+        sure += f"; {layers_in_words(others).lower()} may be golden, too." if others else "."
         sure += "" if ranking.firm else " That is not firm: take it as a guess."
     known = ranking.evidence
     if judged := _judged(one, sweeps):
@@ -125,7 +124,7 @@ def choice_card(folder: RunFolder, one: LocateRun, sweeps: Sequence[SweepRun]) -
             f"behind ({interval(*known.gain[1:]) or 'interval unknown'})."
         )
     elif known is not None:
-        cost = "No layer that was tried was clearly ahead of the published depth."
+        cost = "It is the published depth: no other layer is expected to be better."
     else:
         cost = "Not measured: no edit was made. A sweep or a race with your editor tells."
     return Card(

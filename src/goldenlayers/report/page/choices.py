@@ -62,11 +62,11 @@ def choice_section(folder: RunFolder, one: LocateRun) -> Section:
         data.append(charts.bars(
             layers, charts.plain(wins), "wins", yaxis="y2", showlegend=False,
             marker=charts.bar_colours(layers, ranking.golden_layer),
-            hovertemplate="layer %{x} wins %{y:.0f} % of the resamples<extra></extra>",
+            hovertemplate="layer %{x}: golden with %{y:.0f} %<extra></extra>",
         ))  # fmt: skip
         layout["yaxis2"] = {
             "domain": [0, 0.22], "range": [0, 100], "automargin": True, "nticks": 3,
-            "title": {"text": "wins<br>(%)"}, "zeroline": False,
+            "title": {"text": "golden<br>with (%)"}, "zeroline": False,
         }  # fmt: skip
     else:
         layout["yaxis"]["domain"] = [0, 1]
