@@ -15,82 +15,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kept import Cell, Row, load, unpack
+from kept import Cell, load
+from own_layers import NAMED_SHARE, SHARES, Figures, Swept, drawn, per_fact, swept
 from render import RESULTS
 
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
-from goldenlayers.locating import published_layer
 from goldenlayers.racing import Worth, decide, replay, table_of
+from goldenlayers.racing.rule import Raced
 from goldenlayers.racing.worth import expected_hits
-from goldenlayers.truth import Interval, Truth
+from goldenlayers.truth import Interval
 from goldenlayers.truth.table import best_place, eligible_means, plain
 
 STUDY = RESULTS / "study"
 SUMMARY = STUDY / "summary.json"
 PROXIES = 24  # facts that choose; the others judge
-SPLITS = 100
-EDITS = 120
+SPLITS = 60
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
 FINE_TUNED = ("ft-m", "ft-l")
-# How much of a fact's own evidence counts beside that of the others; half was named beforehand.
-SHARES = (1.0, 0.5, 0.25)
-NAMED_SHARE = 0.5
-Figures = tuple[float, float, float]
-"""A value and the ends of its interval."""
-
-
-@dataclass(frozen=True, eq=False)
-class Swept:
-    """An editor in a cell: ``hard`` (B, L), by hits, judges; ``soft`` (B, L), by expected ones,
-    chooses.
-    """
-
-    cell: Cell
-    editor: str
-    rows: list[Row]
-    truth: Truth
-    hard: Floats
-    soft: Floats
-
-    @property
-    def layers(self) -> list[int]:
-        """The swept layers."""
-        return list(self.truth.layers)
-
-    @property
-    def facts(self) -> list[str]:
-        """The facts that were edited."""
-        return list(self.truth.facts)
-
-    @property
-    def about(self) -> str:
-        """The model and the data set: editors of one cell share their facts."""
-        return f"{self.cell['model']}/{self.cell['data']}"
-
-    @property
-    def published(self) -> int:
-        """Place of the published depth."""
-        layer = published_layer(self.cell["n_layers"])
-        return min(range(len(self.layers)), key=lambda i: abs(self.layers[i] - layer))
-
-
-def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
-    """The sweeps of some cells; their facts in one order."""
-    for cell in cells:
-        for editor, rows in unpack(cell):
-            if rows[0]["layer"] < 0:
-                continue
-            truth = Truth.from_rows(rows)
-            facts, _, soft = table_of(rows)
-            order = [facts.index(fact) for fact in truth.facts]
-            yield Swept(cell, editor, rows, truth, truth.table(), soft[order])
 
 
 def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
@@ -102,9 +48,10 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
 
     found: dict[str, Callable[[list[int]], int]] = {
         PUBLISHED: lambda _: one.published,
-        "race of 60 edits": lambda facts: replay(one.soft[facts], one.published, edits=60).place,
-        "race without a prior": lambda facts: replay(one.soft[facts], one.published, prior=0).place,
-        "all edits, believed": lambda facts: decide(one.soft[facts], one.published),
+        "race of 60 edits": lambda facts: race(one, facts, edits=60).place,
+        "race without a prior": lambda facts: race(one, facts, prior=0).place,
+        "race from the published depth": lambda facts: replay(one.soft[facts], one.published).place,
+        "all edits, believed": lambda facts: decide(one.soft[facts], one.expected),
         "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
@@ -112,6 +59,11 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
         if layer in one.layers:
             found[name] = _always(one.layers.index(layer))
     return found
+
+
+def race(one: Swept, facts: list[int], **rule: float) -> Raced:
+    """The race on some facts, from the layer that is expected to be the best."""
+    return replay(one.soft[facts], one.expected, also=one.published, **rule)
 
 
 def _always(place: int) -> Callable[[list[int]], int]:
@@ -151,12 +103,12 @@ def judge(one: Swept) -> dict[str, Any]:
         means = eligible_means(one.hard[test])
         top = float(np.nanmax(means))
         places = {name: rule(proxy) for name, rule in rules.items()}
-        race = replay(one.soft[proxy], one.published, edits=EDITS)
-        places[RACE] = race.place
-        costs.append(race.edits)
-        if race.place != one.published:
-            lead = race.gain()
-            truly = float(means[race.place] - means[one.published])
+        raced = race(one, proxy)
+        places[RACE] = raced.place
+        costs.append(raced.edits)
+        if raced.place != one.published:
+            lead = raced.gain(one.published)
+            truly = float(means[raced.place] - means[one.published])
             promised.append((lead.value, lead.low, lead.high, truly))
         judged[test] += 1
         for name, place in places.items():
@@ -210,83 +162,32 @@ def by_kind(one: Swept) -> dict[str, dict[str, Any]]:
     return found
 
 
-# --- one layer per fact
-
-
-def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats] | None:
-    """Every metric's probes of every fact in two halves: (chooser's soft, judge's hard), (B, L)
-    each, over rewrite, rephrase and locality. None where facts have too few probes.
-
-    Rewrite has one probe, the prompt itself, on both sides: it is what the edit is made by.
-    """
-    rng = np.random.default_rng(seed)
-    probes: dict[tuple[str, str], dict[int, dict[int, tuple[float, float]]]] = {}
-    for row in one.rows:
-        if row["metric"] in ("rewrite", "rephrase", "locality") and row["score"] is not None:
-            own = probes.setdefault((row["fact"], row["metric"]), {}).setdefault(row["probe"], {})
-            soft = row.get("soft", math.nan)
-            own[row["layer"]] = row["score"], expected_hits(row["metric"], soft)
-    shape = (3, len(one.facts), len(one.layers))
-    parts = np.full((2, *shape), np.nan)  # soft A, hard B × metric × fact × layer
-    for m, metric in enumerate(("rewrite", "rephrase", "locality")):
-        for b, fact in enumerate(one.facts):
-            own = list(probes.get((fact, metric), {}).values())
-            if metric != "rewrite" and len(own) < 2:
-                continue
-            order = rng.permutation(len(own)).tolist()
-            half = len(own) // 2 if metric != "rewrite" else 0
-            sides = (order[:half], order[half:]) if half else (order, order)
-            for side, value in enumerate((1, 0)):
-                for k, layer in enumerate(one.layers):
-                    some = [own[i][layer][value] for i in sides[side] if layer in own[i]]
-                    parts[side, m, b, k] = float(np.mean(some)) if some else np.nan
-    enough = ~np.isnan(parts[1]).any(axis=(0, 2))
-    if enough.sum() < 12:
-        return None
-    soft, judged = parts[:, :, enough].mean(axis=1)
-    return soft, judged
-
-
-def per_fact(one: Swept, repeats: int = 20) -> dict[str, Any] | None:
-    """Choosing a layer for each fact by half of its probes, judged by the other half."""
-    gains: dict[float, list[Floats]] = {share: [] for share in SHARES}
-    gaps: list[Floats] = []
-    for seed in range(repeats):
-        found = halves(one, seed)
-        if found is None:
-            return None
-        soft, judged = found
-        n = len(soft)
-        others = (soft.sum(0) - soft) / (n - 1)  # (B, L) means of the others
-        fixed = others.argmax(1)
-        rows = np.arange(n)
-        for share in SHARES:
-            own = (share * soft + (1 - share) * others).argmax(1)
-            gains[share].append(judged[rows, own] - judged[rows, fixed])
-        gaps.append(judged.max(1) - judged[rows, fixed])
-    return {
-        "about": one.about,
-        "gains": {str(s): np.mean(g, axis=0).tolist() for s, g in gains.items()},
-        "gap": np.mean(gaps, axis=0).tolist(),
-    }
-
-
-def drawn(groups: Sequence[tuple[str, Sequence[float]]], seed: int = 0) -> Figures:
-    """Mean over groups of the mean over facts, with its 95 % bootstrap interval over facts.
-
-    Groups are named by the facts that they are of, and groups of the same facts are drawn alike:
-    editors err on the same facts.
-    """
-    rng = np.random.default_rng(seed)
-    arrays = [(name, np.array(values)) for name, values in groups]
-    of = {(name, len(a)): np.zeros(0, dtype=int) for name, a in arrays}
-    means = []
-    for _ in range(2000):
-        for name, n in of:
-            of[name, n] = rng.integers(n, size=n)
-        means.append(float(np.mean([a[of[name, len(a)]].mean() for name, a in arrays])))
-    low, high = np.percentile(means, [2.5, 97.5]).tolist()
-    return float(np.mean([a.mean() for _, a in arrays])), low, high
+def hits_by_probability(sweeps: Sequence[Swept]) -> list[dict[str, Any]]:
+    """How often an answer, or what was predicted, is the likeliest, by tenths of the soft score."""
+    found = []
+    for kind, metrics in (
+        ("answers", ("rewrite", "rephrase", "portability")),
+        ("locality", ("locality",)),
+    ):
+        for tenth in range(10):
+            of: dict[str, list[float]] = {}
+            for one in sweeps:
+                of.setdefault(one.about, []).extend(
+                    row["score"]
+                    for row in one.rows
+                    if row["metric"] in metrics
+                    and row["score"] is not None
+                    and min(9, int(row.get("soft", -1) // 10)) == tenth
+                )
+            found.append(
+                {
+                    "kind": kind,
+                    "from": 10 * tenth,
+                    "expected": expected_hits(metrics[0], 10 * tenth + 5),
+                    "shares": {k: float(np.mean(v)) for k, v in of.items() if len(v) >= 20},
+                }
+            )
+    return found
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -347,6 +248,7 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
             name: {kind: mean(some, name) for kind, some in kinds.items()} for name in names
         },
         "against_published": gains,
+        "expected_hits": hits_by_probability(sweeps),
         "noise_floors": {
             kind: float(np.mean([r["noise_floor"] for r in some])) if some else None
             for kind, some in kinds.items()

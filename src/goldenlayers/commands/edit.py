@@ -83,7 +83,7 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     """What the change is multiplied by; auto: for each fact the best of 0.5, 0.75, 1 and 1.2."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 100 edits')."""
 
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another (auto: batch, if the editor can)."""

@@ -65,7 +65,7 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     """Layer to edit, as for `golden edit`; auto chooses it with facts about other subjects."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """--layer auto: the time that the race may take, such as 90s or 3m (default: 120 edits')."""
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 100 edits')."""
 
     mode: Literal["single", "batch", "sequential"] = "single"
     """single: each fact by itself on the untouched model. batch: all edited together. sequential:

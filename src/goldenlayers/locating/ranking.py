@@ -149,7 +149,8 @@ class Evidence:
 
     Attributes:
         editor: that edited.
-        published: the layer at the published depth, the one to beat.
+        published: the layer at the published depth, which the choice is compared with.
+        expected: the layer that was expected to be the best before any edit.
         edits: that were made.
         gain: points that the choice is ahead of the published depth, and their 95 % interval; NaN
             is None.
@@ -161,6 +162,7 @@ class Evidence:
 
     editor: str
     published: int
+    expected: int
     edits: int
     gain: tuple[float | None, float | None, float | None]
     alike: tuple[int, ...]
@@ -315,6 +317,8 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
     alone = wins is None or tried < 2
     sure = "" if alone else f"; with {100 * (wins or 0):.0f} % probability it is the best"
     found = [f"Layer {golden} was chosen by {cost} ({known.why}){sure}."]
+    if known.expected != known.published:
+        found.append(f"Before any edit key transfer expected layer {known.expected}.")
     value, low, high = known.gain
     if golden == known.published and tried > 1:
         found.append("It is the published depth: no other layer is expected to be better.")

@@ -52,7 +52,9 @@ class Contest:
         facts: the proxy facts, never those that the choice is to be judged on. Those with the most
             kinds of probes are taken first, drawn with ``seed`` among equals.
         editor: that is to edit later, too.
-        home: the published depth.
+        home: the published depth, which the choice is compared with.
+        expected: the layer that is expected to be the best before any edit; by default the
+            published depth.
         edits: that may be made.
         seconds: that they may take; None for as long as it takes.
         prior: see :func:`goldenlayers.racing.rule.believe`.
@@ -67,6 +69,7 @@ class Contest:
     facts: Sequence[Fact]
     editor: Editor
     home: int
+    expected: int | None = None
     edits: int = EDITS
     seconds: float | None = None
     prior: float = PRIOR
@@ -109,8 +112,9 @@ class Contest:
                 self._score,
                 len(self.drawn),
                 len(self.model.layers),
-                self.home,
+                self._start_at,
                 edits=edits,
+                also=self.home,
                 prior=self.prior,
                 left=self._left,
             )
@@ -130,13 +134,17 @@ class Contest:
                 table[facts[one], layers] = scores[i]
         return decide(table, found.home, self.prior)
 
+    @property
+    def _start_at(self) -> int:
+        return self.home if self.expected is None else self.expected
+
     def _timed(self) -> int:
         """How many edits the time allows, by the first few, which the race then need not make."""
         facts = range(min(FACTS, len(self.drawn)))
         self._plan.baseline()
         self._work.prepare()
         began = self._began = time.monotonic()
-        self._first[self.home, 0] = self._edited(self.home, facts)
+        self._first[self._start_at, 0] = self._edited(self._start_at, facts)
         each = (time.monotonic() - began) / len(facts)
         edits = self.edits
         if self.seconds is not None:

@@ -8,9 +8,9 @@ scores
     y = a_i + w_l + noise,
 
 where a_i is how easy the fact is and w what the layer is worth: a Gaussian process over the depth,
-so that neighbours are alike, with something of its own for each layer. Before any edit the layer at
-the published depth is expected to be the best, and layers far from it to lose ``prior`` points.
-Edits overrule that as far as they are many and agree: a lead that rests on little is drawn back.
+so that neighbours are alike, with something of its own for each layer. Before any edit one layer is
+expected to be the best, and layers far from it to lose ``prior`` points. Edits overrule that as far
+as they are many and agree: a lead that rests on little is drawn back.
 
 The layer to try next is drawn by what is believed: where the best layer may be, most is tried.
 
@@ -36,15 +36,15 @@ from goldenlayers.truth.table import Interval
 Scorer = Callable[[int, range], Sequence[float]]
 """Place of a layer, facts → each fact's score after its own edit there; NaN where unscored."""
 
-EDITS = 120  # at most, whatever the depth
+EDITS = 100  # at most, whatever the depth
 FACTS = 3  # tried at a layer at a time
 MOST_FACTS = 32  # that a race may use
 GRID = 10  # layers to begin with, evenly spaced
-ENOUGH = 0.5  # points for which no edit is made, and the published depth is not left
+ENOUGH = 0.5  # points for which no edit is made, and the expected layer is not left
 DRAWS = 1000  # of what may be true of the layers
 
 # In points of 100; docs/results/golden-layers.md says on which sweeps they were set.
-PRIOR = 6.0  # that a layer far from the published depth is expected to lose
+PRIOR = 6.0  # that a layer far from the expected one is expected to lose
 SPREAD = 4.0  # standard deviation of the layers' worth
 ALONE = 0.1  # share of its variance that neighbours do not have in common
 REACH = 0.15  # of the depth, over which layers are alike
@@ -88,8 +88,8 @@ def believe(table: Floats, home: int, prior: float = PRIOR) -> Belief:
 
     Args:
         table: the scores, in points of 100.
-        home: place of the published depth.
-        prior: points that a layer far from it is expected to lose.
+        home: place that is expected to be the best.
+        prior: points that a place far from it is expected to lose.
     """
     width = table.shape[1]
     depth = np.arange(width) / max(1, width - 1)
@@ -127,7 +127,7 @@ class Raced:
 
     Attributes:
         place: the choice.
-        home: of the published depth.
+        home: the place that was expected to be the best before any edit.
         table: (N, K) scores; NaN where nothing was tried, or could be scored.
         edits: that were made.
         why: it ended, a sentence.
@@ -178,10 +178,10 @@ class Raced:
             if i != self.place and not belief.lead(self.place, i).low > 0
         ]
 
-    def gain(self) -> Interval:
-        """What the choice is ahead of the published depth, in points, and its 95 % interval."""
+    def gain(self, over: int) -> Interval:
+        """What the choice is ahead of a place, in points, and its 95 % interval."""
         facts = int((~np.isnan(self.table[:, self.place])).sum())
-        return self.belief.lead(self.place, self.home, facts)
+        return self.belief.lead(self.place, over, facts)
 
 
 def race_on(
@@ -191,28 +191,30 @@ def race_on(
     home: int,
     *,
     edits: int = EDITS,
+    also: int | None = None,
     prior: float = PRIOR,
     left: Callable[[], int] | None = None,
 ) -> Raced:
     """Race the layers.
 
-    1. The published depth and ``GRID`` layers, evenly spaced, are tried on the first ``FACTS``
-       facts, as far as half of the edits go.
+    1. The layer that is expected to be the best, the one named by ``also``, and ``GRID`` layers,
+       evenly spaced, are tried on the first ``FACTS`` facts, as far as half of the edits go.
     2. A layer is drawn by how likely it is to be the best; every second time another one than the
        likeliest to be drawn. It is tried on its next ``FACTS`` facts. And so on, until the edits or
        the facts are used up, or the layer that would be chosen is expected to lose less than
        ``ENOUGH`` points against the best.
     3. :func:`decide` chooses.
 
-    A budget that lets fewer than three layers into the first round makes none: the published depth
+    A budget that lets fewer than three layers into the first round makes none: the expected layer
     is taken.
 
     Args:
         score: does the work.
         n_facts: N; of more than ``MOST_FACTS`` the first are used.
         n_places: K.
-        home: place of the published depth.
+        home: place that is expected to be the best.
         edits: that may be made.
+        also: a place to try in any case: what the choice is compared with.
         prior: see :func:`believe`.
         left: asked before each step how many edits there is still time for.
     """
@@ -221,7 +223,7 @@ def race_on(
     rng = np.random.default_rng(0)
     spent, why, interrupted = 0, "", False
     room = max(edits // (2 * FACTS), min(edits // FACTS, 3))
-    first = _grid(n_places, home, min(room, GRID + 1))
+    first = _grid(n_places, (home, *[also] * (also is not None)), min(room, GRID + 1))
     if len(first) < min(3, n_places):
         first, why = [home], "the budget is too small to try other layers"
     elif n_places == 1:
@@ -257,11 +259,11 @@ def race_on(
 def decide(table: Floats, home: int, prior: float = PRIOR) -> int:
     """The place to choose by scores (N, K), NaN where nothing was scored: the one that is believed
     to be worth most, among those scored on at least ``FACTS`` facts (on all, where there are
-    fewer). The published depth stays unless another is worth ``ENOUGH`` points more.
+    fewer). The expected one stays unless another is worth ``ENOUGH`` points more.
 
     Args:
         table: the scores.
-        home: place of the published depth.
+        home: place that is expected to be the best.
         prior: see :func:`believe`.
     """
     able = _able(table)
@@ -277,8 +279,8 @@ def replay(table: Floats, home: int, **rule: float) -> Raced:
 
     Args:
         table: (N, K), see :func:`goldenlayers.racing.table_of`.
-        home: place of the published depth.
-        rule: ``edits`` and ``prior`` of :func:`race_on`.
+        home: place that is expected to be the best.
+        rule: ``edits``, ``also`` and ``prior`` of :func:`race_on`.
     """
     return race_on(
         lambda place, facts: table[facts.start : facts.stop, place].tolist(),
@@ -289,12 +291,11 @@ def replay(table: Floats, home: int, **rule: float) -> Raced:
     )
 
 
-def _grid(n_places: int, home: int, room: int) -> list[int]:
-    """The published depth, and evenly spaced layers of all depths: ``room`` at most."""
-    if room < 2:
-        return [home][:room]
-    spaced = np.linspace(0, n_places - 1, min(n_places, room - 1)).round().astype(int).tolist()
-    return list(dict.fromkeys([home, *spaced]))
+def _grid(n_places: int, named: Sequence[int], room: int) -> list[int]:
+    """The places that are named, and evenly spaced ones of all depths: ``room`` at most."""
+    count = min(n_places, max(0, room - len(named)))
+    spaced = np.linspace(0, n_places - 1, count).round().astype(int).tolist()
+    return list(dict.fromkeys([*named, *spaced]))[:room]
 
 
 def _next(

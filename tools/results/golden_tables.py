@@ -1,0 +1,277 @@
+"""The tables of docs/results/golden-layers.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from choices import PUBLISHED, RACE, RANDOM
+from render import RESULTS, table
+
+PLAN = RESULTS.parents[1] / "studies" / "golden-layers.yaml"
+Found = Mapping[str, Any]
+
+
+def points(value: float | None, sign: bool = False) -> str:
+    """A figure in points, or a dash."""
+    return "–" if value is None else f"{value:{'+' if sign else ''}.1f}"
+
+
+def wanted(found: Found) -> str:
+    """What was wanted, and what was measured."""
+    choice, floors = found["default_choice"], found["noise_floors"]
+    of = found["choices"].get(choice["name"], {})
+    rows = []
+    for kind in ("all", "rome family", "fine-tuning"):
+        if of.get(kind) is not None:
+            rows.append(
+                [
+                    f"mean regret of the race, {kind}",
+                    "at most 1.0 above the noise floor",
+                    f"{of[kind]:.1f}, noise floor {floors[kind]:.1f}: "
+                    f"{of[kind] - floors[kind]:+.1f}",
+                ]
+            )
+    rows.append(
+        [
+            "worst cell against one sixth of the depth",
+            "at most 1 point worse",
+            points(choice["worst_against_published"], sign=True),
+        ]
+    )
+    rows.append(
+        [
+            "its cost",
+            "at most the time of 120 edits",
+            f"{points(choice['cost_edits'])} edits, and key transfer",
+        ]
+    )
+    if own := found["per_fact"]:
+        rows.append(
+            [
+                "a layer for each fact, disjoint probes, against the best fixed layer",
+                "at least +3, interval above 0",
+                f"{own['gain']:+.1f} ({own['low']:+.1f} to {own['high']:+.1f}), {own['cells']} "
+                f"cells; the facts' own best layers: {own['gap']:+.1f}",
+            ]
+        )
+    return table(["figure", "wanted", "measured"], rows)
+
+
+def choices_table(found: Found) -> str:
+    """Mean regret of every choice, over all cells and by model, and its lead."""
+    models, rows = found["models"], []
+    for name, of in sorted(
+        found["choices"].items(), key=lambda item: item[1].get("all") or float("inf")
+    ):
+        lead = found["against_published"].get(name)
+        rows.append(
+            [
+                name,
+                points(of["all"]),
+                *(points(mean_of(found, name, model)) for model in models),
+                "–" if lead is None else between(lead),
+            ]
+        )
+    floor = [
+        "*noise floor*",
+        points(found["noise_floors"]["all"]),
+        *(points(mean_of(found, None, model)) for model in models),
+        "",
+    ]
+    return table(["choice", "all cells", *models, "against the published depth"], [floor, *rows])
+
+
+def between(figures: Sequence[float]) -> str:
+    """A difference with its interval."""
+    value, low, high = figures
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def mean_of(found: Found, name: str | None, model: str) -> float | None:
+    """A choice's mean regret over a model's cells; without a name the noise floor's."""
+    values = [
+        row["noise_floor"] if name is None else row["regrets"][name]
+        for row in found["rows"]
+        if row["model"] == model and (name is None or name in row["regrets"])
+    ]
+    return sum(values) / len(values) if values else None
+
+
+def existence(found: Found) -> str:
+    """Cell by cell: the golden layer, how sure it is, and what other layers lose."""
+    rows = []
+    for row in found["rows"]:
+        best = row["means"][row["layers"].index(row["golden_layer"])]
+        gap, low, high = row["oracle_gap"]
+        rows.append(
+            [
+                f"{row['model']}, {row['data']}, {row['editor']}",
+                str(row["golden_layer"]),
+                f"{row['golden_in_resamples']:.0%}",
+                points(best),
+                points(best - row["means"][row["layers"].index(row["published_layer"])]),
+                points(row["regrets"][RANDOM]),
+                f"{gap:.1f} ({low:.1f} to {high:.1f})",
+            ]
+        )
+    head = ["cell", "golden layer", "golden in resamples", "Overall there"]
+    head += ["published depth loses", "random layer loses", "the facts' own best layers add"]
+    return table(head, rows)
+
+
+def carried(found: Found, by: str, same: tuple[str, str]) -> str:
+    """Mean loss of the golden layer of one data set (or editor) on another."""
+    names = list(dict.fromkeys(row[by] for row in found["rows"]))
+    cells = {(row[by], *(row[key] for key in same)): row for row in found["rows"]}
+    rows = []
+    for chosen in names:
+        said = []
+        for judged in names:
+            lost = []
+            for (one, *rest), row in cells.items():
+                other = cells.get((chosen, *rest))
+                if one == judged and other and other["golden_layer"] in row["layers"]:
+                    means = row["means"]
+                    place = row["layers"].index(other["golden_layer"])
+                    lost.append(means[row["layers"].index(row["golden_layer"])] - means[place])
+            said.append(points(sum(lost) / len(lost)) if lost else "–")
+        rows.append([chosen, *said])
+    return table(["chosen on ↓, judged on →", *names], rows)
+
+
+def kinds_table(found: Found) -> str:
+    """Where both kinds of locality are asked: the best layer for either, and its cost to both."""
+    rows = []
+    for row in found["rows"]:
+        of = row["by_kind"]
+        if len(of) < 2:
+            continue
+        at = {kind: row["layers"].index(one["golden_layer"]) for kind, one in of.items()}
+        subject, neighbour = of["subject"]["means"], of["neighbour"]["means"]
+        lost = (
+            subject[at["subject"]] - subject[at["neighbour"]],
+            neighbour[at["neighbour"]] - neighbour[at["subject"]],
+        )
+        rows.append(
+            [
+                f"{row['model']}, {row['data']}, {row['editor']}",
+                *(str(of[kind]["golden_layer"]) for kind in ("subject", "neighbour")),
+                *(points(value) for value in lost),
+            ]
+        )
+    if not rows:
+        return ""
+    head = ["cell", "layer for the subject's other answers", "layer for the neighbours'"]
+    head += ["the second loses, by the first", "the first loses, by the second"]
+    return table(head, rows)
+
+
+def promises(found: Found) -> str:
+    """What a race expects its choice to lead by, where it leaves the published depth, and what the
+    judges find.
+    """
+    rows = []
+    for row in found["rows"]:
+        if row["promised"]:
+            value, low, high, truly = row["promised"]
+            where = f"{row['model']}, {row['data']}, {row['editor']}"
+            rows.append(
+                [where, f"{row['moved']:.0%}", between((value, low, high)), f"{truly:+.1f}"]
+            )
+    return table(["cell", "leaves it", "expects to lead by", "leads by"], rows)
+
+
+def expected(found: Found) -> str:
+    """Shares of hits by the probability, and what the race expects."""
+    cells = list(dict.fromkeys(cell for one in found["expected_hits"] for cell in one["shares"]))
+    rows = [
+        [
+            f"{one['kind']}, {one['from']} to {one['from'] + 10}",
+            f"{one['expected']:.0f}",
+            *(f"{one['shares'][c]:.0f}" if c in one["shares"] else "–" for c in cells),
+        ]
+        for one in found["expected_hits"]
+    ]
+    return table(["soft score (%)", "expected hits (%)", *cells], rows)
+
+
+def sinks(found: Found) -> str:
+    """The layers that LGA's variants name, by model and data set."""
+    names = ("lga", "lga-no-sink", "lga-lookup", "lga-answer")
+    rows = {}
+    for row in found["rows"]:
+        layers = [str(row["chosen"].get(name, "–")) for name in names]
+        rows[row["model"], row["data"]] = [f"{row['model']}, {row['data']}", *layers]
+    return table(["cell", *names], list(rows.values()))
+
+
+def cells_table(found: Found) -> str:
+    """Cell by cell: golden layer, floor, regrets."""
+    names = [PUBLISHED, RACE, "lga", "lga-answer", "transfer", "transfer-align"]
+    rows = []
+    for row in found["rows"]:
+        said = []
+        for name in names:
+            layer = row["chosen"].get(name)
+            regret = points(row["regrets"].get(name))
+            said.append(regret if layer is None else f"{regret} ({layer})")
+        where = f"{row['model']}, {row['data']}, {row['editor']}"
+        rows.append([where, points(row["noise_floor"]), *said])
+    return table(["cell", "noise floor", *names], rows)
+
+
+def dials(found: Found) -> str:
+    """What a layer's choice is worth beside that of the editor."""
+    cells: dict[tuple[str, str], dict[str, Found]] = {}
+    for row in found["rows"]:
+        cells.setdefault((row["model"], row["data"]), {})[row["editor"]] = row
+    rows = []
+    for (model, data), of in cells.items():
+        if "rome" not in of:
+            continue
+
+        def at(editor: str, layer: str, of: dict[str, Found] = of) -> float:
+            row = of[editor]
+            return row["means"][row["layers"].index(row[layer])]
+
+        base = at("rome", "published_layer")
+        best = max(of, key=lambda editor: at(editor, "golden_layer"))
+        rows.append(
+            [
+                f"{model}, {data}",
+                points(base),
+                points(at("rome", "golden_layer") - base, sign=True),
+                points(at("clear-rome", "published_layer") - base, sign=True)
+                if "clear-rome" in of
+                else "–",
+                f"{at(best, 'golden_layer') - base:+.1f} ({best}, layer "
+                f"{of[best]['golden_layer']})",
+            ]
+        )
+    head = ["cell", "ROME at the published depth", "the best layer", "clear-rome", "best of both"]
+    return table(head, rows)
+
+
+def shares(found: Found) -> str:
+    """Per fact: gain by how much of the evidence is the fact's own."""
+    by_share = found["per_fact"].get("by_share", {})
+    rows = [
+        [f"{float(s):.0%}", f"{g:+.1f} ({low:+.1f} to {high:+.1f})"]
+        for s, (g, low, high) in by_share.items()
+    ]
+    return table(["the fact's own evidence", "against the best fixed layer"], rows)
+
+
+def missing(found: Found) -> list[str]:
+    """The cells of the plan that are not there."""
+    plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    there = {(row["model"], row["data"]) for row in found["rows"]}
+    models = [m if isinstance(m, str) else m["model"] for m in plan["models"]]
+    data = [
+        Path(d).stem if isinstance(d, str) else d.get("name", Path(d["data"]).stem)
+        for d in plan["data"]
+    ]
+    return [f"{m} × {d}" for m in models for d in data if (m, d) not in there]
