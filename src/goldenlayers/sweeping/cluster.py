@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from goldenlayers.statistics import KeyStatistics
 
 _LOOK_SECONDS = 30.0  # how often it is looked whether workers wait for a place
+_LATE_SECONDS = 300.0  # of a worker that has not begun although the cluster is large enough
 _SETTLE_SECONDS = 2.0  # so that the cluster knows of a lost node before it is given the next worker
+_KNOCK_SECONDS = 10.0
 _MANIFEST = "manifest.json"
 
 
@@ -150,7 +154,8 @@ class RayEngine:
         self._begins: dict[bool, Any] = {}
         self._here: dict[str, Any] = {}
         self._start: Start | None = None
-        self._look, self._told = time.monotonic() + _LOOK_SECONDS, 0
+        self._opened = time.monotonic()
+        self._look, self._told = self._opened + _LOOK_SECONDS, 0
         self._any = gone.RayError
         # What an actor had found is lost, too, where the node's store is.
         self._deadly = (
@@ -164,6 +169,7 @@ class RayEngine:
         if self._ours:
             own: dict[str, Any] = {"num_cpus": workers} if address is None else {}
             try:
+                _knock(address or "")
                 ray.init(
                     address=address or "local",
                     include_dashboard=False if address is None else None,
@@ -171,7 +177,7 @@ class RayEngine:
                     logging_level=logging.ERROR,
                     **own,
                 )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            except (ConnectionError, RuntimeError, ValueError, OSError, OverflowError) as error:
                 raise UserError(
                     f"there is no Ray cluster at '{address or 'this machine'}' that can be used "
                     f"({error})",
@@ -196,6 +202,7 @@ class RayEngine:
                 )
         if self._start is None:
             self._start, self._here = start, _here(_statistics(start))
+        self._opened = time.monotonic()
         # Spread: each loads the model and has a share of the threads of all nodes.
         actor = (
             self._ray.remote(ClusterWorker)
@@ -251,7 +258,8 @@ class RayEngine:
             if missing and not handle.node:
                 unfit = UserError(
                     f"a node of the cluster cannot run a worker ({missing[-1]})",
-                    fix="Install goldenlayers on every node, for the Python that starts Ray",
+                    fix="Install this version of goldenlayers on every node, for the Python that "
+                    "starts Ray there",
                 )
                 return Message("user", unfit)
             where = f"on node {handle.node} was lost" if handle.node else "was lost before it began"
@@ -272,7 +280,11 @@ class RayEngine:
         need = {"CPU": 1, "GPU": self._gpus}
         free, all_ = self._ray.available_resources(), self._ray.cluster_resources()
         waiting = sum(not handle.node for handle in handles)
-        if waiting == self._told or all(free.get(name, 0) >= n for name, n in need.items()):
+        # Where there are places enough, other jobs may hold them, or the software loads slowly.
+        few = any(all_.get(name, 0) < n * len(handles) for name, n in need.items())
+        full = any(free.get(name, 0) < n for name, n in need.items())
+        late = time.monotonic() - self._opened > _LATE_SECONDS
+        if waiting == self._told or not (few or (full and late)):
             return
         self._told = waiting
         if waiting and self._note is not None:
@@ -304,6 +316,13 @@ class RayEngine:
         read, keep = StoredMoments(references), old.keep_bytes // self.workers
         new = replace(old, read=read, folder=None, keep_bytes=keep)
         return replace(start, job=replace(start.job, statistics=new))
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens at HOST:PORT: Ray itself would try for two minutes."""
+    if match := re.fullmatch(r"([^:/]+):([0-9]{1,5})", address):
+        with socket.create_connection((match[1], int(match[2])), _KNOCK_SECONDS):
+            pass
 
 
 def _statistics(start: Start) -> KeyStatistics | None:
