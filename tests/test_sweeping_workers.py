@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from alike import alike
 from families import tiny
 from sweep_helpers import FAST, DiesOnce, Ours, canonical, load_other, load_tiny, some_facts
 
-import goldenlayers
 from goldenlayers.editors import EDITORS, Rome
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.metrics import metrics_of
@@ -180,6 +179,20 @@ def test_workers_load_by_name():
     assert load.keywords == {"dtype": "float32", "device": "cpu", "chat": False}
 
 
+def test_workers_that_die_while_loading_are_counted_in_a_row():
+    class Unlucky(Scripted):
+        """Every second worker dies while it loads, every other one on its second task."""
+
+        def open(self, start: Start, number: int) -> dict[str, Any]:
+            handle = super().open(start, number)
+            return handle | {"said": "was killed"} if self.opened % 2 else handle
+
+    done: list[Batch] = []
+    engine = Unlucky(1, lambda _n, nth, _task: nth == 2)
+    run_tasks(tasks(), START, engine, done.append)
+    assert len(done) == 6 and engine.opened > 2 * TRIES
+
+
 @pytest.fixture(scope="module")
 def alone() -> Any:
     model = load_tiny()
@@ -191,18 +204,10 @@ def alone() -> Any:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-@pytest.mark.parametrize("engine", ["local", "ray"])
-def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
-    alone: Any, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    if engine == "ray":
-        pytest.importorskip("ray")
-        # Ray's workers are no children of this process: they find the helpers, and the same
-        # package, by this.
-        folders = (Path(__file__).parent, Path(goldenlayers.__file__).parents[1])
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(alone: Any, tmp_path: Path):
     model, statistics, rows = alone
     new: list[Any] = []
+    notes: list[str] = []
     killed = tmp_path / "killed"
     found = sweep(
         model,
@@ -210,13 +215,14 @@ def test_rows_are_the_same_with_two_workers_and_one_of_them_killed(
         "rome",
         **FAST,
         statistics=statistics,
-        workers=Workers(2, engine, load=DiesOnce(killed)),
-        progress=Progress(chunk=1, on_rows=new.extend),
+        workers=Workers(2, load=DiesOnce(killed)),
+        progress=Progress(chunk=1, on_rows=new.extend, on_note=notes.append),
     )
     assert killed.exists()
     assert canonical(found.rows) == alike(rows)
     assert canonical(new) == alike(rows)
     assert found.cells == 12
+    assert re.search(r"A worker was killed by SIGKILL.* at layer \d is done again", notes[-1])
 
 
 def test_an_editor_registered_after_import_serves_two_workers(alone: Any):
@@ -235,35 +241,3 @@ def test_an_editor_registered_after_import_serves_two_workers(alone: Any):
 
     with pytest.raises(UserError, match="cannot be sent to workers"):
         sweep(model, some_facts(), Local(**FAST), statistics=statistics, workers=how["workers"])
-
-
-def test_a_machine_with_too_few_gpus_is_refused_in_place_of_waiting():
-    ray = pytest.importorskip("ray")
-    from goldenlayers.sweeping import RayEngine
-
-    there = torch.cuda.device_count()
-    engine = RayEngine(there + 1, gpu=True)
-    start: Any = None  # refused before it is looked at
-    with pytest.raises(UserError, match=f"has {there} GPUs, and each of {there + 1} workers"):
-        engine.open(start, there)
-    engine.close([])
-    assert not ray.is_initialized()
-
-
-def test_ray_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"not installed.*goldenlayers\[ray\]"):
-        sweep(load_tiny(), some_facts(), "ft-m", workers=Workers(1, "ray"))
-
-
-def test_a_cluster_that_is_not_there_is_said():
-    pytest.importorskip("ray")
-    with pytest.raises(UserError, match="no Ray cluster at 'ray-address-without-port'"):
-        sweep(
-            load_tiny(),
-            some_facts(),
-            "ft-m",
-            workers=Workers(1, "ray", "ray-address-without-port"),
-        )

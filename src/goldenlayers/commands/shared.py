@@ -50,11 +50,15 @@ def load_model(options: ModelOptions) -> Model:
     )
 
 
-def loader(options: ModelOptions, model: Model) -> Callable[[], Model]:
-    """How a worker loads a command's model again: on the device that it is on."""
+def loader(options: ModelOptions, model: Model, *, numbered: bool) -> Callable[[], Model]:
+    """How a worker loads a command's model again: on the device that it is on.
+
+    ``numbered``: on the very GPU; False where a worker counts those that it was given from 0.
+    """
     from goldenlayers.models.offload import is_spread
 
-    device = options.device if is_spread(model.hf) else str(model.device)
+    there = str(model.device) if numbered else model.device.type
+    device = options.device if is_spread(model.hf) else there
     return partial(load_model, dataclasses.replace(options, device=device))
 
 

@@ -122,6 +122,7 @@ def run_sweep(config: SweepConfig) -> int:
     ) as folder:
         assert folder is not None  # --out is no option here
         statistics = statistics_of(config, model, editor, layers)
+        load = shared.loader(config, model, numbered=config.engine == "local")
         with progress(f"sweeping with {config.method}", "edits", estimate=False) as bar:
             found = sweep(
                 model,
@@ -132,9 +133,7 @@ def run_sweep(config: SweepConfig) -> int:
                 metrics=metrics,
                 seed=config.seed,
                 evidence=config.evidence,
-                workers=Workers(
-                    config.workers, config.engine, config.address, shared.loader(config, model)
-                ),
+                workers=Workers(config.workers, config.engine, config.address, load),
                 progress=sweep_progress(
                     folder,
                     facts,

@@ -5,8 +5,6 @@ It gives the truth that a layer choice is judged by (:mod:`goldenlayers.truth`).
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +19,9 @@ from goldenlayers.facts import Fact
 from goldenlayers.models import check_model
 from goldenlayers.progress import Progress
 from goldenlayers.sweeping.cells import Batch, Course, Job, Runner, Sweep, Task, chunk_size
-from goldenlayers.sweeping.workers import Message, Start, Worker
+from goldenlayers.sweeping.workers import LocalEngine, Start, loader_of, run_tasks
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from goldenlayers.models import Model
 
 
@@ -33,6 +29,7 @@ __all__ = ["Batch", "Sweep", "Workers", "sweep", "sweep_together"]
 
 EngineName = Literal["local", "ray"]
 Take = Callable[[Batch], None]
+Note = Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class Workers:
         engine: "local" (processes of this machine) or "ray".
         address: of a running Ray cluster; default one started here.
         load: how a worker loads its model; default by the model's name, dtype and device. It must
-            be picklable, and give the same weights.
+            be picklable, and give the same weights. On Ray a worker sees only the GPUs that it was
+            given, counted from 0.
 
     Raises:
         UserError: a count out of range, or an unknown engine.
@@ -61,8 +59,10 @@ class Workers:
         if self.engine not in ("local", "ray"):
             raise UserError(f"unknown engine '{self.engine}'", expected="local or ray")
 
-    def run(self, model: Model, job: Job, tasks: Sequence[Task], take: Take) -> None:
-        """Have the tasks worked off by processes or actors.
+    def run(
+        self, model: Model, job: Job, tasks: Sequence[Task], take: Take, note: Note = None
+    ) -> None:
+        """Have the tasks worked off by processes or actors; ``note`` is told what befalls them.
 
         Raises:
             UserError: see :func:`sweep`; an editor whose class other processes cannot import.
@@ -75,7 +75,7 @@ class Workers:
                 fix="Define its class at the top of a module that can be imported, or use 1 worker",
             ) from error
         from goldenlayers.models.offload import is_spread
-        from goldenlayers.sweeping.workers import LocalEngine, loader_of, run_tasks
+        from goldenlayers.sweeping.cluster import RayEngine, gpus_of
 
         if is_spread(model.hf) and self.engine == "local":
             raise UserError(
@@ -83,12 +83,14 @@ class Workers:
                 "load it",
                 fix="Use 1 worker, or --engine ray with a machine for each",
             )
-        start = Start(self.load or loader_of(model), model.fingerprint(), job)
-        if self.engine == "ray":
-            gpu = model.device.type == "cuda"
-            run_tasks(tasks, start, RayEngine(self.count, self.address, gpu=gpu), take)
+        on_ray = self.engine == "ray"
+        load = self.load or loader_of(model, numbered=not on_ray)
+        start = Start(load, model.fingerprint(), job)
+        if on_ray:
+            engine = RayEngine(self.count, self.address, gpus=gpus_of(model), note=note)
+            run_tasks(tasks, start, engine, take, note)
         else:
-            run_tasks(tasks, start, LocalEngine(self.count), take)
+            run_tasks(tasks, start, LocalEngine(self.count), take, note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ def sweep(
         for task in tasks:
             take(runner.run(task))
     elif tasks:
-        crew.run(model, job, tasks, take)
+        crew.run(model, job, tasks, take, tell.on_note)
     return course.result(model)
 
 
@@ -261,129 +263,3 @@ def swept_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
     if not layers:
         raise UserError("there are no layers to sweep over", expected="at least one layer")
     return tuple(sorted({model.layers[layer].index for layer in layers}))
-
-
-@dataclass(eq=False)
-class _Actor:
-    actor: Any
-    pending: Any  # what it works on; None when it waits for a task
-
-
-class StoredMoments:
-    """Second moments in Ray's object store, one object per layer, read by whoever needs one."""
-
-    def __init__(self, references: dict[int, Any]) -> None:
-        self._references = references
-
-    def __call__(self, layer: int) -> Tensor:
-        """C of a layer, (F, F)."""
-        import ray
-        import torch
-
-        return torch.tensor(ray.get(self._references[layer]))
-
-
-class RayEngine:
-    """Actors of a Ray cluster: one per worker, each with one CPU (and one GPU where asked for).
-
-    Args:
-        workers: how many.
-        address: of a running cluster; None starts one here that ends with the sweep. A connection
-            that the calling process has already is used and left as it is.
-        gpu: whether each needs a GPU.
-
-    Raises:
-        UserError: Ray is not installed, or there is no cluster at ``address``.
-    """
-
-    def __init__(self, workers: int, address: str | None = None, *, gpu: bool = False) -> None:
-        try:
-            import ray
-            from ray import exceptions as gone
-        except ImportError:
-            raise UserError(
-                "the engine ray needs Ray, which is not installed",
-                fix="pip install 'goldenlayers[ray]', or leave out --engine ray",
-            ) from None
-        self.workers, self._ray, self._gpu = workers, ray, gpu
-        self._started: Any = None
-        self._any = gone.RayError
-        self._deadly = (gone.RayActorError, gone.WorkerCrashedError, gone.OutOfMemoryError)
-        self._ours = not ray.is_initialized()
-        self._ours_alone = self._ours and address is None
-        if self._ours:
-            own: dict[str, Any] = {"num_cpus": workers} if address is None else {}
-            try:
-                ray.init(
-                    address=address or "local",
-                    include_dashboard=False if address is None else None,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **own,
-                )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                raise UserError(
-                    f"there is no Ray cluster at '{address or 'this machine'}' ({error})",
-                    fix="Start one with `ray start --head`, or leave out --address",
-                ) from error
-        self._threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
-
-    def open(self, start: Start, number: int) -> _Actor:
-        """Start an actor.
-
-        Raises:
-            UserError: the cluster that was started here has no place for it. (Others may grow.)
-        """
-        if self._gpu and self._ours_alone:
-            gpus = int(self._ray.cluster_resources().get("GPU", 0))
-            if number >= gpus:  # it would be waited for without an end
-                raise UserError(
-                    f"this machine has {gpus} GPUs, and each of {self.workers} workers needs one",
-                    fix="Ask for fewer --workers" if gpus else "Use --device cpu",
-                )
-        if self._started is None:
-            self._started = self._ray.put(self._shipped(start))
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if self._gpu else 0}
-        actor = self._ray.remote(Worker).options(**options).remote()
-        return _Actor(actor, actor.begin.remote(self._started, self._threads))
-
-    def send(self, handle: _Actor, task: Task) -> None:
-        """Hand a task over."""
-        handle.pending = handle.actor.work.remote(task)
-
-    def wait(self, handles: Sequence[_Actor]) -> list[tuple[_Actor, Message | str]]:
-        """Messages and deaths."""
-        busy = {handle.pending: handle for handle in handles if handle.pending is not None}
-        ready, _ = self._ray.wait(list(busy), num_returns=1)
-        found: list[tuple[_Actor, Message | str]] = []
-        for reference in ready:
-            handle = busy[reference]
-            handle.pending = None
-            try:
-                found.append((handle, self._ray.get(reference)))
-            except self._deadly as error:
-                first = str(error).strip().splitlines()[0]
-                found.append((handle, f"was lost ({type(error).__name__}: {first})"))
-            except self._any as error:  # it could not even begin
-                found.append((handle, Message("defect", str(error))))
-        return found
-
-    def close(self, handles: Sequence[_Actor]) -> None:
-        """End the actors, and the cluster if it was started for them."""
-        for handle in handles:
-            with contextlib.suppress(Exception):  # it may be dead, and the cluster gone
-                self._ray.kill(handle.actor)
-        if self._ours:
-            self._ray.shutdown()
-
-    def _shipped(self, start: Start) -> Start:
-        """``start`` with key statistics that other machines can read, layer by layer."""
-        from goldenlayers.statistics import KeyStatistics
-
-        old = start.job.statistics
-        if not isinstance(old, KeyStatistics):
-            return start
-        references = {layer: self._ray.put(old.read(layer).numpy()) for layer in old}
-        read, keep = StoredMoments(references), old.keep_bytes // self.workers
-        new = replace(old, read=read, folder=None, keep_bytes=keep)
-        return replace(start, job=replace(start.job, statistics=new))

@@ -103,25 +103,30 @@ class Worker:
             self._runner = Runner(model, start.job)
             return Message("ready")
 
-        return _said(run)
+        return said_of(run)
 
     def work(self, task: Task) -> Message:
         """Work off one task."""
         runner = self._runner
         assert runner is not None
-        return _said(lambda: Message("batch", runner.run(task)))
+        return said_of(lambda: Message("batch", runner.run(task)))
 
 
 def run_tasks(
-    tasks: Sequence[Task], start: Start, engine: Engine, take: Callable[[Batch], None]
+    tasks: Sequence[Task],
+    start: Start,
+    engine: Engine,
+    take: Callable[[Batch], None],
+    note: Callable[[str], None] | None = None,
 ) -> None:
     """Have all tasks worked off, handing each batch to ``take`` here, in the calling process.
 
-    The batch of a worker that dies is given to another one, and the worker is replaced.
+    The batch of a worker that dies is given to another one, and the worker is replaced; ``note`` is
+    told so.
 
     Raises:
         UserError: what a worker reports; a batch that ``TRIES`` workers died on; ``TRIES`` workers
-            that died before they had loaded the model.
+            that died one after the other before they had loaded the model.
         RuntimeError: a defect in a worker, with its traceback.
     """
     queue = Queue(tasks)
@@ -137,7 +142,9 @@ def run_tasks(
             for handle, said in engine.wait([seat.handle for seat in seats]):
                 seat = next(seat for seat in seats if seat.handle is handle)
                 if isinstance(said, str):
+                    at = "it had no batch"
                     if seat.task is not None:
+                        at = f"{_name(start.job, seat.task)} is done again"
                         tries[seat.task] = tries.get(seat.task, 0) + 1
                         _give_up(
                             tries[seat.task], f"working on {_name(start.job, seat.task)}", said
@@ -146,6 +153,8 @@ def run_tasks(
                     elif not seat.ready:
                         stillborn += 1
                         _give_up(stillborn, "loading the model", said)
+                    if note is not None:
+                        note(f"A worker {said}; {at}, and another worker starts in its place")
                     fresh = engine.open(start, seat.number)
                     seats[seats.index(seat)] = Seat(seat.number, fresh)
                     continue
@@ -156,7 +165,7 @@ def run_tasks(
                 if said.kind == "batch":
                     left -= 1
                     take(said.value)
-                seat.ready, seat.task = True, None
+                seat.ready, seat.task, stillborn = True, None, 0
             for seat in seats:
                 if seat.ready and seat.task is None:
                     taken = {other.chunk for other in seats if other is not seat and other.task}
@@ -273,13 +282,17 @@ def shared_out(start: Start, workers: int) -> Start:
     return replace(start, job=replace(start.job, statistics=light))
 
 
-def loader_of(model: Model) -> Callable[[], Model]:
-    """How a worker loads ``model`` again: by its name, in its dtype and form, on its device."""
+def loader_of(model: Model, *, numbered: bool = True) -> Callable[[], Model]:
+    """How a worker loads ``model`` again: by its name, in its dtype and form, on its device.
+
+    ``numbered``: on the very GPU; False where a worker counts those that it was given from 0.
+    """
     from goldenlayers.models import load
     from goldenlayers.models.offload import is_spread
 
     dtype: Any = str(model.dtype).removeprefix("torch.")
-    device = "auto" if is_spread(model.hf) else str(model.device)
+    there = str(model.device) if numbered else model.device.type
+    device = "auto" if is_spread(model.hf) else there
     return partial(load, model.name, dtype=dtype, device=device, chat=model.chat)
 
 
@@ -298,7 +311,7 @@ def _process_main(pipe: Connection, start: Start, threads: int, number: int) -> 
 # --- messages -------------------------------------------------------------------------------------
 
 
-def _said(run: Callable[[], Message]) -> Message:
+def said_of(run: Callable[[], Message]) -> Message:
     try:
         return run()
     except UserError as error:
