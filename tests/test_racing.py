@@ -135,6 +135,13 @@ def test_a_spike_is_found_where_every_layer_is_tried() -> None:
     assert replay(noisy(means), 2).place == 7
 
 
+def test_the_first_layers_are_spread_however_few() -> None:
+    assert rule._grid(30, (0, 5), 3) == [0, 5, 14]
+    assert rule._grid(30, (5, 5), 3) == [5, 10, 19]
+    assert rule._grid(30, (0, 5), 11)[2:] == [4, 7, 11, 14, 18, 22, 25, 29]
+    assert rule._grid(4, (1, 0), 11) == [1, 0, 2, 3]
+
+
 def test_flat_tables_leave_the_published_depth() -> None:
     assert replay(np.full((32, 30), 50.0), 5).place == 5
     stays = [

@@ -232,9 +232,9 @@ def _warnings(contest: Contest, found: Raced) -> list[str]:
     if failed:
         text, _ = failed.most_common(1)[0]
         said.append(f"{sum(failed.values())} edits failed, most with: {text}")
-    if found.tried.sum() < 2 < contest.model.layers.__len__():
+    if found.tried.sum() < 2 < len(contest.model.layers):
         said.append(
-            f"No layer was tried against the published depth: {found.why}. Give the race more time "
+            f"No layer was tried but the expected one: {found.why}. Give the race more time "
             "(--budget) or edits."
         )
     return said

@@ -39,7 +39,8 @@ Scorer = Callable[[int, range], Sequence[float]]
 EDITS = 100  # at most, whatever the depth
 FACTS = 3  # tried at a layer at a time
 MOST_FACTS = 32  # that a race may use
-GRID = 10  # layers to begin with, evenly spaced
+GRID = 10  # layers to begin with, evenly spaced; fewer than
+_MANY = 5  # stay away from both ends
 ENOUGH = 0.5  # points for which no edit is made, and the expected layer is not left
 DRAWS = 1000  # of what may be true of the layers
 
@@ -292,10 +293,15 @@ def replay(table: Floats, home: int, **rule: float) -> Raced:
 
 
 def _grid(n_places: int, named: Sequence[int], room: int) -> list[int]:
-    """The places that are named, and evenly spaced ones of all depths: ``room`` at most."""
+    """The places that are named, and evenly spaced ones of all depths: ``room`` at most.
+
+    A few of them stay away from both ends, where layers are seldom good.
+    """
+    named = list(dict.fromkeys(named))
     count = min(n_places, max(0, room - len(named)))
-    spaced = np.linspace(0, n_places - 1, count).round().astype(int).tolist()
-    return list(dict.fromkeys([*named, *spaced]))[:room]
+    ends = 0 if count >= min(_MANY, n_places) else 1
+    spaced = np.linspace(0, n_places - 1, count + 2 * ends)[ends : count + ends]
+    return list(dict.fromkeys([*named, *spaced.round().astype(int).tolist()]))[:room]
 
 
 def _next(
