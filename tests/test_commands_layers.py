@@ -243,7 +243,7 @@ def test_auto_takes_what_the_atlas_knows(
     mine = an_entry(fingerprint=model.fingerprint())
     for one in (
         mine,
-        dataclasses.replace(mine, kind="others", layer=3, n_facts=25),
+        dataclasses.replace(mine, kind="others", n_facts=25),
         dataclasses.replace(mine, kind="few", layer=0, n_facts=5),
         dataclasses.replace(mine, settings={"ft_lr": 0.5}, layer=1, n_facts=90),
         dataclasses.replace(mine, fingerprint="another", layer=1),
@@ -252,8 +252,8 @@ def test_auto_takes_what_the_atlas_knows(
     command = ("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
     status, said = golden(*command)
     assert status == 0 and edited(tmp_path / "run") == 2 and not raced
-    assert "Layer 2: measured for ft-m on these weights with 40 facts of facts" in said
-    assert "+3.0 points (+1.0 to +5.0) from the published depth" in said
+    assert "Layer 2: on these weights layer 2 was the best for ft-m with facts of" in said
+    assert "+3.0 points (+1.6 to +4.4) from the published depth" in said
     editor = Rome()
     assert atlas.found_for(model, editor) is None
     ft_m = auto_layer_editor()
@@ -277,6 +277,21 @@ def test_a_lead_that_may_be_luck_leaves_the_published_depth() -> None:
     assert (sure.advised, unsure.advised) == (2, 1)
     assert "too little to leave it" in unsure.sentence() and "too little" not in sure.sentence()
     assert an_entry(layer=1, lead=(0.0, 0.0, 0.0)).advised == 1
+
+
+def test_kinds_of_facts_together() -> None:
+    mine, weak = an_entry(lead=(6.0, 3.0, 9.0)), an_entry(lead=(2.0, -2.0, 6.0))
+    alike = atlas.Known((mine, dataclasses.replace(weak, kind="others")))
+    assert alike.lead == (4.0, 1.5, 6.5) and alike.advised == 2
+    assert "+4.0 points (+1.5 to +6.5)" in alike.sentence() and "too little" not in alike.sentence()
+    unsure = atlas.Known((weak, dataclasses.replace(weak, kind="others")))
+    assert unsure.advised == 1 and "too little to leave it" in unsure.sentence()
+    apart = atlas.Known((mine, dataclasses.replace(mine, kind="others", layer=3)))
+    assert apart.advised == 1
+    assert f"(2 of {mine.kind} +6.0, 3 of others +6.0 points from that depth" in apart.sentence()
+    assert "golden locate --method race" in apart.sentence()
+    lone = atlas.Known((mine,))
+    assert lone.advised == 2 and lone.sentence() == mine.sentence()
 
 
 def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, swept: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,9 +117,58 @@ def known_of(model: Model) -> list[Entry]:
     return [one for one in read_atlas() if one.fingerprint == mine]
 
 
-def found_for(model: Model, editor: Editor, sha256: str = "") -> Entry | None:
-    """The entry of these weights and this editor with the most facts; None if there is none, and
-    of a model in a chat: the atlas is of plain prompts.
+@dataclass(frozen=True)
+class Known:
+    """What the atlas knows of some weights and an editor: an entry for each kind of fact, the one
+    with the most facts first.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def lead(self) -> tuple[float, float, float]:
+        """Mean lead over the published depth, with its interval, of one golden layer of all."""
+        leads, n = [one.lead for one in self.entries], len(self.entries)
+        value = math.fsum(lead[0] for lead in leads) / n
+        reach = math.hypot(*((high - low) / 2 for _, low, high in leads)) / n
+        return value, value - reach, value + reach
+
+    @property
+    def advised(self) -> int:
+        """The layer to edit: the one that all kinds of facts share, where their mean lead over the
+        published depth has an interval above 0, or that all advise; else the published depth.
+        """
+        from goldenlayers.locating import published_layer
+
+        advised = {one.advised for one in self.entries}
+        golden = {one.layer for one in self.entries}
+        if len(golden) == 1 and self.lead[1] > 0:
+            return golden.pop()
+        return advised.pop() if len(advised) == 1 else published_layer(self.entries[0].n_layers)
+
+    def sentence(self) -> str:
+        """What it says, in words."""
+        first, kinds = self.entries[0], [one.kind for one in self.entries]
+        if len(self.entries) == 1:
+            return first.sentence()
+        if len({one.layer for one in self.entries}) == 1:
+            value, low, high = self.lead
+            more = "" if self.advised == first.layer else ": too little to leave it"
+            return (
+                f"on these weights layer {first.layer} was the best for {first.editor} with facts "
+                f"of {' and of '.join(kinds)}, {value:+.1f} points ({low:+.1f} to {high:+.1f}) "
+                f"from the published depth{more}"
+            )
+        found = ", ".join(f"{one.layer} of {one.kind} {one.lead[0]:+.1f}" for one in self.entries)
+        return (
+            f"the published depth, since on these weights the best layer for {first.editor} depends "
+            f"on the kind of fact ({found} points from that depth); golden locate --method race finds yours"
+        )
+
+
+def found_for(model: Model, editor: Editor, sha256: str = "") -> Known | None:
+    """What there is for these weights and this editor; None if nothing, and for a model in a chat:
+    the atlas is of plain prompts.
 
     Args:
         model: a loaded model.
@@ -138,7 +188,7 @@ def found_for(model: Model, editor: Editor, sha256: str = "") -> Entry | None:
         and one.n_facts >= _LEAST
         and one.n_layers == len(model.layers)
     ]
-    return max(fits, key=lambda one: one.n_facts, default=None)
+    return Known(tuple(sorted(fits, key=lambda one: -one.n_facts))) if fits else None
 
 
 def changed_settings(editor: Editor) -> dict[str, Any]:

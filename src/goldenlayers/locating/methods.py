@@ -83,9 +83,8 @@ class LGA(_OfGradients):
 
     name = "lga"
     verdict = (
-        "In our first study a layer chosen by lga lost to the published depth, in the second, of "
-        "one model so far, it won (docs/results/index.md). --method race makes real edits with "
-        "your editor."
+        "In our studies a layer chosen by lga lost to the published depth "
+        "(docs/results/golden-layers.md). --method race makes real edits with your editor."
     )
     axis = ("score: inner product of\nthe two answers' gradients", "nats²")
     fills_old_answers = True
