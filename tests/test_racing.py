@@ -142,6 +142,17 @@ def test_the_first_layers_are_spread_however_few() -> None:
     assert rule._grid(4, (1, 0), 11) == [1, 0, 2, 3]
 
 
+def test_where_all_edits_fail_no_more_are_made() -> None:
+    asked: list[tuple[int, int]] = []
+    table = noisy(np.linspace(60, 20, 12))
+    table[:, [0, 2]] = math.nan
+    found = race_on(spy(table, asked), 32, 12, 0)
+    assert sum(place in (0, 2) for place, _ in asked) <= 2 * FACTS
+    assert found.place in (1, 3, 4)
+    nowhere = race_on(spy(np.full((32, 12), math.nan), asked := []), 32, 12, 0)
+    assert nowhere.place == 0 and len(asked) <= 12 * FACTS and not nowhere.tried.any()
+
+
 def test_flat_tables_leave_the_published_depth() -> None:
     assert replay(np.full((32, 30), 50.0), 5).place == 5
     stays = [

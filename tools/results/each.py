@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
                     model, make_editor(editor, **QUICK), layer,
                     statistics=statistics, value_cache=values,
                 )  # fmt: skip
-                here._kept = work._kept  # prefixes and the names' keys
+                here.kept = work.kept  # prefixes and the names' keys
                 (deltas[editor],) = here.each_safely([fact])
             seconds[1] += time.perf_counter() - now
             now = time.perf_counter()

@@ -161,8 +161,9 @@ class Known:
             )
         found = ", ".join(f"{one.layer} of {one.kind} {one.lead[0]:+.1f}" for one in self.entries)
         return (
-            f"the published depth, since on these weights the best layer for {first.editor} depends "
-            f"on the kind of fact ({found} points from that depth); golden locate --method race finds yours"
+            f"the published depth, since on these weights the best layer for {first.editor} "
+            f"depends on the kind of fact ({found} points from that depth); golden locate "
+            "--method race finds yours"
         )
 
 

@@ -224,7 +224,8 @@ def race_on(
     rng = np.random.default_rng(0)
     spent, why, interrupted = 0, "", False
     room = max(edits // (2 * FACTS), min(edits // FACTS, 3))
-    first = _grid(n_places, (home, *[also] * (also is not None)), min(room, GRID + 1))
+    named = (home,) if also is None else (home, also)
+    first = _grid(n_places, named, min(room, GRID + 1))
     if len(first) < min(3, n_places):
         first, why = [home], "the budget is too small to try other layers"
     elif n_places == 1:
@@ -234,12 +235,14 @@ def race_on(
         while not (alone and not first):
             if left is not None:
                 edits = min(edits, spent + left())
-            open_places = [i for i in range(n_places) if tried[i] < len(table)]
+            # Where every edit has failed, no other is tried.
+            dead = [n > 0 and bool(np.isnan(table[:n, i]).all()) for i, n in enumerate(tried)]
+            open_places = [i for i, n in enumerate(tried) if n < len(table) and not dead[i]]
             if not open_places or spent >= edits:
                 used = "the facts" if not open_places else "the edits"
                 why = why or f"{used} are used up"
                 break
-            place = first.pop(0) if first else _next(table, home, prior, open_places, rng)
+            place = first.pop(0) if first else _next(table, home, prior, dead, open_places, rng)
             if place is None:
                 why = f"the choice is expected to lose less than {ENOUGH:g} points"
                 break
@@ -305,17 +308,20 @@ def _grid(n_places: int, named: Sequence[int], room: int) -> list[int]:
 
 
 def _next(
-    table: Floats, home: int, prior: float, open_places: Sequence[int], rng: np.random.Generator
+    table: Floats,
+    home: int,
+    prior: float,
+    dead: Sequence[bool],
+    open_places: Sequence[int],
+    rng: np.random.Generator,
 ) -> int | None:
     """The place to try next; None where the choice is good enough."""
     belief = believe(table, home, prior)
-    draws = belief.draws(DRAWS, rng)
+    draws = np.where(dead, -np.inf, belief.draws(DRAWS, rng))
     choice = int(np.where(_able(table), belief.mean, -np.inf).argmax())
     if float((draws.max(axis=1) - draws[:, choice]).mean()) < ENOUGH:
         return None
-    able = np.full(len(belief.mean), -np.inf)
-    able[list(open_places)] = 0.0
-    tops = (draws + able).argmax(axis=1).tolist()
+    tops = np.array(open_places)[draws[:, open_places].argmax(axis=1)].tolist()
     likeliest = tops[0]
     if rng.random() < 0.5:
         return next((top for top in tops if top != likeliest), likeliest)
