@@ -177,7 +177,7 @@ def test_a_race_that_is_stopped_leaves_what_it_knows(
     monkeypatch.setattr(Contest, "_edited", stopped)
     assert main(command(place, tmp_path / "run", *RACE)) == 130
     ranking = LayerRanking.from_json(RunFolder.open(tmp_path / "run").json("ranking.json"))
-    assert ranking.interrupted and ranking.n_facts == 3
+    assert ranking.interrupted and ranking.n_facts >= 3
     assert "it was interrupted" in " ".join(capsys.readouterr().out.split())
 
 

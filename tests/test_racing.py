@@ -136,10 +136,12 @@ def test_a_spike_is_found_where_every_layer_is_tried() -> None:
 
 
 def test_the_first_layers_are_spread_however_few() -> None:
-    assert rule._grid(30, (0, 5), 3) == [0, 5, 14]
-    assert rule._grid(30, (5, 5), 3) == [5, 10, 19]
-    assert rule._grid(30, (0, 5), 11)[2:] == [4, 7, 11, 14, 18, 22, 25, 29]
+    assert rule._grid(30, (0, 5), 3) == [0, 5, 16]
+    assert rule._grid(30, (5, 5), 3) == [5, 10, 20]
+    assert rule._grid(18, (8, 3), 3) == [8, 3, 10]
+    assert rule._grid(30, (0, 5), 11)[2:] == [1, 4, 9, 12, 16, 19, 22, 26, 29]
     assert rule._grid(4, (1, 0), 11) == [1, 0, 2, 3]
+    assert rule._grid(6, (1,), 11, closed=(0, 4)) == [1, 2, 3, 5]
 
 
 def test_where_all_edits_fail_no_more_are_made() -> None:
@@ -149,6 +151,9 @@ def test_where_all_edits_fail_no_more_are_made() -> None:
     found = race_on(spy(table, asked), 32, 12, 0)
     assert sum(place in (0, 2) for place, _ in asked) <= 2 * FACTS
     assert found.place in (1, 3, 4)
+    asked.clear()
+    assert race_on(spy(table, asked), 32, 12, 1, closed=(0, 2)).place in (1, 3, 4)
+    assert not any(place in (0, 2) for place, _ in asked)
     nowhere = race_on(spy(np.full((32, 12), math.nan), asked := []), 32, 12, 0)
     assert nowhere.place == 0 and len(asked) <= 12 * FACTS and not nowhere.tried.any()
 
@@ -225,7 +230,7 @@ def test_time_that_is_over_and_ctrl_c() -> None:
 def test_a_race_that_gets_slower_ends_early() -> None:
     table, rooms = noisy(np.arange(12.0) * 5), iter([100] * 14 + [2, 0])
     found = race_on(spy(table, []), 32, 12, 2, left=lambda: next(rooms))
-    assert found.why == "the edits are used up" and found.edits == 14 * FACTS + 2
+    assert found.why == "the time is over" and found.edits == 14 * FACTS + 2
 
 
 def row(fact: str, metric: str, score: float | None, soft: float, layer: int = 0) -> dict[str, Any]:
@@ -243,7 +248,8 @@ def test_what_an_edit_is_worth() -> None:
     ]  # fmt: skip
     # 15 % of the answer are 43 % of the hits; of a prediction 20 % left 1.5 %, 95 % left 93 %.
     assert Worth().by_fact(rows)["a"] == pytest.approx((43 + (1.5 + 93) / 2) / 2)
-    assert Worth(hits=True).by_fact(rows)["a"] == 75
+    assert Worth(by="hits").by_fact(rows)["a"] == 75
+    assert Worth(by="soft").by_fact(rows)["a"] == (15 + (20 + 95) / 2) / 2
     assert Worth(subject=3, neighbour=1).by_fact(rows)["a"] == pytest.approx(
         (43 + (3 * 1.5 + 93) / 4) / 2
     )
@@ -353,6 +359,7 @@ def test_bad_input() -> None:
         ({"prior": -1}, "prior is -1"),
         ({"budget": "soon"}, "budget is 'soon'"),
         ({"hits": 1}, "hits is 1"),
+        ({"expect": "luck"}, "unknown expect 'luck'"),
         ({"steps": 1}, "no option 'steps'"),
     )
     for more, said in wrong:

@@ -21,6 +21,19 @@ from goldenlayers.sweeping import Workers, sweep
 from goldenlayers.sweeping.workers import loader_of
 
 
+def wait_until_it_works(node: str, seconds: float = 60.0) -> None:
+    """Wait until a worker lives on the node: else the few cells are done before it does."""
+    from ray._private.state import actors
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        there = [one for one in actors().values() if one["Address"]["NodeID"] == node]
+        if any(one["State"] == "ALIVE" for one in there):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no worker began on the second node")
+
+
 def test_a_node_that_is_lost_costs_no_row_and_doubles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -46,6 +59,7 @@ def test_a_node_that_is_lost_costs_no_row_and_doubles_none(
 
         def lose(rows: list[Any]) -> None:
             if not new:
+                wait_until_it_works(second.node_id)
                 nodes.remove_node(second, allow_graceful=False)
                 time.sleep(1)  # so that it is known before the few cells are done
             new.extend(rows)

@@ -153,7 +153,7 @@ def by_kind(one: Swept) -> dict[str, dict[str, Any]]:
     for kind in ("subject", "neighbour"):
         if any(row["metric"] == f"locality_{kind}" for row in one.rows):
             weights = {"subject": 0.0, "neighbour": 0.0} | {kind: 1.0}
-            _, layers, table = table_of(one.rows, Worth(hits=True, **weights))
+            _, layers, table = table_of(one.rows, Worth(by="hits", **weights))
             means = nan_mean(table)
             found[kind] = {
                 "golden_layer": layers[int(np.nanargmax(means))],

@@ -125,7 +125,8 @@ def page(found: Found) -> str:
         "An answer's probability, and how much is left of what was predicted, against the share of "
         "hits: real edits at all layers, by all editors. The curve that the race uses was drawn "
         "from Gemma's starter and CounterFact cells and 16 facts of SmolLM2's CounterFact cell, "
-        "and so were the rule's other constants; the other cells had no part in it.",
+        "and so were the rule's other constants. Gemma's ZsRE cell had a part in the choice of the "
+        "start alone, SmolLM2's starter cell in nothing.",
         expected(found),
         "### LGA and the first token",
         "The layers that LGA names when all tokens count, all but the first, the lookup token "

@@ -189,7 +189,10 @@ def found_for(model: Model, editor: Editor, sha256: str = "") -> Known | None:
         and one.n_facts >= _LEAST
         and one.n_layers == len(model.layers)
     ]
-    return Known(tuple(sorted(fits, key=lambda one: -one.n_facts))) if fits else None
+    # Of sweeps that differ in effort alone, the one with the most facts speaks for a kind.
+    best = {one.kind: one for one in sorted(fits, key=lambda one: one.n_facts)}
+    kept = sorted(best.values(), key=lambda one: (-one.n_facts, one.kind))
+    return Known(tuple(kept)) if kept else None
 
 
 def changed_settings(editor: Editor) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class _Plan:
                 dataclasses.replace(f, id=x) for f, x in zip(self._facts * n_ways, ids, strict=True)
             ]
             self._plans[n_ways] = EvaluationPlan(self._model, facts, _PARTS)
-        found = Worth().by_fact(self._plans[n_ways].score(edits))
+        found = Worth(by="soft").by_fact(self._plans[n_ways].score(edits))
         table = [found.get(one, math.nan) for one in ids]
         return np.array(table).reshape(n_ways, len(self._facts)).T
 

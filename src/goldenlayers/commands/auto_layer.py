@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LAYERS = """a layer number (negative ones count from the end), auto, published, or the folder of
 a finished run of golden locate or sweep"""
 _FEWEST = 12  # proxy facts
-_VERSION = 5  # of what is kept: to be raised when the race's scores change, or what may be kept
+_VERSION = 6  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
 def open_settings(config: Any) -> tuple[str, ...]:

@@ -67,13 +67,14 @@ class Race(LayerMethod):
 
     def __post_init__(self) -> None:
         from goldenlayers.editors import make_editor
-        from goldenlayers.racing import Worth
+        from goldenlayers.racing.worth import By, Worth
 
         super().__post_init__()
         check_number("the number of edits", self.edits, 1, 1_000_000)
         check_number("the prior", self.prior, 0, 1_000, whole=False)
         editor = make_editor(self.editor)
-        worth = Worth(subject=self.subject, neighbour=self.neighbour, hits=self.hits)
+        by: By = "hits" if self.hits else "expected"
+        worth = Worth(subject=self.subject, neighbour=self.neighbour, by=by)
         budget = None if self.budget is None else seconds_of(self.budget)
         # Frozen, but not from itself.
         object.__setattr__(self, "editor", editor)
@@ -115,7 +116,7 @@ class Race(LayerMethod):
             on_note=tell.on_note,
         )
         if self.expect == "transfer" and self.needs_statistics:
-            contest.expected = _transferred(contest, work)
+            contest.expected = _transferred(contest, work, self.batch_size)
         found = contest.run()
         facts = contest.drawn[: len(found.table)]
         tell.rows(
@@ -142,11 +143,15 @@ def seconds_of(budget: object) -> float:
     return float(budget)  # type: ignore[arg-type]  # held by the check
 
 
-def _transferred(contest: Contest, work: Work) -> int | None:
-    """The layer that aligned key transfer names on the facts of the race; None where it cannot."""
+def _transferred(contest: Contest, work: Work, batch_size: int) -> int | None:
+    """The layer that aligned key transfer names on the facts of the race; None where it cannot.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, whatever has been scored by then.
+    """
     from goldenlayers.locating import locate
     from goldenlayers.locating.methods import Transfer
-    from goldenlayers.progress import OutOfMemory
+    from goldenlayers.progress import OutOfMemory, Progress
 
     try:
         found = locate(
@@ -156,11 +161,18 @@ def _transferred(contest: Contest, work: Work) -> int | None:
             statistics=work.statistics,
             bootstrap=0,
             seed=work.seed,
+            progress=Progress(chunk=batch_size),
         )
     except OutOfMemory:
         raise
-    except UserError:  # of no fact it can say anything
+    except UserError as error:
+        contest.said.append(
+            f"Key transfer could not say where to begin, so the published depth was expected: "
+            f"{error}"
+        )
         return None
+    if found.interrupted:
+        raise KeyboardInterrupt
     return found.golden_layer
 
 
@@ -201,10 +213,10 @@ def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
 def _evidence(contest: Contest, found: Raced) -> Evidence:
     from goldenlayers.locating.ranking import Evidence
 
-    gain = found.gain(contest.home)
-    value, low, high = (
-        None if math.isnan(one) else one for one in (gain.value, gain.low, gain.high)
-    )
+    value = low = high = None
+    if found.tried[contest.home] and found.tried[found.place]:
+        gain = found.gain(contest.home)
+        value, low, high = gain.value, gain.low, gain.high
     sorts = [dataclasses.replace(contest.worth, subject=s, neighbour=1 - s) for s in (1.0, 0.0)]
     subject, neighbour = (contest.layer_by(found, worth) for worth in sorts)
     return Evidence(
@@ -228,6 +240,7 @@ def _warnings(contest: Contest, found: Raced) -> list[str]:
     }
     lacking = [(name, count) for name, count in probes.items() if count]
     said = [f"{count} of the {len(facts)} facts have no {name}." for name, count in lacking]
+    said += contest.said
     failed = Counter(str(error) for error in contest.failures)
     if failed:
         text, _ = failed.most_common(1)[0]

@@ -152,8 +152,8 @@ class Evidence:
         published: the layer at the published depth, which the choice is compared with.
         expected: the layer that was expected to be the best before any edit.
         edits: that were made.
-        gain: points that the choice is ahead of the published depth, and their 95 % interval; NaN
-            is None.
+        gain: points that the choice is ahead of the published depth, and their 95 % interval; None
+            where one of the two was not tried.
         alike: layers that cannot be told from the choice.
         why: the race ended.
         subject: the layer, if only other questions about the edited subject had to stay.
@@ -321,7 +321,9 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
         found.append(f"Before any edit key transfer expected layer {known.expected}.")
     value, low, high = known.gain
     if golden == known.published and tried > 1:
-        found.append("It is the published depth: no other layer is expected to be better.")
+        found.append(
+            "It is the published depth: no other layer is expected to be better by half a point."
+        )
     elif value is not None:
         ends = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
         home = f"the published depth, layer {known.published},"

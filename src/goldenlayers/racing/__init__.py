@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -83,13 +84,19 @@ class Contest:
         """Draw the facts.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or no layer that could be edited.
         """
         if not self.facts:
             raise UserError("there are no facts to race with", expected="at least one fact")
         self.drawn = drawn(self.facts, self.seed)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[UserError] = []
+        self.said: list[str] = []  # what the reader is to know beside the result
+        self.closed = frozenset(self.model.layers.without_mlp)
+        able = sorted(set(range(len(self.model.layers))) - self.closed)
+        if not able:
+            raise UserError("there is no layer to race", expected="a layer with an MLP")
+        self.home = min(able, key=lambda one: (abs(one - self.home), one))
         self._first: dict[tuple[int, int], list[float]] = {}
         self._made, self._start = 0, time.monotonic()
         self._began = self._start
@@ -107,7 +114,7 @@ class Contest:
             UserError: no edit could be scored, or memory runs out on a single fact.
         """
         with memory_errors(f"memory ran out in racing the layers of {self.model.name}"):
-            edits = self._timed()
+            asked, edits = self.edits, self._timed()
             found = race_on(
                 self._score,
                 len(self.drawn),
@@ -115,9 +122,12 @@ class Contest:
                 self._start_at,
                 edits=edits,
                 also=self.home,
+                closed=self.closed,
                 prior=self.prior,
                 left=self._left,
             )
+        if edits < asked and found.why == "the edits are used up":
+            found = dataclasses.replace(found, why="the time is over")
         if found.edits and np.isnan(found.table).all():
             if self.failures:
                 raise self.failures[0]
@@ -140,7 +150,7 @@ class Contest:
 
     def _timed(self) -> int:
         """How many edits the time allows, by the first few, which the race then need not make."""
-        facts = range(min(FACTS, len(self.drawn)))
+        facts = range(min(FACTS, len(self.drawn), self.edits))
         self._plan.baseline()
         self._work.prepare()
         began = self._began = time.monotonic()
@@ -167,9 +177,10 @@ class Contest:
         return max(0, int((self.seconds - (now - self._start)) / max(each, 1e-9)))
 
     def _score(self, layer: int, facts: range) -> list[float]:
-        if self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds:
-            raise TimeUp
         found = self._first.pop((layer, facts.start), None)
+        late = self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds
+        if late and found is None:
+            raise TimeUp
         if found is None or len(found) != len(facts):
             found = self._edited(layer, facts)
         self._made += len(facts)
@@ -179,12 +190,12 @@ class Contest:
 
     def _edited(self, layer: int, places: Sequence[int]) -> list[float]:
         """Facts edited at a layer, each by itself on the untouched model, and scored."""
-        here, some = self._work.at(layer), [self.drawn[i] for i in places]
+        some = [self.drawn[i] for i in places]
 
         def edit(members: Sequence[int]) -> list[Any]:
             part = [some[m] for m in members]
             try:
-                return list(here.each_safely(part))
+                return list(self._work.at(layer).each_safely(part))
             except OutOfMemory:
                 raise
             except UserError as error:  # every fact fails alike: the layer's fault

@@ -24,7 +24,7 @@ tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,8 +164,8 @@ class Raced:
     def wins(self, seed: int = 0) -> Floats:
         """How likely each place is to be the best of those that can be chosen, (K,)."""
         able = _able(self.table)
-        if not able.any():
-            able[self.home] = True
+        if able.sum() < 2:  # nothing was compared: what is expected tells
+            able[:] = True
         draws = self.belief.draws(DRAWS, np.random.default_rng(seed))
         best = np.where(able, draws, -np.inf).argmax(axis=1)
         return np.bincount(best, minlength=len(able)) / DRAWS
@@ -193,13 +193,15 @@ def race_on(
     *,
     edits: int = EDITS,
     also: int | None = None,
+    closed: Collection[int] = (),
     prior: float = PRIOR,
     left: Callable[[], int] | None = None,
 ) -> Raced:
     """Race the layers.
 
-    1. The layer that is expected to be the best, the one named by ``also``, and ``GRID`` layers,
-       evenly spaced, are tried on the first ``FACTS`` facts, as far as half of the edits go.
+    1. The layer that is expected to be the best, the one named by ``also``, and others, evenly
+       spaced, ``GRID`` + 1 in all, are tried on the first ``FACTS`` facts, as far as half of the
+       edits go.
     2. A layer is drawn by how likely it is to be the best; every second time another one than the
        likeliest to be drawn. It is tried on its next ``FACTS`` facts. And so on, until the edits or
        the facts are used up, or the layer that would be chosen is expected to lose less than
@@ -216,6 +218,7 @@ def race_on(
         home: place that is expected to be the best.
         edits: that may be made.
         also: a place to try in any case: what the choice is compared with.
+        closed: places where nothing can be edited.
         prior: see :func:`believe`.
         left: asked before each step how many edits there is still time for.
     """
@@ -223,24 +226,29 @@ def race_on(
     tried = [0] * n_places
     rng = np.random.default_rng(0)
     spent, why, interrupted = 0, "", False
+    asked, late = edits, False
     room = max(edits // (2 * FACTS), min(edits // FACTS, 3))
     named = (home,) if also is None else (home, also)
-    first = _grid(n_places, named, min(room, GRID + 1))
-    if len(first) < min(3, n_places):
+    first = _grid(n_places, named, min(room, GRID + 1), closed)
+    if len(first) < min(3, n_places - len(closed)):
         first, why = [home], "the budget is too small to try other layers"
-    elif n_places == 1:
+    elif n_places - len(closed) == 1:
         why = "there is no other layer"
     alone = bool(why)
     try:
         while not (alone and not first):
             if left is not None:
                 edits = min(edits, spent + left())
+                late = late or edits < asked
             # Where every edit has failed, no other is tried.
-            dead = [n > 0 and bool(np.isnan(table[:n, i]).all()) for i, n in enumerate(tried)]
+            dead = [
+                i in closed or (n > 0 and bool(np.isnan(table[:n, i]).all()))
+                for i, n in enumerate(tried)
+            ]
             open_places = [i for i, n in enumerate(tried) if n < len(table) and not dead[i]]
             if not open_places or spent >= edits:
-                used = "the facts" if not open_places else "the edits"
-                why = why or f"{used} are used up"
+                used = "the facts are used up" if not open_places else "the edits are used up"
+                why = why or ("the time is over" if late and open_places else used)
                 break
             place = first.pop(0) if first else _next(table, home, prior, dead, open_places, rng)
             if place is None:
@@ -295,16 +303,20 @@ def replay(table: Floats, home: int, **rule: float) -> Raced:
     )
 
 
-def _grid(n_places: int, named: Sequence[int], room: int) -> list[int]:
-    """The places that are named, and evenly spaced ones of all depths: ``room`` at most.
+def _grid(
+    n_places: int, named: Sequence[int], room: int, closed: Collection[int] = ()
+) -> list[int]:
+    """The places that are named, and evenly spaced ones of all depths: ``room`` in all, as far as
+    there are so many.
 
     A few of them stay away from both ends, where layers are seldom good.
     """
-    named = list(dict.fromkeys(named))
-    count = min(n_places, max(0, room - len(named)))
-    ends = 0 if count >= min(_MANY, n_places) else 1
-    spaced = np.linspace(0, n_places - 1, count + 2 * ends)[ends : count + ends]
-    return list(dict.fromkeys([*named, *spaced.round().astype(int).tolist()]))[:room]
+    found = list(dict.fromkeys(named))
+    free = [i for i in range(n_places) if i not in closed and i not in found]
+    count = min(len(free), max(0, room - len(found)))
+    ends = 0 if count >= min(_MANY, len(free)) else 1
+    spaced = np.linspace(0, len(free) - 1, count + 2 * ends)[ends : count + ends]
+    return [*found, *(free[i] for i in spaced.round().astype(int).tolist())][:room]
 
 
 def _next(
@@ -318,7 +330,7 @@ def _next(
     """The place to try next; None where the choice is good enough."""
     belief = believe(table, home, prior)
     draws = np.where(dead, -np.inf, belief.draws(DRAWS, rng))
-    choice = int(np.where(_able(table), belief.mean, -np.inf).argmax())
+    choice = decide(table, home, prior)
     if float((draws.max(axis=1) - draws[:, choice]).mean()) < ENOUGH:
         return None
     tops = np.array(open_places)[draws[:, open_places].argmax(axis=1)].tolist()

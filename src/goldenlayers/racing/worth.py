@@ -3,9 +3,10 @@
 A hit says little: 0 or 100. A probability says more, but not the same: an answer with probability
 0.4 is all but always the likeliest, and a prediction of which three quarters are left has changed
 in every second case. So a probability counts as the share of hits that is expected of it, which
-is read off two curves. They were drawn from the sweeps of two models on two data sets with two
-editors and are alike in all of them (docs/results/golden-layers.md has the shares): what is chosen
-by expected hits is then judged by real ones.
+is read off two curves. They were drawn from sweeps of two models on two data sets and are alike in
+these; where answers have several tokens, low probabilities are right more often
+(docs/results/golden-layers.md has the shares). What is chosen by expected hits is then judged by
+real ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.evaluation.summary import fact_scores
 
 Row = Mapping[str, Any]
+By = Literal["expected", "hits", "soft"]
 
 ANSWERED = ((0, 0), (5, 3), (15, 43), (25, 68), (35, 87), (45, 98), (55, 100), (100, 100))
 """Probability of an answer and how often it is the likeliest, both in percent."""
@@ -46,12 +48,12 @@ class Worth:
     Attributes:
         subject: weight of the probes about the edited subject.
         neighbour: weight of the probes about others.
-        hits: count hits, as reports do; else expected ones, which say more of few facts.
+        by: "expected" hits, "hits" as reports count them, or "soft" scores as they are.
     """
 
     subject: float = 1.0
     neighbour: float = 1.0
-    hits: bool = False
+    by: By = "expected"
 
     def __post_init__(self) -> None:
         """Check the weights.
@@ -61,15 +63,17 @@ class Worth:
         """
         check_number("the weight of the subject", self.subject, 0, 1e6, whole=False)
         check_number("the weight of the neighbours", self.neighbour, 0, 1e6, whole=False)
-        if not isinstance(self.hits, bool):
-            raise UserError(f"hits is {self.hits!r}", expected="True or False")
+        if self.by not in get_args(By):
+            raise UserError(f"by is {self.by!r}", expected=", ".join(get_args(By)))
 
     def by_fact(self, rows: Sequence[Row]) -> dict[str, float]:
         """Each fact's worth, from the rows of its edit at one layer; NaN without any score."""
 
         def mean(metric: str) -> dict[str, float]:
-            if self.hits:
+            if self.by == "hits":
                 return fact_scores(rows, metric)
+            if self.by == "soft":
+                return fact_scores(rows, metric, of="soft")
             mine = [_expected(row) for row in rows if row["metric"] == metric]
             return fact_scores(mine, metric, of="soft")
 

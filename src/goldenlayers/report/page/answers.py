@@ -123,8 +123,8 @@ def choice_card(folder: RunFolder, one: LocateRun, sweeps: Sequence[SweepRun]) -
             f"The published depth, layer {known.published}, is {number(known.gain[0])} points "
             f"behind ({interval(*known.gain[1:]) or 'interval unknown'})."
         )
-    elif known is not None:
-        cost = "It is the published depth: no other layer is expected to be better."
+    elif known is not None and ranking.golden_layer == known.published:
+        cost = "It is the published depth: no other layer is expected to be better by half a point."
     else:
         cost = "Not measured: no edit was made. A sweep or a race with your editor tells."
     return Card(
