@@ -135,7 +135,13 @@ def test_a_fact_is_looked_at_edited_asked_switched_downloaded_and_undone(
     assert zipfile.is_zipfile(io.BytesIO(downloaded(page, "PEFT")))
     assert downloaded(page, "GGUF")[:4] == b"GGUF"
     page.uncheck("#on-1 input")
+    (session,) = [one for one in studio.bench._sessions.values() if one._made]
     page.wait_for_function("!document.querySelector('#on-1 input').checked")
+    for _ in range(600):  # the page says so before the server has heard it
+        if not session.find(1).on:
+            break
+        page.wait_for_timeout(100)
+    assert not session.find(1).on
     page.click("#ask")
     page.wait_for_selector("text=No edit is switched on")
     page.reload()  # the tab has its edits still, and as they were
@@ -143,7 +149,6 @@ def test_a_fact_is_looked_at_edited_asked_switched_downloaded_and_undone(
     assert not page.is_checked("#on-1 input")
     page.click("#undo-1")
     page.wait_for_selector("text=None yet")
-    (session,) = [one for one in studio.bench._sessions.values() if one._made]
     assert not session.edits
 
 
