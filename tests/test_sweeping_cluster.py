@@ -21,17 +21,19 @@ from goldenlayers.sweeping import Workers, sweep
 from goldenlayers.sweeping.workers import loader_of
 
 
-def wait_until_it_works(node: str, seconds: float = 60.0) -> None:
-    """Wait until a worker lives on the node: else the few cells are done before it does."""
+def wait_until_a_worker(lives: bool, node: str, seconds: float = 120.0) -> None:
+    """Wait until the cluster knows of a worker on the node, or of none any more: else the few cells
+    are done before.
+    """
     from ray._private.state import actors
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         there = [one for one in actors().values() if one["Address"]["NodeID"] == node]
-        if any(one["State"] == "ALIVE" for one in there):
+        if lives == any(one["State"] == "ALIVE" for one in there):
             return
         time.sleep(0.1)
-    raise AssertionError("no worker began on the second node")
+    raise AssertionError(f"no worker {'began' if lives else 'ended'} on the second node")
 
 
 def test_a_node_that_is_lost_costs_no_row_and_doubles_none(
@@ -59,9 +61,10 @@ def test_a_node_that_is_lost_costs_no_row_and_doubles_none(
 
         def lose(rows: list[Any]) -> None:
             if not new:
-                wait_until_it_works(second.node_id)
+                wait_until_a_worker(True, second.node_id)
                 nodes.remove_node(second, allow_graceful=False)
-                time.sleep(1)  # so that it is known before the few cells are done
+                wait_until_a_worker(False, second.node_id)
+                time.sleep(1)  # so that the sweep hears of it, too
             new.extend(rows)
 
         found = sweep(
