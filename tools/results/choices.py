@@ -55,7 +55,7 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
         "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
-    for name, layer in one.cell.get("choices", {}).items():
+    for name, layer in one.cell["choices"].items():
         if layer in one.layers:
             found[name] = _always(one.layers.index(layer))
     return found

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,7 @@ class Raced:
     prior: float = PRIOR
     interrupted: bool = False
 
-    @property
+    @cached_property
     def belief(self) -> Belief:
         """What the scores say of the layers."""
         return believe(self.table, self.home, self.prior)
@@ -278,10 +279,14 @@ def decide(table: Floats, home: int, prior: float = PRIOR) -> int:
         home: place that is expected to be the best.
         prior: see :func:`believe`.
     """
+    return _choice(believe(table, home, prior), table, home)
+
+
+def _choice(belief: Belief, table: Floats, home: int) -> int:
     able = _able(table)
     if not able.any():
         return home
-    worth = np.where(able, believe(table, home, prior).mean, -np.inf)
+    worth = np.where(able, belief.mean, -np.inf)
     best = int(worth.argmax())
     return best if worth[best] >= worth[home] + ENOUGH else home
 
@@ -330,7 +335,7 @@ def _next(
     """The place to try next; None where the choice is good enough."""
     belief = believe(table, home, prior)
     draws = np.where(dead, -np.inf, belief.draws(DRAWS, rng))
-    choice = decide(table, home, prior)
+    choice = _choice(belief, table, home)
     if float((draws.max(axis=1) - draws[:, choice]).mean()) < ENOUGH:
         return None
     tops = np.array(open_places)[draws[:, open_places].argmax(axis=1)].tolist()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError
 from goldenlayers.models.cache import CACHE_VARIABLE
+from goldenlayers.statistics.cache import MANIFEST
 from goldenlayers.sweeping.cells import Task
 from goldenlayers.sweeping.workers import Message, Start, Worker, said_of, shared_out
 
@@ -33,7 +34,6 @@ _LOOK_SECONDS = 30.0  # how often it is looked whether workers wait for a place
 _LATE_SECONDS = 300.0  # of a worker that has not begun although the cluster is large enough
 _SETTLE_SECONDS = 2.0  # so that the cluster knows of a lost node before it is given the next worker
 _KNOCK_SECONDS = 10.0
-_MANIFEST = "manifest.json"
 
 
 def software() -> dict[str, str]:
@@ -95,7 +95,7 @@ def _sees(statistics: tuple[str, bytes] | None) -> bool:
         return False
     folder, manifest = statistics
     with contextlib.suppress(OSError):
-        return (Path(folder) / _MANIFEST).read_bytes() == manifest
+        return (Path(folder) / MANIFEST).read_bytes() == manifest
     return False
 
 
@@ -339,7 +339,7 @@ def _here(statistics: KeyStatistics | None) -> dict[str, Any]:
     kept: tuple[str, bytes] | None = None
     if statistics is not None and statistics.folder is not None:
         with contextlib.suppress(OSError):
-            kept = str(statistics.folder), (statistics.folder / _MANIFEST).read_bytes()
+            kept = str(statistics.folder), (statistics.folder / MANIFEST).read_bytes()
     return {
         "software": software(),
         "folder": str(Path.cwd()),
