@@ -152,6 +152,25 @@ def test_a_fact_is_looked_at_edited_asked_switched_downloaded_and_undone(
     assert not session.edits
 
 
+def test_an_answer_whose_stream_was_closed_comes_all_the_same(
+    studio: Studio, tab: Callable[..., Any]
+) -> None:
+    page, closed = tab(), []
+
+    def close(route: Any) -> None:
+        closed.append(route.request.url)
+        route.fulfill(content_type="text/event-stream", body='data: {"msg":"close_stream"}\n\n')
+
+    page.fill("#question textarea, #question input", "The capital of Spain is")
+    with page.expect_response("**/queue/join*"):
+        page.wait_for_selector("#top")  # the page's own call: the next is more than a second away
+    page.wait_for_timeout(500)
+    page.route("**/queue/data*", close, times=1)
+    page.click("#ask")
+    page.wait_for_selector(".sides")
+    assert closed
+
+
 def test_a_second_tab_waits_its_turn_and_says_so(studio: Studio, tab: Callable[..., Any]) -> None:
     first, second = tab(), tab()
     with studio.bench.turn(len):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from goldenlayers.studio.workbench import Session, Workbench
 
 _EVERY = 0.2  # seconds between two looks at how far a call is
+# Gradio ends the stream of a tab's results when none is awaited. A call that is made in the moment
+# before the tab hears of the end gets no stream and no answer, until some other call opens one: so
+# one is made every few seconds.
+_STREAM = 3.0
 # The name of the tab, kept by the browser until the tab is closed: a page that is loaded anew has
 # its edits again. `randomUUID` is not there on pages of plain http from another machine.
 _KEY = """() => {
@@ -288,6 +292,7 @@ def page(bench: Workbench) -> Any:
             [layer, reason],
         )
         _on(blocks.load, _opened, [sent], [key, turn], js=_KEY)
+        _on(gr.Timer(_STREAM).tick, lambda: None, [], [], trigger_mode="multiple")
     blocks.queue(default_concurrency_limit=16, max_size=100, api_open=False)
     return blocks
 
