@@ -38,6 +38,7 @@ sys.path.append(str(Path(__file__).parent))
 from _tokenizer import trained_tokenizer
 
 FACTS = (16, 64, 256, 1024)
+TOGETHER = (1, 4, 16, 64, 256)
 TOKENS = (8, 32, 128, 512)
 # Width and layers: 10, 32, 105, 340 million and a billion parameters.
 SIZES = ((256, 10), (512, 9), (768, 14), (1152, 20), (1792, 25))
@@ -116,6 +117,13 @@ def measure(quick: bool, repeats: int) -> dict[str, list[dict[str, Any]]]:
     rows = found["LGA by facts"] = []
     for n in FACTS[:cut]:
         took = seconds(lga(small, many(facts, n)), repeats)
+        rows.append({"facts": n, "seconds": took, "ms per fact": 1e3 * took / n})
+
+    # What batches larger than these could save: all layers of a sweep in one, for example.
+    model = drawn(*SIZES[2])
+    rows = found["ROME by facts edited together, 105 million parameters"] = []
+    for n in TOGETHER[:cut]:
+        took = seconds(rome(model, many(facts, n)), 1)
         rows.append({"facts": n, "seconds": took, "ms per fact": 1e3 * took / n})
 
     rows = found["LGA by length, 8 facts"] = []

@@ -161,7 +161,7 @@ def test_a_try_scores_what_its_edit_alone_scores() -> None:
 
 
 def test_depths_begin_with_the_published_one() -> None:
-    assert depths(18) == [3, 6, 9]
+    assert depths(18) == [3, 1, 4, 7, 10, 13, 16]
     assert depths(2)[0] in (0, 1) and len(depths(1)) == 1
 
 

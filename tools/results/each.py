@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
         (asked,) = settle_joints(model, [own.fact])
         stay = fact.must_stay[:LOCALITY]
         judge = dataclasses.replace(fact, locality=stay, portability=(), generation_prompts=())
-        ways = [(e, s) for e in EDITORS for s in STRENGTHS]
+        ways = [(e, s) for e in args.editors for s in args.strengths]
         both = [
             dataclasses.replace(one, id=f"{of} {w}")
             for w in range(len(ways))
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
         for layer in layers:
             now = time.perf_counter()
             deltas: dict[str, Any] = {}
-            for editor in EDITORS:
+            for editor in args.editors:
                 here = Editing(
                     model, make_editor(editor, **QUICK), layer,
                     statistics=statistics, value_cache=values,
@@ -138,6 +138,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--develop", type=int, default=16, help="facts of each set, of seed 1")
     parser.add_argument("--layers", type=int, nargs="*")
+    parser.add_argument("--editors", nargs="*", default=EDITORS)
+    parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
     args = parser.parse_args()
     text = args.rows.read_text("utf-8") if args.rows.exists() else ""
     rows = [json.loads(line) for line in text.splitlines()]

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 from kept import Cell, load, unpack
-from render import CELLS, table, written
+from render import CELLS, RESULTS, table, written
 
-from goldenlayers.choosing import EDITORS
+from goldenlayers.choosing import EDITORS, depths
 from goldenlayers.choosing.rule import choose
 from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, resampled_means
+from goldenlayers.locating.base import published_layer
 from goldenlayers.report.figures import OKABE_ITO, save, style
 
 KEPT, PAGE = CELLS / "each", CELLS.parent / "each.md"
@@ -35,10 +36,18 @@ _COLOURS = {"clear-rome": "vermillion", "rome": "black", "alphaedit": "bluish gr
 
 
 CEILING = (
-    "Rows of `cells/clear` (six editors at one sixth, one third and half of the depth) and of "
-    "`cells/curve`. Harmonic mean of hits, and leads over the default. The *oracle* sees the "
-    "judge's hits. In the other columns one half of each fact's own probes chooses (by "
-    "probabilities; by hits where the rows have none), the other half judges, and both in turn."
+    "Rows of [the study](golden-layers.md) (four editors at all layers), of `cells/clear` (six "
+    "editors at one sixth, one third and half of the depth) and of `cells/curve` (weights of "
+    "staying clear, one layer). The default is clear-rome at the published depth. Harmonic mean of "
+    "hits, and leads over the default. The *oracle* sees the judge's hits. In the other columns "
+    "one half of each fact's own probes chooses (by probabilities; by hits where the rows have "
+    "none), the other half judges, and both in turn."
+)
+OFFERED = (
+    "The study's cells, clear-rome, the rule as it is: half of each fact's own probes choose, the "
+    "other half judges, and both in turn. Leads over clear-rome at the published depth, in points "
+    "of the harmonic mean; in the last two columns over ROME there, which was the default when "
+    "choosing for each fact was begun."
 )
 
 
@@ -50,6 +59,7 @@ class Tries:
     hits: Floats
     own: Floats
     seconds: Floats
+    published: int
 
     def where(self, **fixed: Any) -> list[int]:
         """The ways with a given layer, editor or strength; the usual way first."""
@@ -64,7 +74,7 @@ class Tries:
     @property
     def usual(self) -> int:
         """clear-rome at the published depth, as it is."""
-        return self.ways.index((self.ways[0][0], "clear-rome", 1.0))
+        return self.ways.index((self.published, "clear-rome", 1.0))
 
     def fixed(self, k: int) -> Floats:
         """(N, 3) where every fact has one way."""
@@ -95,7 +105,9 @@ def tries_of(rows: Sequence[dict[str, Any]]) -> Tries:
         ]
     )
     own = np.nanmean(table[:, :, OWN_SOFT], axis=2)
-    return Tries(ways, table[:, :, JUDGE], own, np.array([row["seconds"] for row in rows]))
+    return Tries(
+        ways, table[:, :, JUDGE], own, np.array([row["seconds"] for row in rows]), ways[0][0]
+    )
 
 
 def harmonic(parts: Floats) -> float:
@@ -127,7 +139,7 @@ def named(way: tuple[int, str, float]) -> str:
 def choices(tries: Tries) -> str:
     """The ways to choose, one a line."""
     every = tries.where()
-    first = tries.ways[tries.usual][0]
+    first = tries.published
     usual = tries.fixed(tries.usual)
     fixed = {k: harmonic(tries.fixed(k)) for k in every}
     best = max(fixed, key=lambda k: fixed[k])
@@ -213,15 +225,18 @@ def ceilings() -> str:
     judged by the other half, of the kept cells of `cells/clear` and `cells/curve`.
     """
     rows = []
-    cells = [(cell, "18 ways") for cell in load(CELLS / "clear")]
-    cells += [(cell, "23 weights, one layer") for cell in load(CELLS / "curve")]
-    for cell, ways in cells:
+    kinds = {
+        RESULTS / "study": "editors and layers",
+        CELLS / "clear": "editors and layers",
+        CELLS / "curve": "weights",
+    }
+    for cell, kind in ((cell, kind) for folder, kind in kinds.items() for cell in load(folder)):
         tries, halves = cell_tries(cell)
         usual, every = tries.fixed(tries.usual), tries.where()
         if np.isnan(usual).all(axis=0).any():
             continue  # data without rephrasings
         best = max(every, key=lambda k: harmonic(tries.fixed(k)))
-        first = tries.ways[tries.usual][0]
+        first = tries.published
         alike = [k for k in tries.where(layer=first) if tries.ways[k][1] in EDITORS]
         before = np.concatenate([half.fixed(half.usual) for half in halves])
         one, alone = {"own": 0.0, "margin": 0.0, "prior": 0.0}, {"own": 1.0, "margin": 0.0}
@@ -238,15 +253,52 @@ def ceilings() -> str:
         if len({way[0] for way in tries.ways}) == 1:
             leads[2:] = ["–"] * 3
         rows.append([
-            f"{cell['model']}, {cell['data']}: {ways}",
+            f"{cell['model']}, {cell['data']}",
+            f"{len(usual)}",
+            f"{len(every)} {kind}",
             f"{harmonic(usual):.1f}",
             f"{harmonic(tries.fixed(best)):.1f} ({tries.ways[best][1]}, {tries.ways[best][0]})",
             lead_of(tries.oracle(every), usual),
             *leads,
         ])  # fmt: skip
-    head = ["24 facts of", "the default", "best fixed way (editor, layer)", "oracle"]
-    head += ["each fact alone", "rule, all ways", "rule, 3 layers", "one of the 3 layers for all"]
-    return table([*head, "rule, 3 editors"], rows)
+    head = ["data", "facts", "ways", "the default", "best fixed way (editor, layer)", "oracle"]
+    head += ["each fact alone", "rule, all ways", "rule, layers", "one layer for all"]
+    return table([*head, "rule, editors"], rows)
+
+
+def offered() -> str:
+    """What the rule gains by how many layers are offered to it, of the study's cells."""
+    rows = []
+    for cell in load(RESULTS / "study"):
+        tries, halves = cell_tries(cell)
+        by_editor = {e: tries.where(editor=e) for e in ("clear-rome", "rome")}
+        usual, rome = (
+            np.concatenate([half.fixed(_at(tries, some, tries.published)) for half in halves])
+            for some in by_editor.values()
+        )
+        every, n = by_editor["clear-rome"], cell["n_layers"]
+        thirds = [tries.published, round(n / 3), round(n / 2)]
+        three, seven, whole, ways = (
+            np.concatenate([half.chosen(some) for half in halves])
+            for some in (
+                [_at(tries, every, layer) for layer in thirds],
+                [_at(tries, every, layer) for layer in depths(n)],
+                every,
+                tries.where(),
+            )
+        )
+        rows.append([
+            f"{cell['model']}, {cell['data']}", f"{len(usual) // 2}",
+            *(lead_of(some, usual) for some in (three, seven, whole, ways)),
+            *(lead_of(some, rome) for some in (usual, seven)),
+        ])  # fmt: skip
+    head = ["data", "facts", "3 layers", "`--layer each`: 7 layers", "all layers"]
+    head += ["all layers, four editors", "the default, over ROME", "`--layer each`, over ROME"]
+    return table(head, rows)
+
+
+def _at(tries: Tries, among: Sequence[int], layer: int) -> int:
+    return next(k for k in among if tries.ways[k][0] == layer)
 
 
 def lead_of(parts: Floats, usual: Floats) -> str:
@@ -266,6 +318,7 @@ def cell_tries(cell: Cell) -> tuple[Tries, list[Tries]]:
                 where = row["fact"], way, row["metric"]
                 sums.setdefault(where, []).append((row["score"], row.get("soft", row["score"])))
     order, facts = sorted(ways), sorted({fact for fact, *_ in sums})
+    published = published_layer(cell["n_layers"])
 
     def means(half: slice, which: int) -> Floats:
         def mean(fact: str, way: Any, part: str) -> float:
@@ -276,9 +329,9 @@ def cell_tries(cell: Cell) -> tuple[Tries, list[Tries]]:
         return np.array([[[mean(f, w, p) for p in PARTS] for w in order] for f in facts])
 
     none, first, second = np.zeros((len(facts), 3)), slice(0, None, 2), slice(1, None, 2)
-    whole = Tries(order, means(slice(None), 0), means(slice(None), 1).mean(2), none)
+    whole = Tries(order, means(slice(None), 0), means(slice(None), 1).mean(2), none, published)
     halves = [
-        Tries(order, means(judge, 0), np.nanmean(means(own, 1), axis=2), none)
+        Tries(order, means(judge, 0), np.nanmean(means(own, 1), axis=2), none, published)
         for own, judge in ((first, second), (second, first))
     ]
     return whole, halves
@@ -299,6 +352,9 @@ def page(kept: dict[str, list[dict[str, Any]]], *, write: bool) -> str:
         "## The ceiling",
         CEILING,
         ceilings(),
+        "## How many layers to offer",
+        OFFERED,
+        offered(),
     ]
     for model, rows in kept.items():
         sets = sets_of(rows)

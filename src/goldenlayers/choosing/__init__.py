@@ -117,11 +117,11 @@ def _points(score: float) -> str:
 
 
 def depths(n_layers: int) -> list[int]:
-    """The layers that are tried by default: the published one, one third and half of the depth."""
+    """The layers that are tried by default: the published one, and six spread over the depth."""
     from goldenlayers.locating import published_layer
 
-    some = [published_layer(n_layers), *(round(n_layers * share) for share in (1 / 3, 1 / 2))]
-    return list(dict.fromkeys(min(n_layers - 1, layer) for layer in some))
+    spread = ((2 * i + 1) * n_layers // 12 for i in range(6))
+    return list(dict.fromkeys((published_layer(n_layers), *spread)))
 
 
 def choose_edits(
