@@ -72,7 +72,7 @@ class Reader:
     """Reads the names' keys of one prompt, at one layer after the other.
 
     Each pass goes on from the block that the last one came to, and what all rows begin with is run
-    once, where the family's attention allows it: either is tried on the first batch.
+    once, where the family's attention allows it: either is tried on one batch.
     """
 
     def __init__(self, model: Model, names: list[str], rows: list[tuple[int, ...]]) -> None:
@@ -80,9 +80,22 @@ class Reader:
         self.batches = list(length_batches([len(row) for row in rows], _BATCH))
         self.states: list[Tensor] = []  # inputs (N, S, D) of block ``at``, batch by batch
         self.at = 0
+        self._trial = self._shortest()
         self._head = _common(rows)
         self._continues: bool | None = None if len(self._head) > 1 else False
         self._resumes: bool | None = None
+
+    def _shortest(self) -> int:
+        """The batch with the fewest tokens, of those with padding if there are any."""
+
+        def lengths(number: int) -> list[int]:
+            return [len(self.rows[m]) for m in self.batches[number]]
+
+        return min(
+            range(len(self.batches)),
+            key=lambda b: (len(set(lengths(b))) == 1, sum(lengths(b))),
+            default=0,
+        )
 
     @torch.no_grad()
     def read(self, layer: int) -> Names:
@@ -94,7 +107,10 @@ class Reader:
         if layer < self.at:
             self.states = []
         elif self.states and self._resumes is None:
-            again, whole = (self._batch(0, layer, past, s)[0] for s in (self.states[0], None))
+            trial = self._trial
+            again, whole = (
+                self._batch(trial, layer, past, s)[0] for s in (self.states[trial], None)
+            )
             self._resumes = agree(again, whole)
         if self._resumes is False:
             self.states = []
@@ -153,7 +169,7 @@ class Reader:
             input_of(self.model, down, ids, past_key_values=cache)
             past = [(k, v) for k, v, *_ in cache]
             if self._continues is None:
-                behind, whole = (self._batch(0, layer, some)[0] for some in (past, ()))
+                behind, whole = (self._batch(self._trial, layer, some)[0] for some in (past, ()))
                 self._continues = agree(behind, whole)
         except UNABLE:
             self._continues = False
