@@ -33,7 +33,7 @@ from goldenlayers.truth.table import best_place, eligible_means, plain
 
 STUDY = RESULTS / "study"
 SUMMARY = STUDY / "summary.json"
-PROXIES = 24  # facts that choose; the others judge
+PROXIES = 0.6  # share of a cell's facts that choose; the others judge
 SPLITS = 60
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
 FINE_TUNED = ("ft-m", "ft-l")
@@ -56,8 +56,7 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
     for name, layer in one.cell["choices"].items():
-        if layer in one.layers:
-            found[name] = _always(one.layers.index(layer))
+        found[name] = _always(one.nearest(layer))
     return found
 
 
@@ -75,7 +74,7 @@ def splits(n: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:
     rng = np.random.default_rng(seed)
     for _ in range(SPLITS):
         order = rng.permutation(n).tolist()
-        yield order[:PROXIES], order[PROXIES:]
+        yield order[: round(PROXIES * n)], order[round(PROXIES * n) :]
 
 
 def noise_floor(one: Swept, draws: int = 1000) -> float:
@@ -84,7 +83,7 @@ def noise_floor(one: Swept, draws: int = 1000) -> float:
     golden = best_place(one.hard)
     lost = []
     for _ in range(draws):
-        means = eligible_means(one.hard[rng.integers(n, size=n - PROXIES)])
+        means = eligible_means(one.hard[rng.integers(n, size=n - round(PROXIES * n))])
         lost.append(float(np.nanmax(means) - means[golden]))
     return float(np.nanmean(lost))
 

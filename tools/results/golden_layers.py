@@ -78,6 +78,13 @@ def draw(found: Found, stem: Path) -> None:
         save(figure, stem, ("svg", "pdf"))
 
 
+def halved(found: Found) -> str:
+    """Of which models only some layers were swept."""
+    some = {r["model"] for r in found["rows"] if len(r["layers"]) <= r["layers"][-1]}
+    told = "; a choice between them stands for the nearest"
+    return f" (every second of {', '.join(sorted(some))}{told})" if some else ""
+
+
 def page(found: Found) -> str:
     """The page."""
     facts = sorted({row["facts"] for row in found["rows"]})
@@ -89,12 +96,12 @@ def page(found: Found) -> str:
         wanted(found),
         "## How it was measured",
         f"A cell is a model, a data set and an editor; {found['cells']} are there, of "
-        f"{tested} facts each, edited one at a time at every layer (`golden study "
+        f"{tested} facts each, edited one at a time at every layer{halved(found)} (`golden study "
         "studies/golden-layers.yaml`, drawn with seed 0). Overall is the mean of rewrite, "
         "rephrase, locality and portability, in points of 100, without probes that contradict the "
-        f"edit. {found['splits']} times the facts of a cell are split: {found['proxies']} choose, "
-        "the others judge, so that each fact judges in turn. *Regret* is what the judges' best "
-        "layer scores above the chosen one. The best of many layers is in part luck, so that the "
+        f"edit. {found['splits']} times the facts of a cell are split: {found['proxies']:.0%} of "
+        "them choose, the others judge, so that each fact judges in turn. *Regret* is what the "
+        "judges' best layer scores above the chosen one. The best of many layers is in part luck, so that the "
         "truly best layer shows a regret as well: the *noise floor*, by drawing as many judges "
         "from the cell's facts, as if these were all there are. LGA and transfer choose on 100 "
         "other facts. The race and the tables of all edits choose by expected hits unless it says "

@@ -57,7 +57,10 @@ class Swept:
     @property
     def published(self) -> int:
         """Place of the published depth."""
-        layer = published_layer(self.cell["n_layers"])
+        return self.nearest(published_layer(self.cell["n_layers"]))
+
+    def nearest(self, layer: int) -> int:
+        """Place of the swept layer that is nearest to one."""
         return min(range(len(self.layers)), key=lambda i: abs(self.layers[i] - layer))
 
     @property
@@ -66,8 +69,9 @@ class Swept:
         chosen on other facts; of fine-tuning the published depth's.
         """
         layer = self.cell["choices"].get("transfer-align")
-        able = layer in self.layers and not self.editor.startswith("ft-")
-        return self.layers.index(layer) if able else self.published
+        if layer is None or self.editor.startswith("ft-"):
+            return self.published
+        return self.nearest(layer)
 
 
 def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
