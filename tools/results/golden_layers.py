@@ -101,14 +101,14 @@ def page(found: Found) -> str:
         "rephrase, locality and portability, in points of 100, without probes that contradict the "
         f"edit. {found['splits']} times the facts of a cell are split: {found['proxies']:.0%} of "
         "them choose, the others judge, so that each fact judges in turn. *Regret* is what the "
-        "judges' best layer scores above the chosen one. The best of many layers is in part luck, so that the "
-        "truly best layer shows a regret as well: the *noise floor*, by drawing as many judges "
-        "from the cell's facts, as if these were all there are. LGA and transfer choose on 100 "
-        "other facts. The race and the tables of all edits choose by expected hits unless it says "
-        "hits; *believed* is the race's own rule on all edits. Differences from the published "
-        "depth are paired by fact; their intervals (95 %) draw the facts anew, for all editors of "
-        "a cell alike. The rows are in `study/`, "
-        "compressed; `python tools/results/choices.py` and `golden_layers.py` make this page.",
+        "judges' best layer scores above the chosen one. The best of many layers is in part luck, "
+        "so that the truly best layer shows a regret as well: the *noise floor*, by drawing as "
+        "many judges from the cell's facts, as if these were all there are. LGA and transfer "
+        "choose on 100 other facts. The race and the tables of all edits choose by expected hits "
+        "unless it says hits; *believed* is the race's own rule on all edits. Differences from "
+        "the published depth are paired by fact; their intervals (95 %) draw the facts anew, for "
+        "all editors of a cell alike. The rows are in `study/`, compressed; `python "
+        "tools/results/choices.py` and `golden_layers.py` make this page.",
         "## Is there a golden layer?",
         existence(found),
         "*Golden in resamples*: how often the layer stays the best one when the facts are drawn "
