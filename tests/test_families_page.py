@@ -13,10 +13,13 @@ import transformers
 from tokenizers_built import TOKENIZERS
 
 import goldenlayers as gl
+from goldenlayers.editors.routing import layer_statistics
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.locating.building import RankingBuilder
+from goldenlayers.locating.race import Race
 from goldenlayers.models import Model
+from goldenlayers.sweeping import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 # An ordinary one, experts beside state spaces, layers without an MLP, a shared expert outside the
@@ -72,6 +75,15 @@ def test_layers_without_an_mlp_are_told_and_left_out(hybrid: Model) -> None:
         gl.edit(hybrid, FACTS[0], "rome", layer=2)
     fixed = gl.locate(hybrid, FACTS, "middle")  # layer 2, which has none
     assert fixed.golden_layer == 1
+
+
+def test_what_edits_goes_round_layers_without_an_mlp(hybrid: Model) -> None:
+    assert set(layer_statistics(hybrid)) == {1, 3}
+    found = sweep(hybrid, FACTS, "rome", steps=2, prefixes=1)
+    assert {row["layer"] for row in found.rows} == {1, 3}
+    raced = gl.locate(hybrid, FACTS, Race(edits=4, editor="rome"), bootstrap=0)
+    assert raced.golden_layer in (1, 3)
+    assert {i for i, one in enumerate(raced.layers) if one.score is not None} <= {1, 3}
 
 
 def test_a_ranking_without_some_layers_is_that_of_the_others() -> None:

@@ -101,6 +101,37 @@ def test_last_logits_and_the_cache(family: str) -> None:
     assert close(logits[0], full_logits(model, row)[-1])
 
 
+@pytest.mark.parametrize("fault", ["none kept", "refused", "refused later"])
+def test_without_a_cache_that_works_all_is_run_again(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, row = wrapped("llama"), ROWS[2]
+    real, asked = model.hf.forward, []
+
+    def forward(*, input_ids: torch.Tensor, use_cache: bool, **kwargs: Any) -> Any:
+        asked.append(input_ids.shape[1])
+        given = kwargs.get("past_key_values")
+        if use_cache and (fault == "refused" or (fault == "refused later" and given is not None)):
+            raise ValueError("no cache here")
+        out = real(input_ids=input_ids, use_cache=use_cache, **kwargs)
+        if fault == "none kept":
+            out.past_key_values = None
+        return out
+
+    monkeypatch.setattr(model.hf, "forward", forward)
+    n, past, whole = len(row), None, full_logits(model, row)
+    asked.clear()
+    with torch.no_grad():
+        for start, end in ((0, n - 2), (n - 2, n - 1), (n - 1, n)):
+            logits, past = last_logits(model, torch.tensor([row[start:end]]), past)
+            assert close(logits[0], whole[end - 1])
+    assert asked[-1] == n
+    if fault != "none kept":
+        with pytest.raises(ValueError, match="no cache here"):
+            once = last_logits(model, torch.tensor([row[:2]]), again=fault != "refused")[1]
+            last_logits(model, torch.tensor([row[2:3]]), once, again=False)
+
+
 def test_capture_and_override() -> None:
     model = wrapped("llama")
     ids = torch.tensor([ROWS[0]])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ from torch import Tensor
 
 import goldenlayers as gl
 from goldenlayers.editors import EDITORS, Editing, make_editor
-from goldenlayers.editors.routing import by_expert, experts_of
+from goldenlayers.editors.routing import by_expert, experts_of, layer_statistics
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
 from goldenlayers.hooks import capture, final_hidden, observe, override, token_nll
 from goldenlayers.locating.lga import pair_products, saliency_rows
+from goldenlayers.locating.race import Race
 from goldenlayers.models import Model
 from goldenlayers.models.layers import Matrix
 from goldenlayers.statistics import KeyStatistics, StatisticsSettings
+from goldenlayers.sweeping import sweep_together
 from goldenlayers.tokens import Encoding, pad_ids
 
 PAIRS = [
@@ -159,6 +163,21 @@ def test_what_asks_for_one_matrix_says_why_there_is_none() -> None:
         gl.key_statistics(model, [0], cache=False)
     with pytest.raises(UserError, match="4 experts and none"):
         gl.locate(model, [FACT, OTHER], "transfer")
+
+
+def test_layers_with_experts_alone_are_raced_and_swept_together() -> None:
+    model = tiny("mixtral")
+    facts = [replace(one, rephrasings=("Hear of Rome, a",)) for one in (FACT, OTHER)]
+    statistics = pickle.loads(pickle.dumps(layer_statistics(model)))  # as workers get it
+    raced = gl.locate(model, facts, Race(edits=4, editor="rome"), statistics=statistics)
+    assert any("Key transfer could not say where to begin" in text for text in raced.warnings)
+    assert not any("failed" in text for text in raced.warnings)
+    few = make_editor("rome", steps=2, prefixes=1)
+    found = sweep_together(model, facts, {"a": few, "b": few})
+    for one in found.values():
+        assert not isinstance(one, Exception)
+        assert {row["layer"] for row in one.rows} == {0, 1, 2, 3}
+        assert all(row["score"] is not None for row in one.rows if row["metric"] == "rewrite")
 
 
 # --- edits -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 Key = TypeVar("Key", bound=Hashable)
+
+UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What a family raises that does not take the cache it is given."""
 
 
 def first(output: Any) -> Tensor:
@@ -188,11 +192,36 @@ def final_hidden(model: Model, ids: Tensor, **kwargs: Any) -> Tensor:
     return found[0].to(ids.device)
 
 
-def last_logits(model: Model, ids: Tensor, past: Any = None) -> tuple[Tensor, Any]:
-    """Logits (B, V) behind the last token of equally long rows, and the key-value cache."""
-    with override_input(model.layers.head, lambda hidden: hidden[:, -1:]):
-        out = model.hf(input_ids=ids, use_cache=True, past_key_values=past)
-    return out.logits[:, -1], out.past_key_values
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What rows begin with: the tokens (B, T), and the family's cache of them, where it works."""
+
+    ids: Tensor
+    cache: Any
+
+
+def last_logits(
+    model: Model, ids: Tensor, past: Past | None = None, *, again: bool = True
+) -> tuple[Tensor, Past]:
+    """Logits (B, V) behind the last token of equally long rows, and what a next call goes on from.
+
+    Where a family has no cache, or one that fails, all tokens are run again; not with ``again``
+    False, for who must see every token once.
+    """
+
+    def run(ids: Tensor, **kwargs: Any) -> Any:
+        with override_input(model.layers.head, lambda hidden: hidden[:, -1:]):
+            return model.hf(input_ids=ids, **kwargs)
+
+    seen = ids if past is None else torch.cat([past.ids, ids], dim=1)
+    if past is None or past.cache is not None:
+        try:
+            out = run(ids, use_cache=True, past_key_values=None if past is None else past.cache)
+            return out.logits[:, -1], Past(seen, getattr(out, "past_key_values", None))
+        except UNABLE as error:
+            if not again or isinstance(error, torch.OutOfMemoryError):
+                raise
+    return run(seen, use_cache=False).logits[:, -1], Past(seen, None)
 
 
 # One chunk of logits: 8M numbers, 32 MB in float32, whatever the vocabulary.

@@ -181,7 +181,7 @@ def _race(config: Any, model: Model, how: Race, proxy: FactSet) -> LayerRanking:
         f"No layer is known for {how.editor.name} on {model.name}: it is chosen once, by real "
         "edits of starter facts (--layer published takes the depth of published settings at once)"
     )
-    statistics = statistics_of(config, model, how.editor, range(len(model.layers)))
+    statistics = statistics_of(config, model, how.editor, model.layers.with_mlp)
     with progress("choosing the layer", "edits", estimate=False) as bar:
         tell = Progress(on_progress=bar, on_note=say)
         ranking = locate(model, proxy, how, statistics=statistics, progress=tell)

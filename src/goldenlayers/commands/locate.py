@@ -159,10 +159,10 @@ def run(config: LocateConfig) -> int:
     facts = dataclasses.replace(facts, facts=tuple(settled))
     statistics = None
     if how.needs_statistics:
-        from goldenlayers.statistics import key_statistics
+        from goldenlayers.editors.routing import layer_statistics
 
         text, seed, cache = config.statistics, config.seed, config.cache_dir
-        statistics = key_statistics(model, text=text, seed=seed, cache_dir=cache)
+        statistics = layer_statistics(model, text=text, seed=seed, cache_dir=cache)
     used: list[str] = []
     dropped: list[DataError] = []
 

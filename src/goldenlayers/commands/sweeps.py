@@ -110,6 +110,8 @@ def run_sweep(config: SweepConfig) -> int:
     source = shared.load_facts(config)
     model = shared.load_model(config)
     layers = layers_named(config.layers, len(model.layers))
+    if config.layers.strip().lower() == "all":
+        layers = model.layers.with_mlp
     editor = editor_of(config, model)  # the layer that a preset names is left aside
     config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from goldenlayers.editors.partial_forward import (
-    UNABLE,
     agree,
     by_row,
     continuing,
     growing_cache,
 )
 from goldenlayers.facts import Fact
-from goldenlayers.hooks import input_of, override_input, resume_from
+from goldenlayers.hooks import UNABLE, input_of, override_input, resume_from
 from goldenlayers.tokens import TooLongError, last_token_in, length_batches, pad_ids
 
 if TYPE_CHECKING:

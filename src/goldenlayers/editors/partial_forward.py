@@ -19,14 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from goldenlayers.errors import UserError
-from goldenlayers.hooks import capture, final_hidden, override, override_input, resume_from
+from goldenlayers.hooks import UNABLE, capture, final_hidden, override, override_input, resume_from
 from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.models import Model
-
-UNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-"""What a family raises whose attention does not take a growing cache at all."""
 
 # How far a tail's result may lie from the whole pass's, relative to its size: rounding only.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}

@@ -41,12 +41,13 @@ def is_routed(block: Block) -> bool:
 class RoutedStatistics(Mapping[int, Covariance]):
     """Key statistics of layers some of which have experts: those are collected expert by expert.
 
-    ``plain`` are of the other layers, all in one pass; ``collect`` gives those of one layer of a
-    model whose expert is chosen.
+    ``plain`` are of the other layers, all in one pass.
     """
 
     plain: Mapping[int, Covariance]
-    collect: Callable[[Model, int], Mapping[int, Covariance]]
+    text: str = "package"
+    seed: int = 0
+    cache_dir: Path | None = None
 
     def __getitem__(self, layer: int) -> Covariance:
         return self.plain[layer]
@@ -56,6 +57,13 @@ class RoutedStatistics(Mapping[int, Covariance]):
 
     def __len__(self) -> int:
         return len(self.plain)
+
+    def collect(self, model: Model, layer: int) -> Mapping[int, Covariance]:
+        """Those of one layer of a model whose expert is chosen."""
+        from goldenlayers.statistics import key_statistics
+
+        how = {"text": self.text, "seed": self.seed, "cache_dir": self.cache_dir}
+        return key_statistics(model, [layer], **how)
 
 
 def check_layers(model: Model, editor: Editor, layer: int) -> None:
@@ -130,19 +138,35 @@ def statistics_for(
     """
     if not editor.needs_statistics:
         return None
-    from goldenlayers.statistics import key_statistics
-
-    def collect(model: Model, layers: Sequence[int]) -> Mapping[int, Covariance]:
-        return key_statistics(model, layers, text=text, seed=seed, cache_dir=cache_dir)
-
-    needed = needed_layers(editor, layers)
     for layer in layers:
         check_layers(model, editor, layer)
-    plain = [layer for layer in needed if not is_routed(model.layers[layer])]
-    if len(plain) == len(needed):
-        return collect(model, needed)
-    known = collect(model, plain) if plain else {}
-    return RoutedStatistics(known, lambda model, layer: collect(model, [layer]))
+    needed = needed_layers(editor, layers)
+    return layer_statistics(model, needed, seed=seed, text=text, cache_dir=cache_dir)
+
+
+def layer_statistics(
+    model: Model,
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    text: str = "package",
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Mapping[int, Covariance]:
+    """Key statistics of layers (default: all with an MLP), whoever reads them.
+
+    Those of layers with experts alone are collected when an expert's are asked for.
+    """
+    from goldenlayers.statistics import key_statistics
+
+    some = model.layers.with_mlp if layers is None else layers
+    plain = [layer for layer in some if not is_routed(model.layers[layer])]
+    how: dict[str, Any] = {"text": text, "seed": seed, "cache_dir": cache_dir}
+    if len(plain) == len(some):
+        return key_statistics(model, some, progress=progress, **how)
+    return RoutedStatistics(
+        key_statistics(model, plain, progress=progress, **how) if plain else {}, **how
+    )
 
 
 def seen_by(model: Model, layer: int, fact: Fact) -> Model:

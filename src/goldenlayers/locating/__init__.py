@@ -116,10 +116,10 @@ def locate(
         for error in dropped:
             tell.on_dropped(error)
     if statistics is None and how.needs_statistics:
-        from goldenlayers.statistics import key_statistics
+        from goldenlayers.editors.routing import layer_statistics
 
         began = time.perf_counter()
-        statistics = key_statistics(model, seed=seed)
+        statistics = layer_statistics(model, seed=seed)
         start += time.perf_counter() - began  # not counted: they serve every later call
     builder = RankingBuilder(
         how.name,

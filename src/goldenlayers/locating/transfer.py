@@ -174,7 +174,10 @@ def _check(model: Model, facts: Sequence[Fact], covariances: Mapping[int, Covari
     if not facts:
         raise UserError("there are no facts to measure key transfer with", expected="at least one")
     held = set(covariances)  # iterating reads no matrix; asking `in` a mapping may
-    missing = [block.index for block in model.layers.blocks if block.index not in held]
+    lacking = [block for block in model.layers.blocks if block.index not in held]
+    for block in lacking:
+        _ = block.down  # which says it where there is no one matrix
+    missing = [block.index for block in lacking]
     if missing:
         raise UserError(
             "the key statistics do not hold layer"

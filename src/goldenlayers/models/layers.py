@@ -299,6 +299,11 @@ class LayerMap:
         return "\n".join(map(shown, lines))
 
     @property
+    def with_mlp(self) -> list[int]:
+        """Layers that have an MLP: those that can be ranked and edited."""
+        return [block.index for block in self.blocks if block.mlp_matrices]
+
+    @property
     def without_mlp(self) -> list[int]:
         """Layers that have no MLP, and so take no part."""
         return [block.index for block in self.blocks if not block.mlp_matrices]

@@ -93,7 +93,7 @@ class Contest:
         self.failures: list[UserError] = []
         self.said: list[str] = []  # what the reader is to know beside the result
         self.closed = frozenset(self.model.layers.without_mlp)
-        able = sorted(set(range(len(self.model.layers))) - self.closed)
+        able = self.model.layers.with_mlp
         if not able:
             raise UserError("there is no layer to race", expected="a layer with an MLP")
         self.home = min(able, key=lambda one: (abs(one - self.home), one))

@@ -261,7 +261,7 @@ def key_statistics(
 
     Args:
         model: the model, in evaluation mode as loading leaves it.
-        layers: which layers, all if None.
+        layers: which layers, all that have an MLP if None.
         cache_dir: as for loading models: the folder ``statistics`` in it is used.
         cache: False keeps everything in memory, without checkpoints.
         progress: called with (tokens done, tokens at most) after each batch; a bar on a terminal
@@ -273,7 +273,7 @@ def key_statistics(
             MLP width), a setting out of range or unknown, NaN keys.
         DataError: a row of the text that cannot be read.
     """
-    wanted = sorted(set(range(len(model.layers)) if layers is None else layers))
+    wanted = sorted(set(model.layers.with_mlp if layers is None else layers))
     widths = {layer: model.layers[layer].down.in_features for layer in wanted}
     if not wanted:
         raise UserError("no layers were asked for", expected="at least one layer")

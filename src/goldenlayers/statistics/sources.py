@@ -167,7 +167,7 @@ class SampledSource(Source):
             if observer is not None:
                 observer.position = 0 if step == 0 else text[0].shape[1] + step - 1
                 observer.rows = n_rows
-            logits, past = last_logits(model, ids, past)
+            logits, past = last_logits(model, ids, past, again=observer is None)
             if step < n_drawn:
                 ids = _draw(logits, self.allowed, draws[step, :n_rows, None])  # (B, 1)
                 text.append(ids)

@@ -20,13 +20,13 @@ from goldenlayers.checking import FILE, Check, check
 from goldenlayers.decoding import gives_already, greedy, likeliest, settle_joints
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, edit, make_editor, needed_layers
+from goldenlayers.editors.routing import layer_statistics
 from goldenlayers.errors import UserError, check_number, near_matches, shortened
 from goldenlayers.export import added_up, export_gguf, export_peft, read_check, write_card
 from goldenlayers.facts import Fact
 from goldenlayers.locating import locate, published_layer
 from goldenlayers.progress import Progress
 from goldenlayers.records import json_text
-from goldenlayers.statistics import key_statistics
 
 if TYPE_CHECKING:
     from goldenlayers.locating.ranking import LayerRanking
@@ -157,7 +157,7 @@ class Workbench:
         def on_progress(done: int, total: int) -> None:
             tell(f"Reading text for layer {layer}, once: {done / max(total, 1):.0%}")
 
-        return key_statistics(
+        return layer_statistics(
             self.model,
             needed_layers(editor, [layer]),
             cache_dir=self.cache_dir,

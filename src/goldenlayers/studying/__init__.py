@@ -20,6 +20,7 @@ from goldenlayers.datasets import FactSet, load_facts
 from goldenlayers.decoding import joints_record, settle_joints
 from goldenlayers.durable import write_text
 from goldenlayers.editors import Editor, InContext, needed_layers
+from goldenlayers.editors.routing import layer_statistics
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation import DEFAULT_METRICS, evaluate
 from goldenlayers.evaluation.rows import Expected, each_once
@@ -27,7 +28,6 @@ from goldenlayers.locating import LayerMethod, locate
 from goldenlayers.progress import Progress, progress
 from goldenlayers.records import plain
 from goldenlayers.shown import say
-from goldenlayers.statistics import key_statistics
 from goldenlayers.statistics.documents import absolute_name
 from goldenlayers.studying.cell import Cell, TimeUp, cells_of, layers_named, others_of
 from goldenlayers.studying.figures import figures_of
@@ -219,7 +219,10 @@ class Work:
             UserError: a folder that cannot be written; layers that the model does not have.
         """
         cell = self.cell
-        layers = sorted(set(cell.layers(len(self.model.layers)).values()))
+        named = set(cell.layers(len(self.model.layers)).values())
+        if cell.all_layers:
+            named -= set(self.model.layers.without_mlp)
+        layers = sorted(named)
         editors = {run: cell.editor(run).editor for run in todo if run in cell.editors}
         sweeps = {run: one for run, one in editors.items() if isinstance(one, Editor)}
         methods = {run: one for run, one in cell.methods.items() if run in todo}
@@ -246,11 +249,11 @@ class Work:
         """Key statistics of all layers that somebody reads, in one pass; None if nobody does."""
         needed = {one for e in editors if e.needs_statistics for one in needed_layers(e, layers)}
         if any(one.needs_statistics for one in methods):
-            needed = set(range(len(self.model.layers)))
+            needed = set(self.model.layers.with_mlp)
         if not needed:
             return None
         text, cache = absolute_name(self.cell.study.statistics), self.cell.cache_dir
-        return key_statistics(
+        return layer_statistics(
             self.model, sorted(needed), text=text, seed=self.seed, cache_dir=cache
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from goldenlayers.decoding import settle_joints
 from goldenlayers.editors import Editor, Options, make_editor, needed_layers, statistics_for
+from goldenlayers.editors.routing import layer_statistics
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, Metric, metrics_of
 from goldenlayers.evaluation.plan import EvaluationPlan, check_ids
@@ -122,7 +123,7 @@ def sweep(
         model: a loaded model.
         facts: the facts, with their probes.
         method: an editor or its name.
-        layers: where to edit, from the end if negative; default everywhere.
+        layers: where to edit, from the end if negative; default wherever there is an MLP.
         workers: how many processes, or :class:`Workers`.
         progress: reports (of cells, one per layer and fact), and rows of an interrupted call with
             the same arguments: cells that are whole are not worked off again, others are completed.
@@ -225,9 +226,7 @@ def sweep_together(
         reading = [courses[n].job.editor for n in {n for _, n in todo}]
         needed = {one for e in reading if e.needs_statistics for one in needed_layers(e, where)}
         if needed:
-            from goldenlayers.statistics import key_statistics
-
-            statistics = key_statistics(model, sorted(needed), seed=options.seed)
+            statistics = layer_statistics(model, sorted(needed), seed=options.seed)
     values: dict[tuple[Any, ...], Any] = {}
     plans: dict[tuple[int, ...], EvaluationPlan] = {}
     runners = {
@@ -259,7 +258,7 @@ def swept_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
         UserError: none, or one out of range.
     """
     if layers is None:
-        return tuple(range(len(model.layers)))
+        return tuple(model.layers.with_mlp)
     if not layers:
         raise UserError("there are no layers to sweep over", expected="at least one layer")
     return tuple(sorted({model.layers[layer].index for layer in layers}))

@@ -156,7 +156,12 @@ class Runner:
     ) -> None:
         self.model, self.job = model, job
         self._work = Editing(
-            model, job.editor, 0, seed=job.seed, statistics=job.statistics, value_cache=value_cache
+            model,
+            job.editor,
+            model.layers.with_mlp[0],
+            seed=job.seed,
+            statistics=job.statistics,
+            value_cache=value_cache,
         )
         # Runners of one model, facts and metrics may share them.
         self._plans = {} if plans is None else plans
