@@ -115,6 +115,16 @@ def test_of_an_option_that_is_named_twice_all_values_count() -> None:
                 assert values == wanted, (name, option)
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["--set steps=1 prefixes=2 stop=a=b", "--set=steps=1 --set prefixes 2 --set stop a=b"],
+)
+def test_pairs_may_stand_with_an_equals_sign(given: str) -> None:
+    fact = ["--subject", "A", "--prompt", "{}", "--target", "x"]
+    found = parse(["edit", "m", *given.split(), *fact])
+    assert found.set == {"steps": "1", "prefixes": "2", "stop": "a=b"}
+
+
 def test_numbers_are_numbers() -> None:
     import numpy as np
 

@@ -173,14 +173,14 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def _gathered(kind: type[Any], arguments: Sequence[str]) -> list[str]:
     """The arguments with each option of several values named once, and all its values behind it;
-    of two the last alone would count.
+    of two the last alone would count. Pairs may stand as NAME=VALUE.
     """
     from tyro.conf import UseAppendAction
 
     from goldenlayers.commands.options import flag, marks_of, types_of
 
     several = {
-        flag(name)
+        flag(name): get_origin(hint)
         for name, hint in types_of(kind).items()
         if get_origin(hint) in (list, dict) and UseAppendAction not in marks_of(kind)[name]
     }
@@ -200,8 +200,21 @@ def _gathered(kind: type[Any], arguments: Sequence[str]) -> list[str]:
             parts[-1].append(one)
         if equals and name in several:
             parts[-1].append(value)
+    for name, part in places.items():
+        if several[name] is dict:
+            part[1:] = _pairs(part[1:])
     once = {id(part): part for part in parts}
     return [one for part in once.values() for one in part] + list(arguments[end:])
+
+
+def _pairs(words: Sequence[str]) -> list[str]:
+    """NAME VALUE pairs, of which each may stand as NAME=VALUE."""
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        named = len(found) % 2 == 0 and equals and name.isidentifier()
+        found += [name, value] if named else [word]
+    return found
 
 
 def _complaint(box: str) -> str:
