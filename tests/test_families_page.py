@@ -13,6 +13,7 @@ import transformers
 from tokenizers_built import TOKENIZERS
 
 import goldenlayers as gl
+from goldenlayers.choosing import usual_layers
 from goldenlayers.editors.routing import layer_statistics
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -81,6 +82,7 @@ def test_what_edits_goes_round_layers_without_an_mlp(hybrid: Model) -> None:
     assert set(layer_statistics(hybrid)) == {1, 3}
     found = sweep(hybrid, FACTS, "rome", steps=2, prefixes=1)
     assert {row["layer"] for row in found.rows} == {1, 3}
+    assert usual_layers(hybrid) == [1, 3]  # of 0 to 3
     raced = gl.locate(hybrid, FACTS, Race(edits=4, editor="rome"), bootstrap=0)
     assert raced.golden_layer in (1, 3)
     assert {i for i, one in enumerate(raced.layers) if one.score is not None} <= {1, 3}

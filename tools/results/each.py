@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import goldenlayers as gl
-from goldenlayers.choosing import EDITORS, STRENGTHS, depths
+from goldenlayers.choosing import EDITORS, STRENGTHS, usual_layers
 from goldenlayers.choosing.probes import own_probes
 from goldenlayers.decoding import settle_joints
 from goldenlayers.editors import Editing, make_editor
@@ -54,7 +54,7 @@ def drawn(args: argparse.Namespace, seed: int, limit: int) -> Iterator[tuple[str
 
 def measure(args: argparse.Namespace, done: set[tuple[str, str]]) -> None:
     model = gl.load(args.model)
-    layers = args.layers or depths(len(model.layers))
+    layers = args.layers or usual_layers(model)
     statistics = gl.key_statistics(model, sorted(layers), text=args.statistics)
     work = Editing(model, make_editor("rome", **QUICK), layers[0], statistics=statistics)
     limits, asked_for = ((1, args.develop), (0, args.limit)), []

@@ -30,7 +30,7 @@ from goldenlayers.racing import Worth
 if TYPE_CHECKING:
     from goldenlayers.models import Model
 
-__all__ = ["FILE", "STRENGTHS", "Chosen", "Try", "choose_edits", "depths"]
+__all__ = ["FILE", "STRENGTHS", "Chosen", "Try", "choose_edits", "depths", "usual_layers"]
 
 FILE = "tries.json"
 """Where a run of ``golden edit`` keeps what was tried."""
@@ -117,11 +117,16 @@ def _points(score: float) -> str:
 
 
 def depths(n_layers: int) -> list[int]:
-    """The layers that are tried by default: the published one, and six spread over the depth."""
+    """The published layer, and six spread over the depth."""
     from goldenlayers.locating import published_layer
 
     spread = ((2 * i + 1) * n_layers // 12 for i in range(6))
     return list(dict.fromkeys((published_layer(n_layers), *spread)))
+
+
+def usual_layers(model: Model) -> list[int]:
+    """The layers that are tried by default: :func:`depths`, for one without an MLP the nearest."""
+    return list(dict.fromkeys(map(model.layers.nearest, depths(len(model.layers)))))
 
 
 def choose_edits(
@@ -146,7 +151,7 @@ def choose_edits(
         facts: one or several.
         methods: editors to try. The first, at the first layer with strength 1 (or the first), is
             the usual try, which stays unless another is better by a margin.
-        layers: to try, from the end if negative; default: see :func:`depths`.
+        layers: to try, from the end if negative; default: see :func:`usual_layers`.
         strengths: what a change is multiplied by, above 0.
         progress: told (tries done, tries in all); ``on_dropped`` as in :func:`goldenlayers.edit`.
         more: as for :func:`goldenlayers.edit`; settings that only some of the editors have go to
@@ -171,7 +176,7 @@ def choose_edits(
     options, settings = Options.split(more)
     some = [methods] if isinstance(methods, str | Editor) else list(methods)
     editors = [_with(one, settings, some) for one in some]
-    tries = _tries(layers or depths(len(model.layers)), editors, strengths, model)
+    tries = _tries(layers or usual_layers(model), editors, strengths, model)
     own = own_probes(model, facts, tries[0].layer)
     asked = settle_joints(model, [one.fact for one in own])
     values = {} if options.value_cache is None else options.value_cache

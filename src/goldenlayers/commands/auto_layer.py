@@ -83,7 +83,7 @@ def pick_layer(
     if text == "published":
         from goldenlayers.locating import published_layer
 
-        layer = published_layer(len(model.layers))
+        layer = model.layers.nearest(published_layer(len(model.layers)))
         say(f"Layer {layer}: the published depth")
         return layer
     if text != "auto":

@@ -107,12 +107,12 @@ def make(config: Any, model: Model, facts: Sequence[Fact], dropped: list[Any]) -
 def _chosen(config: Any, model: Model, facts: Sequence[Fact], dropped: list[Any]) -> Made:
     """The facts' edits, each the best of those tried."""
     from goldenlayers.atlas import found_for
-    from goldenlayers.choosing import EDITORS, STRENGTHS, choose_edits, depths
+    from goldenlayers.choosing import EDITORS, STRENGTHS, choose_edits, usual_layers
 
     usual = with_usual(config)
     if config.layer == "each":
         editor = editor_of(usual, model)
-        known, some = found_for(model, editor), depths(len(model.layers))
+        known, some = found_for(model, editor), usual_layers(model)
         layers = list(dict.fromkeys(some if known is None else [known.advised, *some]))
     else:
         editor, layer = editor_and_layer(usual, model, facts)

@@ -303,6 +303,10 @@ class LayerMap:
         """Layers that have an MLP: those that can be ranked and edited."""
         return [block.index for block in self.blocks if block.mlp_matrices]
 
+    def nearest(self, layer: int) -> int:
+        """The layer with an MLP that is nearest to one; of two the earlier."""
+        return min(self.with_mlp, key=lambda one: (abs(one - layer), one))
+
     @property
     def without_mlp(self) -> list[int]:
         """Layers that have no MLP, and so take no part."""

@@ -96,7 +96,7 @@ class Contest:
         able = self.model.layers.with_mlp
         if not able:
             raise UserError("there is no layer to race", expected="a layer with an MLP")
-        self.home = min(able, key=lambda one: (abs(one - self.home), one))
+        self.home = self.model.layers.nearest(self.home)
         self._first: dict[tuple[int, int], list[float]] = {}
         self._made, self._start = 0, time.monotonic()
         self._began = self._start

@@ -145,7 +145,8 @@ class Workbench:
         known = found_for(self.model, make_editor(method))
         if known is not None:
             return known.advised, known.sentence()
-        return published_layer(len(self.model.layers)), "the depth of published settings"
+        layer = self.model.layers.nearest(published_layer(len(self.model.layers)))
+        return layer, "the depth of published settings"
 
     def covariances(self, method: str, layer: int, tell: Tell) -> Mapping[int, Covariance] | None:
         """The key statistics that an editor needs at a layer: kept ones, or collected now."""
