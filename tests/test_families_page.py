@@ -21,6 +21,7 @@ from goldenlayers.locating.building import RankingBuilder
 from goldenlayers.locating.race import Race
 from goldenlayers.models import Model
 from goldenlayers.sweeping import sweep
+from goldenlayers.tokens import TooLongError
 
 ROOT = Path(__file__).resolve().parents[1]
 # An ordinary one, experts beside state spaces, layers without an MLP, a shared expert outside the
@@ -86,6 +87,19 @@ def test_what_edits_goes_round_layers_without_an_mlp(hybrid: Model) -> None:
     raced = gl.locate(hybrid, FACTS, Race(edits=4, editor="rome"), bootstrap=0)
     assert raced.golden_layer in (1, 3)
     assert {i for i, one in enumerate(raced.layers) if one.score is not None} <= {1, 3}
+
+
+def test_positions_that_are_counted_from_behind_the_padding_are_no_context(tool: Any) -> None:
+    config = tool.shrunk("camembert")
+    config.vocab_size, config.pad_token_id = 320, 1
+    hf = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = Model.wrap(hf, TOKENIZERS["byte_level_bpe"](), "camembert")
+    longest = config.max_position_embeddings - 2
+    assert len(model.encoder.verbatim("ë" * (longest // 2))) == longest
+    with torch.no_grad():
+        hf(input_ids=torch.full((1, longest), 7))
+    with pytest.raises(TooLongError):
+        model.encoder.verbatim("ë" * (longest // 2 + 1))
 
 
 def test_a_ranking_without_some_layers_is_that_of_the_others() -> None:

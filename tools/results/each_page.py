@@ -276,6 +276,8 @@ def offered() -> str:
             np.concatenate([half.fixed(_at(tries, some, tries.published)) for half in halves])
             for some in by_editor.values()
         )
+        if np.isnan(usual).all(axis=0).any():
+            continue  # data without rephrasings
         every, n = by_editor["clear-rome"], cell["n_layers"]
         thirds = [tries.published, round(n / 3), round(n / 2)]
         three, seven, whole, ways = (

@@ -362,7 +362,12 @@ class Model:
         from goldenlayers.tokens import TextEncoder, context_length
 
         chat = ChatTemplate(self.tokenizer, self.name) if self.chat else None
-        return TextEncoder(self.tokenizer, context_length(self.config), chat)
+        most = context_length(self.config)
+        for name, module in self.hf.named_modules():
+            rows, first = (getattr(module, a, None) for a in ("num_embeddings", "padding_idx"))
+            if most and first is not None and rows and name.endswith("position_embeddings"):
+                most = min(most, rows - first - 1)  # RoBERTa's kin count from behind the padding
+        return TextEncoder(self.tokenizer, most, chat)
 
     def through(self, layer: int, expert: int) -> Model:
         """The same model, with an expert's down projection as the matrix that an edit changes."""
