@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from goldenlayers.hooks import capture, final_hidden, resume_from, wide
+from goldenlayers.hooks import UNABLE, capture, final_hidden, resume_from, wide
 from goldenlayers.models.offload import runs_on
 from goldenlayers.progress import in_smaller_batches
 from goldenlayers.tokens import pad_ids
@@ -346,7 +346,7 @@ def states_hold(model: Model, states: States, rows: Sequence[Ids]) -> bool:
     everyone = [list(range(len(rows)))]
     try:
         return all(ok for _, ok in in_smaller_batches(everyone, hold, lambda m: _named(rows[m])))
-    except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+    except (*UNABLE, KeyError):
         return False
 
 
