@@ -73,9 +73,9 @@ def loop_value(
             ]
         ).mean()
         now = log_probs[-1, lookups[-1]]
-        kl = (kl_clean.exp() * (kl_clean - now)).sum()
+        kl = (now.exp() * (now - kl_clean)).sum()
         loss = nll + s.kl_factor * kl + s.weight_decay * delta.norm() / v0.norm() ** 2
-        if float(loss) < s.stop_loss or step == s.steps - 1:
+        if float(loss.detach()) < s.stop_loss or step == s.steps - 1:
             break
         adam.zero_grad()
         loss.backward()

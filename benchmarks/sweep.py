@@ -35,7 +35,7 @@ from goldenlayers.editors import Editing, Rome
 from goldenlayers.editors.updates import rome_update
 from goldenlayers.editors.values import fact_prompts
 from goldenlayers.evaluation.metrics import Question, questions
-from goldenlayers.evaluation.scoring import ANSWER, STAY
+from goldenlayers.evaluation.scoring import ANSWER, STAY, STAY_NEIGHBOUR, STAY_SUBJECT
 from goldenlayers.facts import Fact
 from goldenlayers.models import Model, load
 from goldenlayers.statistics import key_statistics
@@ -43,6 +43,7 @@ from goldenlayers.statistics.moments import Covariance
 from goldenlayers.sweeping import sweep
 from goldenlayers.tokens import Encoding, pad_ids
 
+STAYING = (STAY, STAY_NEIGHBOUR, STAY_SUBJECT)
 Row = dict[str, Any]
 Statistics = Mapping[int, Covariance]
 
@@ -124,7 +125,7 @@ def rome_alone(
             loss = torch.stack(nll).mean() + s.weight_decay * delta.norm() / norm**2
             if s.kl_factor > 0:
                 now = logits[n, texts[n].lookup].log_softmax(-1)
-                loss = loss + s.kl_factor * (clean_kl.exp() * (clean_kl - now)).sum()
+                loss = loss + s.kl_factor * (now.exp() * (now - clean_kl)).sum()
         if float(loss.detach()) < s.stop_loss or step == s.steps - 1:
             break
         (g,) = torch.autograd.grad(loss, delta)
@@ -169,7 +170,7 @@ class OneFact:
 
 
 def asked(question: Question) -> bool:
-    return question.reason is None and question.scoring in (ANSWER, STAY)
+    return question.reason is None and question.scoring in (ANSWER, *STAYING)
 
 
 @torch.no_grad()

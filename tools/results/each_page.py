@@ -292,10 +292,16 @@ def offered() -> str:
         rows.append([
             f"{cell['model']}, {cell['data']}", f"{len(usual) // 2}",
             *(lead_of(some, usual) for some in (three, seven, whole, ways)),
+            lead_of(seven, three),
             *(lead_of(some, rome) for some in (usual, seven)),
         ])  # fmt: skip
     head = ["data", "facts", "3 layers", "`--layer each`: 7 layers", "all layers"]
-    head += ["all layers, four editors", "the default, over ROME", "`--layer each`, over ROME"]
+    head += [
+        "all layers, four editors",
+        "7 layers over 3",
+        "the default, over ROME",
+        "`--layer each`, over ROME",
+    ]
     return table(head, rows)
 
 
