@@ -38,7 +38,7 @@ def script(name: str) -> Any:
 
 
 def test_the_loop_of_edits_finds_the_values_of_the_batch() -> None:
-    model = tiny("llama", torch.float64)
+    model = tiny("llama", dtype=torch.float64)
     settings = ValueSearch(adam=True, steps=4, prefixes=2, stop_loss=0.0, kl_factor=1.0)
     prefixes = sample_prefixes(model, 2, settings.prefix_tokens, seed=0)
     found = optimise_values(model, FACTS, 1, prefixes, settings)
