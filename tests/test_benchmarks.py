@@ -45,7 +45,7 @@ def test_the_loop_of_edits_finds_the_values_of_the_batch() -> None:
     for fact, value in zip(FACTS, found, strict=True):
         alone = script("edit").loop_value(model, fact, 1, prefixes, settings)
         assert float(alone.norm()) > 0
-        torch.testing.assert_close(value.delta, alone, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(value.delta, alone, rtol=1e-3, atol=1e-5)
 
 
 def test_the_loop_of_a_sweep_has_its_rows() -> None:
