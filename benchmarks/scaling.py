@@ -154,13 +154,13 @@ def measure(quick: bool, repeats: int) -> dict[str, list[dict[str, Any]]]:
                 }
             )
 
-    rows = found["a sweep of all layers by workers, 8 facts"] = []
+    rows = found["a sweep of all layers by workers, 48 facts"] = []
     none = KeyStatistics.identity({b.index: b.down.in_features for b in small.layers})
     for n in WORKERS:
         start = time.perf_counter()
         workers = Workers(n, load=partial(drawn, *SIZES[0]))
         sweep(
-            small, facts[:8], "rome", statistics=none, workers=workers,
+            small, facts[:48], "rome", statistics=none, workers=workers,
             metrics=["rewrite", "rephrase", "locality"], **VALUE,
         )  # fmt: skip
         rows.append({"workers": n, "seconds": time.perf_counter() - start})
