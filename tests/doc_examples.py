@@ -126,6 +126,8 @@ def smaller(command: str, options: Any) -> Any:
         less["overwrite"] = True
     if getattr(options, "layer", "") == "auto":
         less["layer"] = "published"  # the race has tests of its own
+    if getattr(options, "layers", "all") not in ("all", []):
+        less["layers"] = "0,2"  # the stand-ins have few
     if command == "locate":
         if options.method == "cma" or options.known:
             less["data"] = "known.jsonl"  # nobody else knows what a random model knows

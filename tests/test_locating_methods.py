@@ -167,7 +167,7 @@ def test_a_transformers_model_is_refused_with_the_way_to_wrap_it() -> None:
 def test_what_transfer_needs_is_collected_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = tiny("llama"), []
 
-    def collected(one: Any, *, seed: int) -> Any:
+    def collected(one: Any, _layers: Any, *, seed: int, **_: Any) -> Any:
         assert one is model
         asked.append(seed)
         return covariances(model)
