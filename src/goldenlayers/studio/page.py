@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from goldenlayers.studio.workbench import Session, Workbench
 
 _EVERY = 0.2  # seconds between two looks at how far a call is
-# Gradio ends the stream of a tab's results when none is awaited. A call that is made in the moment
-# before the tab hears of the end gets no stream and no answer, until some other call opens one: so
-# one is made every few seconds.
-_STREAM = 3.0
 # The name of the tab, kept by the browser until the tab is closed: a page that is loaded anew has
 # its edits again. `randomUUID` is not there on pages of plain http from another machine.
 _KEY = """() => {
@@ -53,11 +49,26 @@ def mounted(app: Any, bench: Workbench) -> Any:
     style = (files("goldenlayers.studio") / "style.css").read_text("utf-8")
     # Gradio sets its own style sheet's rules, and ours, inside this box.
     box = "<style>.gradio-container .main.main { padding: 0 !important; }</style>"
-    return gr.mount_gradio_app(
-        app, page(bench), "/", css=style, head=box, theme=_theme(), footer_links=[],
+    blocks = page(bench)
+    whole = gr.mount_gradio_app(
+        app, blocks, "/", css=style, head=box, theme=_theme(), footer_links=[],
         run_history=False, show_error=False, ssr_mode=False, mcp_server=False, pwa=False,
         enable_monitoring=False,
     )  # fmt: skip
+    blocks._queue.pending_event_ids_session = _Awaited()
+    return whole
+
+
+class _Awaited(dict[str, set[str]]):
+    """The calls whose results a tab awaits, by tabs; never none.
+
+    Gradio ends the stream of a tab's results when none is awaited, and the next call opens another.
+    A call that is made in the moment before the tab hears of the end gets no answer, or loses the
+    new stream with the old one. So the stream stays open as long as its tab.
+    """
+
+    def __setitem__(self, tab: str, calls: set[str]) -> None:
+        super().__setitem__(tab, calls | {"none"})
 
 
 def _theme() -> Any:
@@ -292,7 +303,6 @@ def page(bench: Workbench) -> Any:
             [layer, reason],
         )
         _on(blocks.load, _opened, [sent], [key, turn], js=_KEY)
-        _on(gr.Timer(_STREAM).tick, lambda: None, [], [], trigger_mode="multiple")
     blocks.queue(default_concurrency_limit=16, max_size=100, api_open=False)
     return blocks
 
