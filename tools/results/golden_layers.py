@@ -133,7 +133,7 @@ def page(found: Found) -> str:
         "hits: real edits at all layers, by all editors. The curve that the race uses was drawn "
         "from Gemma's starter and CounterFact cells and 16 facts of SmolLM2's CounterFact cell, "
         "and so were the rule's other constants. Gemma's ZsRE cell had a part in the choice of the "
-        "start alone, SmolLM2's starter cell in nothing.",
+        "start alone, the others in nothing.",
         expected(found),
         "### LGA and the first token",
         "The layers that LGA names when all tokens count, all but the first, the lookup token "

@@ -93,8 +93,7 @@ class Contest:
         self.failures: list[UserError] = []
         self.said: list[str] = []  # what the reader is to know beside the result
         self.closed = frozenset(self.model.layers.without_mlp)
-        able = self.model.layers.with_mlp
-        if not able:
+        if not self.model.layers.with_mlp:
             raise UserError("there is no layer to race", expected="a layer with an MLP")
         self.home = self.model.layers.nearest(self.home)
         self._first: dict[tuple[int, int], list[float]] = {}
