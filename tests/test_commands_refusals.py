@@ -95,7 +95,7 @@ BAD: dict[str, list[tuple[tuple[str, ...], str]]] = {
         (("--budget", "3m"), "budget is for the method race, not lga"),
         (("--method", "race", "--tokens", "lookup"), "tokens is for the method lga or saliency"),
         (("--method", "race", "--budget", "3"), "the budget is '3'. Expected a time such as 90s"),
-        (("--method", "race", "--set", "prior", "-1"), "the prior is -1"),
+        (("--method", "race", "--set", "subject", "-1"), "weight of the subject is -1"),
         (("--verify", "2"), "Unrecognized options: --verify"),
         (("--fence", "none", "--kappa", "2"), "kappa is for the fence tukey"),
         (("--method", "race", "--editor", "roem"), "roem"),

@@ -83,7 +83,7 @@ def test_other_fences_and_layers_with_higher_scores_are_named():
 
 
 def test_a_race_shows_what_was_not_tried():
-    known = Evidence("rome", 0, 2, 9, (2.0, -1.0, 5.0), (2,), "the edits are used up", 1, 2)
+    known = Evidence("rome", 0, 9, (2.0, -1.0, 5.0), (2,), "the edits are used up", 1, 2)
     layers = [LayerScore(i, s, kept=s is not None, wins=w, facts=n) for i, s, w, n in (
         (0, 60.0, 0.3, 3), (1, 62.0, 0.6, 3), (2, 61.0, 0.1, 3), (3, None, 0.0, 0),
     )]  # fmt: skip
@@ -93,8 +93,8 @@ def test_a_race_shows_what_was_not_tried():
     said = " ".join(lines)
     for part in (
         "Layer 1 was chosen by 9 edits with rome in 4 s (the edits are used up)",
-        "; with 60 % probability it is the best. Before any edit key transfer expected layer 2.",
-        "It is expected to lead the published depth, layer 0, by 2.0 points (-1.0 to +5.0).",
+        "; of 3 it is the best in 60 % of resamples.",
+        "It was ahead of the published depth, layer 0, by 2.0 points (-1.0 to +5.0).",
         "It cannot be told from layer 2.",
         "If only answers about the edited subject had to stay it were layer 1, if only",
     ):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from own_layers import NAMED_SHARE, SHARES, Figures, Swept, drawn, per_fact, swe
 from render import RESULTS
 
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
-from goldenlayers.racing import Worth, decide, replay, table_of
-from goldenlayers.racing.rule import Raced
+from goldenlayers.racing import Worth, replay, table_of
+from goldenlayers.racing.rule import EDITS, Raced
+from goldenlayers.racing.rule import SHARES as DEPTHS
 from goldenlayers.racing.worth import expected_hits
 from goldenlayers.truth import Interval
 from goldenlayers.truth.table import best_place, eligible_means, plain
@@ -36,8 +38,7 @@ SUMMARY = STUDY / "summary.json"
 PROXIES = 0.6  # share of a cell's facts that choose; the others judge
 SPLITS = 60
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
-FEW = 1 / 3, 2 / 3  # shares of the depth at which all proxy facts are edited, and
-MARGIN = 2.0  # the points by which one must beat the published depth
+WITH_TRANSFER = "race with key transfer's layer"
 FINE_TUNED = ("ft-m", "ft-l")
 
 
@@ -50,34 +51,34 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
 
     found: dict[str, Callable[[list[int]], int]] = {
         PUBLISHED: lambda _: one.published,
-        "race of 60 edits": lambda facts: race(one, facts, edits=60).place,
-        "race without a prior": lambda facts: race(one, facts, prior=0).place,
-        "race from the published depth": lambda facts: replay(one.soft[facts], one.published).place,
-        "four layers, all facts": lambda facts: few(one, facts),
-        "all edits, believed": lambda facts: decide(one.soft[facts], one.expected),
+        "race of 36 edits": lambda facts: race(one, facts, edits=36).place,
+        "race with two thirds of the depth alone": lambda facts: race(one, facts, DEPTHS[1:]).place,
         "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
     for name, layer in one.cell["choices"].items():
-        found[name] = _always(one.nearest(layer))
+        place = one.nearest(layer)
+        found[name] = _always(place)
+        if name == "transfer-align":
+            found[WITH_TRANSFER] = partial(_with, one, place)
     return found
 
 
-def race(one: Swept, facts: list[int], **rule: float) -> Raced:
-    """The race on some facts, from the layer that is expected to be the best."""
-    return replay(one.soft[facts], one.expected, also=one.published, **rule)
-
-
-def few(one: Swept, facts: list[int]) -> int:
-    """The best of the published depth, key transfer's layer and two more, on the same facts: by the
-    mean of hits and expected hits.
-    """
+def race(
+    one: Swept,
+    facts: list[int],
+    depths: Sequence[float] = DEPTHS,
+    also: Sequence[int] = (),
+    edits: int = EDITS,
+) -> Raced:
+    """The race on some facts: the published depth, other depths, and further places."""
     n = one.cell["n_layers"]
-    places = [one.published, one.expected, *(one.nearest(round(n * share)) for share in FEW)]
-    leads = (one.hard + one.soft)[facts] / 2
-    lead = np.nanmean(leads[:, places] - leads[:, [one.published]], axis=0)
-    best = int(np.nanargmax(lead))
-    return places[best] if lead[best] > MARGIN else one.published
+    places = [*(one.nearest(round(n * depth)) for depth in depths), *also]
+    return replay(one.both[facts], places, one.published, edits)
+
+
+def _with(one: Swept, place: int, facts: list[int]) -> int:
+    return race(one, facts, also=[place]).place
 
 
 def _always(place: int) -> Callable[[list[int]], int]:

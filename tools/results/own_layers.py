@@ -15,7 +15,7 @@ from kept import Cell, Row, unpack
 
 from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.locating import published_layer
-from goldenlayers.racing import table_of
+from goldenlayers.racing import Worth, table_of
 from goldenlayers.racing.worth import expected_hits
 from goldenlayers.truth import Truth
 
@@ -28,8 +28,8 @@ Figures = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Swept:
-    """An editor in a cell: ``hard`` (B, L), by hits, judges; ``soft`` (B, L), by expected ones,
-    chooses.
+    """An editor in a cell: ``hard`` (B, L), by hits, judges; ``soft`` (B, L), by expected ones, and
+    ``both`` (B, L), by the mean of the two, choose.
     """
 
     cell: Cell
@@ -38,6 +38,7 @@ class Swept:
     truth: Truth
     hard: Floats
     soft: Floats
+    both: Floats
 
     @property
     def layers(self) -> list[int]:
@@ -63,16 +64,6 @@ class Swept:
         """Place of the swept layer that is nearest to one."""
         return min(range(len(self.layers)), key=lambda i: abs(self.layers[i] - layer))
 
-    @property
-    def expected(self) -> int:
-        """Place of the layer that a race expects to be the best: aligned key transfer's, which was
-        chosen on other facts; of fine-tuning the published depth's.
-        """
-        layer = self.cell["choices"].get("transfer-align")
-        if layer is None or self.editor.startswith("ft-"):
-            return self.published
-        return self.nearest(layer)
-
 
 def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
     """The sweeps of some cells; their facts in one order."""
@@ -83,7 +74,8 @@ def swept(cells: Sequence[Cell]) -> Iterator[Swept]:
             truth = Truth.from_rows(rows)
             facts, _, soft = table_of(rows)
             order = [facts.index(fact) for fact in truth.facts]
-            yield Swept(cell, editor, rows, truth, truth.table(), soft[order])
+            _, _, both = table_of(rows, Worth(by="both"))
+            yield Swept(cell, editor, rows, truth, truth.table(), soft[order], both[order])
 
 
 def halves(one: Swept, seed: int = 0) -> tuple[Floats, Floats] | None:

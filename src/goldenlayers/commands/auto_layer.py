@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LAYERS = """a layer number (negative ones count from the end), auto, published, or the folder of
 a finished run of golden locate or sweep"""
 _FEWEST = 12  # proxy facts
-_VERSION = 6  # of what is kept: to be raised when the race's scores change, or what may be kept
+_VERSION = 7  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
 def open_settings(config: Any) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ def _race(config: Any, model: Model, how: Race, proxy: FactSet) -> LayerRanking:
         f"No layer is known for {how.editor.name} on {model.name}: it is chosen once, by real "
         "edits of starter facts (--layer published takes the depth of published settings at once)"
     )
-    statistics = statistics_of(config, model, how.editor, model.layers.with_mlp)
+    statistics = statistics_of(config, model, how.editor, how.layers(model))
     with progress("choosing the layer", "edits", estimate=False) as bar:
         tell = Progress(on_progress=bar, on_note=say)
         ranking = locate(model, proxy, how, statistics=statistics, progress=tell)

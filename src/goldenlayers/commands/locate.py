@@ -52,13 +52,13 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     heading = "Method"
 
     method: Annotated[str, arg(metavar="METHOD")] = "lga"
-    """lga: Layer Gradient Analysis (arXiv 2602.20207). race: real edits of a few facts, more where
-    layers are good. transfer: key transfer analysis, forward passes only. cma: causal mediation
+    """lga: Layer Gradient Analysis (arXiv 2602.20207). race: real edits of some facts at a
+    few layers. transfer: key transfer analysis, forward passes only. cma: causal mediation
     analysis (arXiv 2202.05262). saliency: mean absolute gradient. middle, published: choices that
     look at no facts (half depth; that of published settings)."""
 
     set: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Further settings of the method (race: edits, prior, subject, neighbour, hits; transfer:
+    """Further settings of the method (race: edits, subject, neighbour; transfer:
     reach, align)."""
 
     statistics: Statistics = "package"
@@ -158,11 +158,11 @@ def run(config: LocateConfig) -> int:
     config, (settled,) = settle(config, model, facts)
     facts = dataclasses.replace(facts, facts=tuple(settled))
     statistics = None
-    if how.needs_statistics:
+    if reads := how.statistics_layers(model):
         from goldenlayers.editors.routing import layer_statistics
 
         text, seed, cache = config.statistics, config.seed, config.cache_dir
-        statistics = layer_statistics(model, text=text, seed=seed, cache_dir=cache)
+        statistics = layer_statistics(model, reads, text=text, seed=seed, cache_dir=cache)
     used: list[str] = []
     dropped: list[DataError] = []
 

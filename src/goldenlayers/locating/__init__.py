@@ -72,7 +72,7 @@ def locate(
         seed: of the resampling, and of what the method draws.
         bootstrap: resamples of the facts, 0 for none.
         top_k: how many candidates to name.
-        statistics: key statistics of every layer, for methods that need them (transfer); collected
+        statistics: key statistics of the layers that the method reads (transfer, race); collected
             from the text of the package (and cached) when left out.
         progress: ``on_rows`` is called with each batch's rows, ``on_progress`` with the facts done
             and in all, ``on_dropped`` with the error of each fact left out; ``chunk`` is the batch
@@ -115,11 +115,11 @@ def locate(
     if tell.on_dropped is not None:
         for error in dropped:
             tell.on_dropped(error)
-    if statistics is None and how.needs_statistics:
+    if statistics is None and (reads := how.statistics_layers(model)):
         from goldenlayers.editors.routing import layer_statistics
 
         began = time.perf_counter()
-        statistics = layer_statistics(model, seed=seed)
+        statistics = layer_statistics(model, reads, seed=seed)
         start += time.perf_counter() - began  # not counted: they serve every later call
     builder = RankingBuilder(
         how.name,

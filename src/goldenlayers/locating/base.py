@@ -65,7 +65,7 @@ class Work:
         model: a loaded model; it is not to be changed.
         facts: those that fit the model's context, known or with old answers as the method asks.
         seed: of all that is drawn at random.
-        statistics: key statistics of every layer, if the method needs them.
+        statistics: key statistics of the layers that the method reads them of.
     """
 
     model: Model
@@ -86,7 +86,6 @@ class LayerMethod:
         name: what rankings and tables call it; the name it is registered by.
         axis: what its scores are and their unit, for figures.
         fills_old_answers: whether facts without old answer get the model's own.
-        needs_statistics: whether :meth:`rows` needs the key statistics of every layer.
         traces_tokens: whether it has :meth:`grids`.
         verdict: what edits have shown of its choices, in a sentence or two; "" where nothing.
         scoring: how the scores of facts become a choice.
@@ -95,7 +94,6 @@ class LayerMethod:
     name: ClassVar[str]
     axis: ClassVar[tuple[str, str]] = ("", "")
     fills_old_answers: ClassVar[bool] = False
-    needs_statistics: ClassVar[bool] = False
     traces_tokens: ClassVar[bool] = False
     verdict: ClassVar[str] = ""
     joined_with: ClassVar[tuple[str, ...]] = ()
@@ -137,6 +135,11 @@ class LayerMethod:
     def fixed_layer(self, n_layers: int) -> int | None:
         """The layer that it names without looking at any fact; None if it scores facts."""
         del n_layers
+
+    def statistics_layers(self, model: Model) -> list[int]:
+        """Layers whose key statistics it reads; none by default."""
+        del model
+        return []
 
     def unscored(self, model: Model) -> list[int]:
         """Layers that take no part: those where nothing could be edited."""

@@ -143,7 +143,6 @@ class Transfer(LayerMethod):
 
     name = "transfer"
     axis = ("score: transfer against interference", "")
-    needs_statistics = True
 
     reach: bool = False
     """Weigh by whether an edit can still bring the answer about (one backward pass)."""
@@ -164,6 +163,9 @@ class Transfer(LayerMethod):
 
     clamp: float = 4.0
     """Radius within which ROME keeps its change, in norms of the clean output (reach)."""
+
+    def statistics_layers(self, model: Model) -> list[int]:
+        return model.layers.with_mlp
 
     def __post_init__(self) -> None:
         super().__post_init__()

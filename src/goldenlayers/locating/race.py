@@ -7,13 +7,14 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import UserError, check_number
 from goldenlayers.locating.base import LayerMethod, Scoring, Work, published_layer
 
 if TYPE_CHECKING:
     from goldenlayers.locating.ranking import Evidence, LayerRanking
+    from goldenlayers.models import Model
     from goldenlayers.progress import Progress
     from goldenlayers.racing import Contest
     from goldenlayers.racing.rule import Raced
@@ -24,12 +25,13 @@ _LONGEST = 1e9  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Race(LayerMethod):
-    """Full edits of some facts with the editor that is to edit later, more where layers are good.
-
-    An edit's score is the share of hits that its probabilities let expect, of answers and of what
-    must stay. Layers near each other are taken to be alike, and before any edit the layer that
-    aligned key transfer names to be the best: that costs about as much as ten edits. See
+    """Full edits of some facts with the editor that is to edit later, at a few layers: the
+    published depth, and one and two thirds of the depth. All are edited on the same facts, and the
+    published depth is left only for a layer that is clearly ahead. See
     :mod:`goldenlayers.racing.rule`.
+
+    An edit's score is the mean of the hits and of those that its probabilities let expect, of
+    answers and of what must stay.
 
     Raises:
         UserError: an option out of its range, or an unknown editor.
@@ -45,16 +47,8 @@ class Race(LayerMethod):
     """The time that the edits may take: seconds, or a text such as "90s", "3m" or "1h"; None for
     as long as they take."""
 
-    edits: int = 100
-    """How many edits are made at most, whatever the depth."""
-
-    expect: Literal["transfer", "published"] = "transfer"
-    """What names the layer that is expected to be the best: key transfer, on the race's facts, or
-    the published depth. Without key statistics, which fine-tuning does not read, it is the
-    latter."""
-
-    prior: float = 6.0
-    """Points that a layer far from the expected one is expected to lose, before any edit."""
+    edits: int = 96
+    """How many edits are made at most, whatever the depth: 32 at each of three layers."""
 
     subject: float = 1.0
     """Weight of what must stay about the edited subject."""
@@ -62,25 +56,19 @@ class Race(LayerMethod):
     neighbour: float = 1.0
     """Weight of what must stay about others."""
 
-    hits: bool = False
-    """Count hits, in place of those that are expected, which say more of few facts."""
-
     def __post_init__(self) -> None:
         from goldenlayers.editors import make_editor
-        from goldenlayers.racing.worth import By, Worth
+        from goldenlayers.racing.worth import Worth
 
         super().__post_init__()
         check_number("the number of edits", self.edits, 1, 1_000_000)
-        check_number("the prior", self.prior, 0, 1_000, whole=False)
         editor = make_editor(self.editor)
-        by: By = "hits" if self.hits else "expected"
-        worth = Worth(subject=self.subject, neighbour=self.neighbour, by=by)
+        worth = Worth(subject=self.subject, neighbour=self.neighbour, by="both")
         budget = None if self.budget is None else seconds_of(self.budget)
         # Frozen, but not from itself.
         object.__setattr__(self, "editor", editor)
         object.__setattr__(self, "budget", budget)
         object.__setattr__(self, "worth", worth)
-        object.__setattr__(self, "needs_statistics", editor.needs_statistics)
 
     @property
     def scoring(self) -> Scoring:
@@ -91,11 +79,31 @@ class Race(LayerMethod):
         changed = [
             f"{f.name} {getattr(self, f.name):g}"
             for f in dataclasses.fields(self)
-            if f.name in ("budget", "edits", "prior", "subject", "neighbour")
+            if f.name in ("budget", "edits", "subject", "neighbour")
             and getattr(self, f.name) != f.default
         ]
-        changed += ["expect published"] * (self.expect == "published")
-        return " ".join([self.name, self.editor.name, *changed, *["hits"] * self.hits])
+        return " ".join([self.name, self.editor.name, *changed])
+
+    def layers(self, model: Model) -> list[int]:
+        """The layers that race on a model, the published depth first.
+
+        Raises:
+            UserError: it has none with an MLP.
+        """
+        from goldenlayers.racing import few_layers
+
+        depth = len(model.layers)
+        places = [published_layer(depth), *few_layers(depth)]
+        if not model.layers.with_mlp:
+            raise UserError("there is no layer to race", expected="a layer with an MLP")
+        return list(dict.fromkeys(model.layers.nearest(i) for i in places))
+
+    def statistics_layers(self, model: Model) -> list[int]:
+        from goldenlayers.editors.base import needed_layers
+
+        return (
+            needed_layers(self.editor, self.layers(model)) if self.editor.needs_statistics else []
+        )
 
     def ranking(self, work: Work, tell: Progress, top_k: int) -> LayerRanking:
         """Race, and rank the layers that were tried."""
@@ -105,18 +113,15 @@ class Race(LayerMethod):
             work.model,
             work.facts,
             self.editor,
-            published_layer(len(work.model.layers)),
+            self.layers(work.model),
             edits=self.edits,
             seconds=self.budget,
-            prior=self.prior,
             worth=vars(self)["worth"],
             statistics=work.statistics or None,
             seed=work.seed,
             on_progress=tell.on_progress,
             on_note=tell.on_note,
         )
-        if self.expect == "transfer" and self.needs_statistics:
-            contest.expected = _transferred(contest, work, self.batch_size)
         found = contest.run()
         facts = contest.drawn[: len(found.table)]
         tell.rows(
@@ -143,42 +148,9 @@ def seconds_of(budget: object) -> float:
     return float(budget)  # type: ignore[arg-type]  # held by the check
 
 
-def _transferred(contest: Contest, work: Work, batch_size: int) -> int | None:
-    """The layer that aligned key transfer names on the facts of the race; None where it cannot.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, whatever has been scored by then.
-    """
-    from goldenlayers.locating import locate
-    from goldenlayers.locating.methods import Transfer
-    from goldenlayers.progress import OutOfMemory, Progress
-
-    try:
-        found = locate(
-            work.model,
-            contest.drawn,
-            Transfer(align=True),
-            statistics=work.statistics,
-            bootstrap=0,
-            seed=work.seed,
-            progress=Progress(chunk=batch_size),
-        )
-    except OutOfMemory:
-        raise
-    except UserError as error:
-        contest.said.append(
-            f"Key transfer could not say where to begin, so the published depth was expected: "
-            f"{error}"
-        )
-        return None
-    if found.interrupted:
-        raise KeyboardInterrupt
-    return found.golden_layer
-
-
 def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
     from goldenlayers.locating.ranking import LayerRanking, LayerScore
-    from goldenlayers.racing.rule import DRAWS
+    from goldenlayers.racing.rule import RESAMPLES
 
     seed = contest.seed
     scores, wins = found.scores().tolist(), found.wins(seed).tolist()
@@ -202,7 +174,7 @@ def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
         layers=layers,
         n_facts=len(found.table),
         reduce="mean",
-        bootstrap=DRAWS,
+        bootstrap=RESAMPLES,
         seed=seed,
         warnings=tuple(_warnings(contest, found)),
         interrupted=found.interrupted,
@@ -212,20 +184,20 @@ def _ranking(contest: Contest, found: Raced, top_k: int) -> LayerRanking:
 
 def _evidence(contest: Contest, found: Raced) -> Evidence:
     from goldenlayers.locating.ranking import Evidence
+    from goldenlayers.truth.table import plain
 
     value = low = high = None
     if found.tried[contest.home] and found.tried[found.place]:
-        gain = found.gain(contest.home)
-        value, low, high = gain.value, gain.low, gain.high
+        gain = found.gain(contest.home, contest.seed)
+        value, low, high = (plain(v) for v in (gain.value, gain.low, gain.high))
     sorts = [dataclasses.replace(contest.worth, subject=s, neighbour=1 - s) for s in (1.0, 0.0)]
     subject, neighbour = (contest.layer_by(found, worth) for worth in sorts)
     return Evidence(
         editor=contest.editor.name,
         published=contest.home,
-        expected=found.home,
         edits=found.edits,
         gain=(value, low, high),
-        alike=tuple(found.alike()),
+        alike=tuple(found.alike(contest.seed)),
         why=found.why,
         subject=subject,
         neighbour=neighbour,
@@ -240,14 +212,13 @@ def _warnings(contest: Contest, found: Raced) -> list[str]:
     }
     lacking = [(name, count) for name, count in probes.items() if count]
     said = [f"{count} of the {len(facts)} facts have no {name}." for name, count in lacking]
-    said += contest.said
     failed = Counter(str(error) for error in contest.failures)
     if failed:
         text, _ = failed.most_common(1)[0]
         said.append(f"{sum(failed.values())} edits failed, most with: {text}")
     if found.tried.sum() < 2 < len(contest.model.layers):
         said.append(
-            f"No layer was tried but the expected one: {found.why}. Give the race more time "
+            f"No layer was compared with the published depth: {found.why}. Give the race more time "
             "(--budget) or edits."
         )
     return said

@@ -120,8 +120,7 @@ class LayerScore:
     ``score`` is S_L, None of a layer that a race did not try; ``kept`` tells whether it lies within
     the fences; ``cosine``, ``norm_old`` and ``norm_new`` are means over facts of the two gradients'
     cosine and norms; ``positive`` is the share of facts with phi > 0; ``wins`` the share of
-    bootstrap resamples that choose this layer, of a race how likely it is to be the best,
-    ``low`` and ``high`` the ends of its score's 95 %
+    bootstrap resamples that choose this layer, ``low`` and ``high`` the ends of its score's 95 %
     interval in them; ``facts`` how many of a race's facts were scored there.
     """
 
@@ -150,7 +149,6 @@ class Evidence:
     Attributes:
         editor: that edited.
         published: the layer at the published depth, which the choice is compared with.
-        expected: the layer that was expected to be the best before any edit.
         edits: that were made.
         gain: points that the choice is ahead of the published depth, and their 95 % interval; None
             where one of the two was not tried.
@@ -162,7 +160,6 @@ class Evidence:
 
     editor: str
     published: int
-    expected: int
     edits: int
     gain: tuple[float | None, float | None, float | None]
     alike: tuple[int, ...]
@@ -315,19 +312,15 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
     cost += "" if ranking.seconds is None else f" in {ranking.seconds:.0f} s"
     tried = sum(row.score is not None for row in ranking.layers)
     alone = wins is None or tried < 2
-    sure = "" if alone else f"; with {100 * (wins or 0):.0f} % probability it is the best"
+    sure = "" if alone else f"; of {tried} it is the best in {100 * (wins or 0):.0f} % of resamples"
     found = [f"Layer {golden} was chosen by {cost} ({known.why}){sure}."]
-    if known.expected != known.published:
-        found.append(f"Before any edit key transfer expected layer {known.expected}.")
     value, low, high = known.gain
     if golden == known.published and tried > 1:
-        found.append(
-            "It is the published depth: no other layer is expected to be better by half a point."
-        )
-    elif value is not None:
+        found.append("It is the published depth: no other layer was clearly ahead.")
+    elif value is not None and golden != known.published:
         ends = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
         home = f"the published depth, layer {known.published},"
-        found.append(f"It is expected to lead {home} by {value:.1f} points{ends}.")
+        found.append(f"It was ahead of {home} by {value:.1f} points{ends}.")
     if known.alike:
         found.append(f"It cannot be told from {_layers(known.alike)}.")
     if known.subject != known.neighbour:

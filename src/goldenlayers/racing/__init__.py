@@ -1,4 +1,4 @@
-"""The race of layers: real edits of a few facts, more of them where the layers are good.
+"""The race of layers: real edits of some facts at a few layers, all on the same facts.
 
 :mod:`goldenlayers.racing.rule` says which layers are tried on which facts, and which one is chosen,
 :mod:`goldenlayers.racing.worth` what an edit is worth; here the edits are made and scored.
@@ -24,11 +24,10 @@ from goldenlayers.progress import OutOfMemory, in_smaller_batches, in_words, mem
 from goldenlayers.racing.rule import (
     EDITS,
     FACTS,
-    MOST_FACTS,
-    PRIOR,
     Raced,
     TimeUp,
     decide,
+    few_layers,
     race_on,
     replay,
 )
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
     from goldenlayers.statistics.moments import Covariance
 
-__all__ = ["Contest", "Worth", "decide", "drawn", "race_on", "replay", "table_of"]
+__all__ = ["Contest", "Worth", "decide", "drawn", "few_layers", "race_on", "replay", "table_of"]
 
+MOST_FACTS = 32  # that a race may use
 _SLACK = 1.2  # what a race may take of its time: edits are not all alike
 
 
@@ -53,12 +53,10 @@ class Contest:
         facts: the proxy facts, never those that the choice is to be judged on. Those with the most
             kinds of probes are taken first, drawn with ``seed`` among equals.
         editor: that is to edit later, too.
-        home: the published depth, which the choice is compared with.
-        expected: the layer that is expected to be the best before any edit; by default the
-            published depth.
+        layers: that race; the first, the published depth, is left only for one that is clearly
+            better.
         edits: that may be made.
         seconds: that they may take; None for as long as it takes.
-        prior: see :func:`goldenlayers.racing.rule.believe`.
         worth: what an edit is worth.
         statistics: key statistics of all layers, where the editor reads them.
         seed: of the draw of facts, and of the editor's prefixes.
@@ -69,12 +67,10 @@ class Contest:
     model: Model
     facts: Sequence[Fact]
     editor: Editor
-    home: int
-    expected: int | None = None
+    layers: Sequence[int]
     edits: int = EDITS
     seconds: float | None = None
-    prior: float = PRIOR
-    worth: Worth = field(default_factory=Worth)
+    worth: Worth = field(default_factory=lambda: Worth(by="both"))
     statistics: Mapping[int, Covariance] | None = None
     seed: int = 0
     on_progress: Callable[[int, int], None] | None = None
@@ -84,19 +80,15 @@ class Contest:
         """Draw the facts.
 
         Raises:
-            UserError: there are none, or no layer that could be edited.
+            UserError: there are none.
         """
         if not self.facts:
             raise UserError("there are no facts to race with", expected="at least one fact")
         self.drawn = drawn(self.facts, self.seed)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[UserError] = []
-        self.said: list[str] = []  # what the reader is to know beside the result
-        self.closed = frozenset(self.model.layers.without_mlp)
-        if not self.model.layers.with_mlp:
-            raise UserError("there is no layer to race", expected="a layer with an MLP")
-        self.home = self.model.layers.nearest(self.home)
-        self._first: dict[tuple[int, int], list[float]] = {}
+        self.home = self.layers[0]
+        self._first: list[float] | None = None
         self._made, self._start = 0, time.monotonic()
         self._began = self._start
         self._work = Editing(
@@ -107,7 +99,7 @@ class Contest:
         )
 
     def run(self) -> Raced:
-        """Race. Ctrl-C, once the first layers have been tried, ends it with what is known by then.
+        """Race. Ctrl-C, once all layers have been tried, ends it with what is known by then.
 
         Raises:
             UserError: no edit could be scored, or memory runs out on a single fact.
@@ -118,20 +110,18 @@ class Contest:
                 self._score,
                 len(self.drawn),
                 len(self.model.layers),
-                self._start_at,
+                self.layers,
+                self.home,
                 edits=edits,
-                also=self.home,
-                closed=self.closed,
-                prior=self.prior,
-                left=self._left,
+                left=None if self.seconds is None else self._left,
             )
         if edits < asked and found.why == "the edits are used up":
             found = dataclasses.replace(found, why="the time is over")
-        if found.edits and np.isnan(found.table).all():
+        if not len(found.table):
             if self.failures:
                 raise self.failures[0]
             raise UserError("no edit could be scored, so no layer can be chosen")
-        return found
+        return dataclasses.replace(found, edits=self._made)
 
     def layer_by(self, found: Raced, worth: Worth) -> int:
         """The layer that the same edits choose where an edit is worth something else."""
@@ -141,11 +131,7 @@ class Contest:
         for i, one in enumerate(ids):
             if one in facts:
                 table[facts[one], layers] = scores[i]
-        return decide(table, found.home, self.prior)
-
-    @property
-    def _start_at(self) -> int:
-        return self.home if self.expected is None else self.expected
+        return decide(table, found.home)
 
     def _timed(self) -> int:
         """How many edits the time allows, by the first few, which the race then need not make."""
@@ -153,39 +139,35 @@ class Contest:
         self._plan.baseline()
         self._work.prepare()
         began = self._began = time.monotonic()
-        self._first[self._start_at, 0] = self._edited(self._start_at, facts)
+        self._first = self._edited(self.home, facts)
         each = (time.monotonic() - began) / len(facts)
-        edits = self.edits
         if self.seconds is not None:
             left = self.seconds - (time.monotonic() - self._start)
-            edits = min(edits, len(facts) + max(0, int(left / max(each, 1e-9))))
+            self.edits = min(self.edits, len(facts) + max(0, int(left / max(each, 1e-9))))
+        racing = len(set(self.layers))
+        self.edits = min(self.edits, racing * len(self.drawn))
         if self.on_note is not None:
             self.on_note(
-                f"Racing the layers with {self.editor.name}: about {in_words(each * edits)} for at "
-                f"most {edits} edits of {len(self.drawn)} facts"
+                f"Racing {racing} layers with {self.editor.name}: about "
+                f"{in_words(each * self.edits)} for at most {self.edits} edits"
             )
-        self.edits = edits
-        return edits
+        return self.edits
 
     def _left(self) -> int:
         """How many edits there is time for, by what those so far have taken."""
+        assert self.seconds is not None
         now = time.monotonic()
-        if self.seconds is None or not self._made:
-            return self.edits
         each = (now - self._began) / self._made
-        return max(0, int((self.seconds - (now - self._start)) / max(each, 1e-9)))
+        left = max(0, int((self.seconds - (now - self._start)) / max(each, 1e-9)))
+        return left if self._first is None else left + len(self._first)
 
     def _score(self, layer: int, facts: range) -> list[float]:
-        found = self._first.pop((layer, facts.start), None)
-        late = self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds
-        if late and found is None:
+        first, self._first = self._first, None
+        if first is not None and len(first) == len(facts):  # the race begins with the same edits
+            return first
+        if self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds:
             raise TimeUp
-        if found is None or len(found) != len(facts):
-            found = self._edited(layer, facts)
-        self._made += len(facts)
-        if self.on_progress is not None:
-            self.on_progress(self._made, self.edits)
-        return found
+        return self._edited(layer, facts)
 
     def _edited(self, layer: int, places: Sequence[int]) -> list[float]:
         """Facts edited at a layer, each by itself on the untouched model, and scored."""
@@ -208,6 +190,9 @@ class Contest:
         self.failures += [one for one in edits if isinstance(one, UserError)]
         rows = self._plan.score(edits, facts=list(places))
         self.rows += [{"layer": layer} | row for row in rows]
+        self._made += len(places)
+        if self.on_progress is not None:
+            self.on_progress(self._made, self.edits)
         found = self.worth.by_fact(rows)
         return [found.get(fact.id, math.nan) for fact in some]
 

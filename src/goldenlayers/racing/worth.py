@@ -23,7 +23,7 @@ from goldenlayers.evaluation.bootstrap import Floats
 from goldenlayers.evaluation.summary import fact_scores
 
 Row = Mapping[str, Any]
-By = Literal["expected", "hits", "soft"]
+By = Literal["expected", "hits", "both", "soft"]
 
 ANSWERED = ((0, 0), (5, 3), (15, 43), (25, 68), (35, 87), (45, 98), (55, 100), (100, 100))
 """Probability of an answer and how often it is the likeliest, both in percent."""
@@ -48,7 +48,8 @@ class Worth:
     Attributes:
         subject: weight of the probes about the edited subject.
         neighbour: weight of the probes about others.
-        by: "expected" hits, "hits" as reports count them, or "soft" scores as they are.
+        by: "expected" hits, "hits" as reports count them, the mean of "both", or "soft" scores as
+            they are.
     """
 
     subject: float = 1.0
@@ -75,7 +76,13 @@ class Worth:
             if self.by == "soft":
                 return fact_scores(rows, metric, of="soft")
             mine = [_expected(row) for row in rows if row["metric"] == metric]
-            return fact_scores(mine, metric, of="soft")
+            expected = fact_scores(mine, metric, of="soft")
+            if self.by == "expected":
+                return expected
+            return {
+                fact: (hits + expected[fact]) / 2
+                for fact, hits in fact_scores(rows, metric).items()
+            }
 
         parts = [mean("rewrite"), mean("rephrase"), mean("portability"), {}]
         sorts = [

@@ -292,8 +292,7 @@ def _draw_wins(axes: Axes, ranking: LayerRanking) -> None:
     axes.axhline(50, color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9)
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 50, 100])
-    raced = ranking.evidence is not None
-    axes.set_ylabel("golden with (%)" if raced else f"wins (% of {ranking.bootstrap}\nresamples)")
+    axes.set_ylabel(f"wins (% of {ranking.bootstrap}\nresamples)")
 
 
 def _words(figure: Figure, ranking: LayerRanking) -> list[str]:
@@ -309,8 +308,7 @@ def _words(figure: Figure, ranking: LayerRanking) -> list[str]:
         f"layer {r.layer} ({100 * (r.wins or 0):.0f} %)" for r in others if (r.wins or 0) > 0.05
     ]
     if wins:
-        by = "" if ranking.evidence else ", by the resamples"
-        found.append(f"Might be golden as well{by}: {', '.join(wins[:4])}.")
+        found.append(f"Might be golden as well, by the resamples: {', '.join(wins[:4])}.")
     text = " ".join(found)
     return textwrap.wrap(text, int(13 * figure.get_figwidth())) if text else []
 

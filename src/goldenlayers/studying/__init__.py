@@ -241,15 +241,14 @@ class Work:
         for run, method in methods.items():
             self.clock.check()
             with cell.noting(run):
-                self._locate(run, method, proxy, statistics if method.needs_statistics else None)
+                self._locate(run, method, proxy, statistics)
 
     def _statistics(
         self, editors: Iterable[Editor], methods: Iterable[LayerMethod], layers: list[int]
     ) -> Mapping[int, Covariance] | None:
         """Key statistics of all layers that somebody reads, in one pass; None if nobody does."""
         needed = {one for e in editors if e.needs_statistics for one in needed_layers(e, layers)}
-        if any(one.needs_statistics for one in methods):
-            needed = set(self.model.layers.with_mlp)
+        needed |= {one for how in methods for one in how.statistics_layers(self.model)}
         if not needed:
             return None
         text, cache = absolute_name(self.cell.study.statistics), self.cell.cache_dir

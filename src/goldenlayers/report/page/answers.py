@@ -110,7 +110,7 @@ def choice_card(folder: RunFolder, one: LocateRun, sweeps: Sequence[SweepRun]) -
         share = f"{100 * wins:.0f} %"
         sure = f"It wins {share} of resamples of {ranking.n_facts} facts"
         if ranking.evidence is not None:
-            sure = f"It is the best with {share} probability, by edits of {ranking.n_facts} facts"
+            sure = f"By edits of {ranking.n_facts} facts it is the best in {share} of resamples"
         sure += f"; {layers_in_words(others).lower()} may be golden, too." if others else "."
         sure += "" if ranking.firm else " That is not firm: take it as a guess."
     known = ranking.evidence
@@ -124,7 +124,7 @@ def choice_card(folder: RunFolder, one: LocateRun, sweeps: Sequence[SweepRun]) -
             f"behind ({interval(*known.gain[1:]) or 'interval unknown'})."
         )
     elif known is not None and ranking.golden_layer == known.published:
-        cost = "It is the published depth: no other layer is expected to be better by half a point."
+        cost = "It is the published depth: no other layer was clearly ahead."
     else:
         cost = "Not measured: no edit was made. A sweep or a race with your editor tells."
     return Card(
