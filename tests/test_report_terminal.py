@@ -82,14 +82,15 @@ def test_other_fences_and_layers_with_higher_scores_are_named():
     assert "Left out by the fences, with higher scores: 7, 6." in said
 
 
-def test_a_race_shows_what_was_not_tried():
+def test_a_race_shows_the_layers_that_were_tried():
     known = Evidence("rome", 0, 9, (2.0, -1.0, 5.0), (2,), "the edits are used up", 1, 2)
     layers = [LayerScore(i, s, kept=s is not None, wins=w, facts=n) for i, s, w, n in (
         (0, 60.0, 0.3, 3), (1, 62.0, 0.6, 3), (2, 61.0, 0.1, 3), (3, None, 0.0, 0),
     )]  # fmt: skip
     ranking = LayerRanking("race", 1, (1,), tuple(layers), n_facts=3, seconds=4.0, evidence=known)
     lines = printed(ranking, width=120)
-    assert "not tried" in line_of(lines, 3) and "facts" in lines[2]
+    assert [line_of(lines, i).split()[1] for i in range(3)] == ["60", "62", "61"]
+    assert not any(line.strip().startswith("3 ") for line in lines) and "facts" in lines[2]
     said = " ".join(lines)
     for part in (
         "Layer 1 was chosen by 9 edits with rome in 4 s (the edits are used up)",

@@ -53,7 +53,8 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
 def ranking_table(
     ranking: LayerRanking, *, ascii_only: bool = False, bar_width: int = 24, cosine: bool = True
 ) -> Table:
-    """A ranking as a table: one line per layer with a bar, the golden layer and the left-out named.
+    """A ranking as a table: one line per layer with a bar, the golden layer and the left-out named;
+    none for layers that a race did not try.
 
     The golden layer's star is hollow where the resamples do not agree on it.
 
@@ -96,16 +97,15 @@ def ranking_table(
         )
     star = ("*" if ascii_only else "★") if ranking.firm else ("?" if ascii_only else "☆")
     for row, bar in zip(ranking.layers, bars, strict=True):
-        golden = row.layer == ranking.golden_layer
-        if golden:
+        if row.score is None:  # a race tries few
+            continue
+        if row.layer == ranking.golden_layer:
             note, look = f"{star} golden", "bold yellow"
-        elif row.score is None:
-            note, look = "not tried", "dim"
         elif not row.kept:
             note, look = "left out", "dim"
         else:
             note, look = f"#{rank[row.layer]}" if row.layer in rank else "", ""
-        cells = [str(row.layer), "-" if row.score is None else f"{row.score:.3g}", bar]
+        cells = [str(row.layer), f"{row.score:.3g}", bar]
         if has_cosine:
             cells.append("-" if row.cosine is None else f"{row.cosine:+.3f}")
         if has_facts:
