@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,7 @@ def an_entry(**more: Any) -> Entry:
         "model": "m", "fingerprint": "f", "n_layers": 4, "editor": "ft-m", "kind": "facts",
         "settings": {"steps": 1}, "data_sha256": "d", "n_facts": 40, "layer": 2,
         "overall": (60.0, 50.0, 70.0), "lead": (3.0, 1.0, 5.0), "wins": 0.8,
+        "layers": (0, 1, 2, 3), "leads": (-5.0, 0.0, 3.0, 2.0), "errors": (1.0, 0.0, 1.0, 1.0),
         "command": "golden sweep m facts",
     }  # fmt: skip
     return Entry(**known | more)
@@ -252,8 +254,8 @@ def test_auto_takes_what_the_atlas_knows(
     command = ("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
     status, said = golden(*command)
     assert status == 0 and edited(tmp_path / "run") == 2 and not raced
-    assert "Layer 2: on these weights layer 2 was the best for ft-m with facts of" in said
-    assert "+3.0 points (+1.6 to +4.4) from the published depth" in said
+    assert "Layer 2: measured for ft-m on these weights with facts of facts and of others" in said
+    assert "+3.0 points (+1.6 to +4.4) from the published depth, behind it with none" in said
     editor = Rome()
     assert atlas.found_for(model, editor) is None
     ft_m = auto_layer_editor()
@@ -273,25 +275,28 @@ def auto_layer_editor() -> Any:
 
 
 def test_a_lead_that_may_be_luck_leaves_the_published_depth() -> None:
-    sure, unsure = an_entry(lead=(3.0, 1.0, 5.0)), an_entry(lead=(1.0, -2.0, 4.0))
-    assert (sure.advised, unsure.advised) == (2, 1)
-    assert "too little to leave it" in unsure.sentence() and "too little" not in sure.sentence()
-    assert an_entry(layer=1, lead=(0.0, 0.0, 0.0)).advised == 1
+    sure, unsure = an_entry(), an_entry(errors=(1.0, 0.0, 2.0, 1.0))
+    assert atlas.Known((sure,)).advised == 2 and atlas.Known((unsure,)).advised == 1
+    said = atlas.Known((unsure,)).sentence()
+    assert "layer 2 is +3.0 points (-0.9 to +6.9) from it, too little to leave it" in said
+    home = atlas.Known((an_entry(layer=1, lead=(0.0, 0.0, 0.0), leads=(-1.0, 0.0, -2.0, -3.0)),))
+    assert home.advised == 1 and home.best[1].value == 0 and "no layer is better" in home.sentence()
 
 
 def test_kinds_of_facts_together() -> None:
-    mine, weak = an_entry(lead=(6.0, 3.0, 9.0)), an_entry(lead=(2.0, -2.0, 6.0))
-    alike = atlas.Known((mine, dataclasses.replace(weak, kind="others")))
-    assert alike.lead == (4.0, 1.5, 6.5) and alike.advised == 2
-    assert "+4.0 points (+1.5 to +6.5)" in alike.sentence() and "too little" not in alike.sentence()
-    unsure = atlas.Known((weak, dataclasses.replace(weak, kind="others")))
-    assert unsure.advised == 1 and "too little to leave it" in unsure.sentence()
-    apart = atlas.Known((mine, dataclasses.replace(mine, kind="others", layer=3)))
-    assert apart.advised == 1
-    assert f"(2 of {mine.kind} +6.0, 3 of others +6.0 points from that depth" in apart.sentence()
-    assert "golden locate --method race" in apart.sentence()
-    lone = atlas.Known((mine,))
-    assert lone.advised == 2 and lone.sentence() == mine.sentence()
+    mine = an_entry(leads=(-5.0, 0.0, 9.0, 4.0), errors=(1.0, 0.0, 3.0, 1.5))
+    other = an_entry(kind="others", leads=(-5.0, 0.0, -1.0, 2.0), errors=(1.0, 0.0, 3.0, 2.0))
+    both = atlas.Known((mine, other))  # layer 2 is ahead in the mean, but behind with the others
+    layer, lead = both.best
+    assert (layer, lead.value, lead.n) == (3, 3.0, 80) and both.advised == 3
+    assert lead.high - lead.value == pytest.approx(1.96 * math.hypot(1.5, 2.0) / 2)
+    assert "with facts of facts and of others, +3.0 points (+0.5 to +5.5)" in both.sentence()
+    apart = an_entry(kind="others", leads=(-5.0, 0.0, -1.0, -2.0))
+    none = atlas.Known((mine, apart))
+    assert none.advised == 1 and "golden locate --method race finds yours" in none.sentence()
+    # Layers that were not swept for all kinds are not compared.
+    few = an_entry(kind="few", layers=(1, 2), leads=(0.0, 3.0), errors=(0.0, 1.0))
+    assert atlas.Known((mine, few)).best[0] == 2 and atlas.Known((other, few)).advised == 1
 
 
 def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, swept: Path) -> None:
@@ -307,6 +312,9 @@ def test_a_sweep_becomes_an_entry(golden: Golden, place: Path, tmp_path: Path, s
     assert found.overall[0] == pytest.approx(
         summary["metrics"]["overall"]["mean"][place_of], abs=0.01
     )
+    truth = RunFolder.open(swept).json("summary.json")["metrics"]["overall"]["mean"]
+    assert found.layers == (0, 1, 2, 3) and found.leads[1] == 0 == found.errors[1]
+    assert found.leads == pytest.approx([mean - truth[1] for mean in truth], abs=0.01)
     words = "golden sweep model facts.jsonl --limit 3 --method ft-m --set steps 1"
     assert sorted(found.command.split()) == sorted(words.split())
     assert str(place) not in path.read_text()
@@ -321,6 +329,7 @@ def test_a_damaged_atlas_is_one_message(tmp_path: Path) -> None:
         ({"schema": 2, "entries": []}, "is no atlas"),
         ({"schema": 1, "entries": [good | {"layer": 9}]}, "layer 9 of 4"),
         ({"schema": 1, "entries": [good | {"overall": [1]}]}, "'overall' is"),
+        ({"schema": 1, "entries": [good | {"leads": [1.0]}]}, "are not as many"),
         ({"schema": 1, "entries": [good, good]}, "entry 1 repeats"),
         ({"schema": 1, "entries": [3]}, "there is no 'model'"),
     ):

@@ -25,6 +25,7 @@ from kept import Cell, load
 from own_layers import NAMED_SHARE, SHARES, Figures, Swept, drawn, per_fact, swept
 from render import RESULTS
 
+from goldenlayers.atlas import leads_of, shared_layer
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
 from goldenlayers.racing import Worth, replay, table_of
 from goldenlayers.racing.rule import EDITS, Raced
@@ -38,12 +39,17 @@ SUMMARY = STUDY / "summary.json"
 PROXIES = 0.6  # share of a cell's facts that choose; the others judge
 SPLITS = 60
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
+ATLAS = "the atlas, by other kinds of facts"
 WITH_TRANSFER = "race with key transfer's layer"
 FINE_TUNED = ("ft-m", "ft-l")
 
 
-def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
-    """By name, but for the race: proxy facts (places) → the place of the layer that is chosen."""
+def choices(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Callable[[list[int]], int]]:
+    """By name, but for the race: proxy facts (places) → the place of the layer that is chosen.
+
+    ``others`` are the sweeps of the same model and editor on other kinds of facts: what an atlas
+    would know.
+    """
 
     def best(table: Floats, facts: list[int]) -> int:
         place = best_place(table[facts])
@@ -56,6 +62,9 @@ def choices(one: Swept) -> dict[str, Callable[[list[int]], int]]:
         "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
+    if others:
+        known = _atlas(others, one.layers[one.published])
+        found[ATLAS] = _always(one.nearest(known))
     for name, layer in one.cell["choices"].items():
         place = one.nearest(layer)
         found[name] = _always(place)
@@ -75,6 +84,15 @@ def race(
     n = one.cell["n_layers"]
     places = [*(one.nearest(round(n * depth)) for depth in depths), *also]
     return replay(one.both[facts], places, one.published, edits)
+
+
+def _atlas(sweeps: Sequence[Swept], published: int) -> int:
+    tables = []
+    for one in sweeps:
+        leads, errors = leads_of(one.truth, one.cell["n_layers"])
+        tables.append(dict(zip(one.layers, zip(leads, errors, strict=True), strict=True)))
+    layer, lead = shared_layer(tables, published)
+    return layer if lead.low > 0 else published
 
 
 def _with(one: Swept, place: int, facts: list[int]) -> int:
@@ -104,13 +122,13 @@ def noise_floor(one: Swept, draws: int = 1000) -> float:
     return float(np.nanmean(lost))
 
 
-def judge(one: Swept) -> dict[str, Any]:
+def judge(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Any]:
     """Regrets of every choice, the noise floor, and what the cell says for itself.
 
     ``gains`` holds, for each choice and fact, what its layers score above the published depth where
     the fact was among the judges.
     """
-    rules = choices(one)
+    rules = choices(one, others)
     lost: dict[str, list[float]] = {name: [] for name in (RACE, *rules, RANDOM)}
     gains = {name: np.zeros(len(one.facts)) for name in (RACE, *rules)}
     judged, costs, promised = np.zeros(len(one.facts)), [], []
@@ -208,7 +226,18 @@ def hits_by_probability(sweeps: Sequence[Swept]) -> list[dict[str, Any]]:
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     """What docs/results/study/summary.json holds."""
     sweeps = list(swept(cells))
-    rows = [judge(one) for one in sweeps]
+    rows = [
+        judge(
+            one,
+            [
+                other
+                for other in sweeps
+                if (other.cell["model"], other.editor) == (one.cell["model"], one.editor)
+                and other is not one
+            ],
+        )
+        for one in sweeps
+    ]
     single = [found for one in sweeps if (found := per_fact(one)) is not None]
     names = list(dict.fromkeys(name for row in rows for name in row["regrets"]))
     kinds = {

@@ -104,8 +104,8 @@ def page(found: Found) -> str:
         "judges' best layer scores above the chosen one. The best of many layers is in part luck, "
         "so that the truly best layer shows a regret as well: the *noise floor*, by drawing as "
         "many judges from the cell's facts, as if these were all there are. LGA and transfer "
-        "choose on 100 other facts. The race and the tables of all edits choose by expected hits "
-        "unless it says hits; *believed* is the race's own rule on all edits. Differences from "
+        "choose on 100 other facts. The race chooses by the mean of hits and expected hits, at the "
+        "published depth and one and two thirds of the depth. Differences from "
         "the published depth are paired by fact; their intervals (95 %) draw the facts anew, for "
         "all editors of a cell alike. The rows are in `study/`, compressed; `python "
         "tools/results/choices.py` and `golden_layers.py` make this page.",
@@ -125,15 +125,15 @@ def page(found: Found) -> str:
         choices_table(found),
         "Cell by cell, in brackets the layer that was chosen:",
         cells_table(found),
-        "What a race expects its choice to lead the published depth by, with its own 95 % interval "
-        "in the mean over the splits in which it leaves that depth, and what the judges find:",
+        "By how much a race's choice leads the published depth on the facts that chose it, with "
+        "its 95 % interval in the mean over the splits in which it leaves that depth, and what the "
+        "judges find. Where the interval's lower end is above 0 the lead holds; elsewhere a lead "
+        "of the best of three is mostly luck:",
         promises(found),
         "### From probabilities to hits",
         "An answer's probability, and how much is left of what was predicted, against the share of "
         "hits: real edits at all layers, by all editors. The curve that the race uses was drawn "
-        "from Gemma's starter and CounterFact cells and 16 facts of SmolLM2's CounterFact cell, "
-        "and so were the rule's other constants. Gemma's ZsRE cell had a part in the choice of the "
-        "start alone, the others in nothing.",
+        "from Gemma's starter and CounterFact cells and 16 facts of SmolLM2's CounterFact cell.",
         expected(found),
         "### LGA and the first token",
         "The layers that LGA names when all tokens count, all but the first, the lookup token "

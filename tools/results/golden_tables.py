@@ -45,7 +45,7 @@ def wanted(found: Found) -> str:
         [
             "its cost",
             "at most the time of 120 edits",
-            f"{points(choice['cost_edits'])} edits, and key transfer",
+            f"{points(choice['cost_edits'])} edits",
         ]
     )
     if own := found["per_fact"]:
@@ -170,9 +170,7 @@ def kinds_table(found: Found) -> str:
 
 
 def promises(found: Found) -> str:
-    """What a race expects its choice to lead by, where it leaves the published depth, and what the
-    judges find.
-    """
+    """What a race's choice led by, where it leaves the published depth, and what judges find."""
     rows = []
     for row in found["rows"]:
         if row["promised"]:
@@ -181,7 +179,7 @@ def promises(found: Found) -> str:
             rows.append(
                 [where, f"{row['moved']:.0%}", between((value, low, high)), f"{truly:+.1f}"]
             )
-    return table(["cell", "leaves it", "expects to lead by", "leads by"], rows)
+    return table(["cell", "leaves it", "led by", "leads the judges' facts by"], rows)
 
 
 def expected(found: Found) -> str:

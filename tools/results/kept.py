@@ -4,7 +4,8 @@
 
 From the run folders below STUDY_FOLDER, as `golden study` writes them. A file holds, for each
 editor, the score and the soft score of every probe at every layer, and the score of the untouched
-model; see :func:`unpack`. And the layers that the study's methods chose, by method.
+model; see :func:`unpack`. And the layers that the study's methods chose, by method. Editors that a
+file has already stay in it: a study may be of some of them.
 """
 
 from __future__ import annotations
@@ -108,8 +109,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for folder in sorted(args.study.glob("*/*")):
         if folder.is_dir() and folder.parent.name != "study" and (cell := pack(folder)):
-            text = json.dumps(cell, separators=(",", ":")).encode()
             target = args.out / f"{cell['model']}-{cell['data']}.json.gz"
+            if target.exists():
+                old = json.loads(gzip.decompress(target.read_bytes()))
+                cell = old | {name: old[name] | cell[name] for name in ("editors", "choices")}
+            text = json.dumps(cell, separators=(",", ":")).encode()
             target.write_bytes(gzip.compress(text, mtime=0))
             print(target, len(text), target.stat().st_size, ", ".join(cell["editors"]))
 

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from goldenlayers.durable import read_text_file, write_text
 from goldenlayers.errors import UserError
+from goldenlayers.evaluation.bootstrap import Floats, nan_mean
 from goldenlayers.records import json_text, made, parse_json
+from goldenlayers.truth.table import Interval, Truth
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import SweepRun
@@ -44,6 +48,9 @@ class Entry:
         overall: mean Overall there, and its 95 % interval.
         lead: points ahead of the published depth, and their interval; (0, 0, 0) at that depth.
         wins: share of the resamples of the facts in which the layer is golden.
+        layers: that were swept.
+        leads: points ahead of the published depth, by layer.
+        errors: their standard errors, paired by fact.
         command: that measured it.
     """
 
@@ -59,33 +66,15 @@ class Entry:
     overall: tuple[float, float, float]
     lead: tuple[float, float, float]
     wins: float
+    layers: tuple[int, ...]
+    leads: tuple[float, ...]
+    errors: tuple[float, ...]
     command: str
 
     @property
     def place(self) -> tuple[str, str, str, str]:
         """What there is one entry for: weights, editor, its settings, kind of fact."""
         return self.fingerprint, self.editor, json_text(self.settings), self.kind
-
-    @property
-    def advised(self) -> int:
-        """The layer to edit: the golden one where its lead over the published depth has an interval
-        above 0, else that depth. The best of many layers is in part luck.
-        """
-        from goldenlayers.locating import published_layer
-
-        return self.layer if self.lead[1] > 0 else published_layer(self.n_layers)
-
-    def sentence(self) -> str:
-        """What it says, in words."""
-        value, low, high = self.lead
-        ahead = f"{value:+.1f} points ({low:+.1f} to {high:+.1f}) from the published depth"
-        golden = f"golden in {100 * self.wins:.0f} % of resamples, {ahead}"
-        if self.advised != self.layer:
-            golden = f"layer {self.layer} is {golden}: too little to leave it"
-        return (
-            f"measured for {self.editor} on these weights with {self.n_facts} facts of {self.kind} "
-            f"({golden})"
-        )
 
 
 def read_atlas(path: Path | None = None) -> list[Entry]:
@@ -105,6 +94,8 @@ def read_atlas(path: Path | None = None) -> list[Entry]:
         one = made(Entry, row if isinstance(row, Mapping) else {}, where)
         if not 0 <= one.layer < one.n_layers:
             raise UserError(f"{where}: layer {one.layer} of {one.n_layers}")
+        if not len(one.layers) == len(one.leads) == len(one.errors):
+            raise UserError(f"{where}: its layers, leads and errors are not as many")
         if one.place in (other.place for other in entries):
             raise UserError(f"{where} repeats another one", expected="one per editor and data")
         entries.append(one)
@@ -126,45 +117,91 @@ class Known:
     entries: tuple[Entry, ...]
 
     @property
-    def lead(self) -> tuple[float, float, float]:
-        """Mean lead over the published depth, with its interval, of one golden layer of all."""
-        leads, n = [one.lead for one in self.entries], len(self.entries)
-        value = math.fsum(lead[0] for lead in leads) / n
-        reach = math.hypot(*((high - low) / 2 for _, low, high in leads)) / n
-        return value, value - reach, value + reach
+    def best(self) -> tuple[int, Interval]:
+        """See :func:`shared_layer`."""
+        tables = [
+            dict(zip(one.layers, zip(one.leads, one.errors, strict=True), strict=True))
+            for one in self.entries
+        ]
+        facts = sum(one.n_facts for one in self.entries)
+        return shared_layer(tables, self.published, facts)
+
+    @property
+    def published(self) -> int:
+        """The published depth."""
+        from goldenlayers.locating import published_layer
+
+        return published_layer(self.entries[0].n_layers)
 
     @property
     def advised(self) -> int:
-        """The layer to edit: the one that all kinds of facts share, where their mean lead over the
-        published depth has an interval above 0, or that all advise; else the published depth.
+        """The layer to edit: the best one where the interval of its lead over the published depth
+        is above 0, else that depth. The best of many layers is in part luck.
         """
-        from goldenlayers.locating import published_layer
-
-        advised = {one.advised for one in self.entries}
-        golden = {one.layer for one in self.entries}
-        if len(golden) == 1 and self.lead[1] > 0:
-            return golden.pop()
-        return advised.pop() if len(advised) == 1 else published_layer(self.entries[0].n_layers)
+        layer, lead = self.best
+        return layer if lead.low > 0 else self.published
 
     def sentence(self) -> str:
         """What it says, in words."""
-        first, kinds = self.entries[0], [one.kind for one in self.entries]
-        if len(self.entries) == 1:
-            return first.sentence()
-        if len({one.layer for one in self.entries}) == 1:
-            value, low, high = self.lead
-            more = "" if self.advised == first.layer else ": too little to leave it"
-            return (
-                f"on these weights layer {first.layer} was the best for {first.editor} with facts "
-                f"of {' and of '.join(kinds)}, {value:+.1f} points ({low:+.1f} to {high:+.1f}) "
-                f"from the published depth{more}"
-            )
-        found = ", ".join(f"{one.layer} of {one.kind} {one.lead[0]:+.1f}" for one in self.entries)
-        return (
-            f"the published depth, since on these weights the best layer for {first.editor} "
-            f"depends on the kind of fact ({found} points from that depth); golden locate "
-            "--method race finds yours"
-        )
+        layer, lead = self.best
+        kinds = " and of ".join(one.kind for one in self.entries)
+        whose = f"for {self.entries[0].editor} on these weights with facts of {kinds}"
+        if layer == self.published:
+            own = ", ".join(f"{one.layer} of {one.kind} {one.lead[0]:+.1f}" for one in self.entries)
+            text = f"the published depth: measured {whose}, no layer is better with all"
+            text += f" (the best: {own} points)"
+        else:
+            ahead = f"{lead.value:+.1f} points ({lead.low:+.1f} to {lead.high:+.1f})"
+            if self.advised == layer:
+                return f"measured {whose}, {ahead} from the published depth, behind it with none"
+            text = f"the published depth: measured {whose}, layer {layer} is {ahead} from it, "
+            text += "too little to leave it"
+        return f"{text}; golden locate --method race finds yours"
+
+
+def shared_layer(
+    tables: Sequence[Mapping[int, tuple[float, float]]], published: int, facts: int = 0
+) -> tuple[int, Interval]:
+    """The layer with the greatest mean lead over the published depth, among those that are behind
+    it with no kind of facts; with that lead and its 95 % interval.
+
+    Args:
+        tables: for each kind, layer → (lead, standard error), in points.
+        published: the published depth, where there is no other.
+        facts: behind the tables.
+    """
+    shared = set.intersection(*(set(one) for one in tables))
+    leads = {
+        layer: math.fsum(one[layer][0] for one in tables) / len(tables)
+        for layer in sorted(shared)
+        if min(one[layer][0] for one in tables) >= 0
+    }
+    best = max(leads, key=lambda layer: leads[layer], default=published)
+    if not leads or leads[best] <= 0:
+        return published, Interval(0.0, 0.0, 0.0, facts)
+    reach = 1.96 * math.hypot(*(one[best][1] for one in tables)) / len(tables)
+    return best, Interval(leads[best], leads[best] - reach, leads[best] + reach, facts)
+
+
+def leads_of(truth: Truth, n_layers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By swept layer the points ahead of the published depth (of the nearest swept one), paired by
+    fact, and their standard errors.
+    """
+    from goldenlayers.locating import published_layer
+
+    table = truth.table()
+    home = min(
+        range(len(truth.layers)), key=lambda i: abs(truth.layers[i] - published_layer(n_layers))
+    )
+    gaps = table - table[:, [home]]
+    many = np.maximum(2, (~np.isnan(gaps)).sum(axis=0))
+    mean = nan_mean(gaps)
+    errors = np.sqrt(nan_mean((gaps - mean) ** 2) / (many - 1))
+    return _short(mean), _short(errors)
+
+
+def _short(values: Floats) -> tuple[float, ...]:
+    return tuple(round(float(value), 2) for value in np.nan_to_num(values, nan=-100.0))
 
 
 def found_for(model: Model, editor: Editor, sha256: str = "") -> Known | None:
@@ -227,6 +264,7 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
     layer = truth.golden_layer()
     home = min(truth.layers, key=lambda one: abs(one - published_layer(n_layers)))
     lead, place = truth.regret(home), truth.layers.index(layer)
+    leads, errors = leads_of(truth, n_layers)
     low, high = truth.intervals()[place].tolist()
     overall = (float(truth.means()[place]), low, high)
     if any(value != value for value in (*overall, lead.low)):
@@ -244,6 +282,9 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
         overall=_rounded(overall),
         lead=_rounded((lead.value, lead.low, lead.high)),
         wins=round(truth.wins()[layer], 3),
+        layers=truth.layers,
+        leads=leads,
+        errors=errors,
         command=command,
     )
 
@@ -256,8 +297,8 @@ def add_entry(path: Path, entry: Entry) -> None:
     """
     others = [one for one in read_atlas(path) if one.place != entry.place] if path.exists() else []
     entries = sorted([*others, entry], key=lambda one: (one.model, one.place[1:]))
-    rows = [dataclasses.asdict(one) for one in entries]
-    write_text(path, json_text({"schema": SCHEMA, "entries": rows}, indent=1) + "\n")
+    rows = ",\n".join(json_text(dataclasses.asdict(one)) for one in entries)
+    write_text(path, f'{{"schema": {SCHEMA}, "entries": [\n{rows}\n]}}\n')
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, float, float]:
