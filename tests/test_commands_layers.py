@@ -264,6 +264,7 @@ def test_auto_takes_what_the_atlas_knows(
     status, said = golden("models", "--inspect", place / "model")
     assert status == 0 and "Golden layers in the atlas" in said and "60.0 (50.0 to 70.0)" in said
     assert "golden sweep m facts" in said and "ft-m steps 1" in said
+    assert "--layer auto takes layer 2 for ft-m." in said
     status, said = golden("models", "--inspect", place / "other")
     assert status == 0 and "The atlas has no golden layer of these weights" in said
 

@@ -79,10 +79,14 @@ def draw(found: Found, stem: Path) -> None:
 
 
 def halved(found: Found) -> str:
-    """Of which models only some layers were swept."""
-    some = {r["model"] for r in found["rows"] if len(r["layers"]) <= r["layers"][-1]}
-    told = "; a choice between them stands for the nearest"
-    return f" (every second of {', '.join(sorted(some))}{told})" if some else ""
+    """Where only some layers were swept."""
+    some = {
+        f"{r['model']}, {r['data']} ({len(r['layers'])} of them)"
+        for r in found["rows"]
+        if len(r["layers"]) <= r["layers"][-1]
+    }
+    told = "; a choice between layers stands for the nearest"
+    return f" but in {' and '.join(sorted(some))}{told}" if some else ""
 
 
 def page(found: Found) -> str:

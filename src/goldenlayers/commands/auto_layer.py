@@ -262,7 +262,8 @@ def _command(settings: Mapping[str, Any]) -> str:
 
 def show_atlas(model: Model) -> None:
     """The golden layers that were measured for these weights, and by which commands."""
-    from goldenlayers.atlas import known_of
+    from goldenlayers.atlas import found_for, known_of
+    from goldenlayers.editors import EDITORS, make_editor
     from goldenlayers.report import show, table
 
     entries = known_of(model)
@@ -284,3 +285,7 @@ def show_atlas(model: Model) -> None:
     columns = ("editor", "facts of", "facts", "layer", "Overall", "against the published depth")
     show(table("Golden layers in the atlas", columns, rows))
     put(*(f"  {one.command}" for one in entries))
+    names = [name for name in dict.fromkeys(one.editor for one in entries) if name in EDITORS]
+    taken = [(name, found_for(model, make_editor(name))) for name in names]
+    if said := [f"{known.advised} for {name}" for name, known in taken if known is not None]:
+        put(f"--layer auto takes layer {', '.join(said)}.")
