@@ -279,6 +279,8 @@ def offered() -> str:
         if np.isnan(usual).all(axis=0).any():
             continue  # data without rephrasings
         every, n = by_editor["clear-rome"], cell["n_layers"]
+        if len(every) < n:
+            continue  # some layers alone
         thirds = [tries.published, round(n / 3), round(n / 2)]
         three, seven, whole, ways = (
             np.concatenate([half.chosen(some) for half in halves])
@@ -286,7 +288,7 @@ def offered() -> str:
                 [_at(tries, every, layer) for layer in thirds],
                 [_at(tries, every, layer) for layer in depths(n)],
                 every,
-                tries.where(),
+                [k for k in tries.where() if tries.ways[k][1] != "ft-m"],
             )
         )
         rows.append([

@@ -73,8 +73,14 @@ def draw(found: Found, stem: Path) -> None:
             ax.grid(axis="y", linewidth=0.3)
         for row in axes:
             row[0].set_ylabel("Overall")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        named = {
+            label: line
+            for ax in axes.flat
+            for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            list(named.values()), list(named), loc="outside lower center", ncols=5, frameon=False
+        )
         save(figure, stem, ("svg", "pdf"))
 
 
