@@ -27,7 +27,7 @@ from render import RESULTS
 
 from goldenlayers.atlas import leads_of, shared_layer
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
-from goldenlayers.racing import Worth, replay, table_of
+from goldenlayers.racing import replay
 from goldenlayers.racing.rule import EDITS, Raced
 from goldenlayers.racing.rule import SHARES as DEPTHS
 from goldenlayers.racing.worth import expected_hits
@@ -155,6 +155,7 @@ def judge(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Any]:
         "editor": one.editor,
         "facts": len(one.facts),
         "layers": one.layers,
+        "n_layers": one.cell["n_layers"],
         "golden_layer": one.truth.golden_layer(),
         "golden_in_resamples": one.truth.wins()[one.truth.golden_layer()],
         "published_layer": one.layers[one.published],
@@ -180,19 +181,15 @@ def figures(interval: Interval) -> Figures:
     return interval.value, interval.low, interval.high
 
 
-def by_kind(one: Swept) -> dict[str, dict[str, Any]]:
-    """The best layer where one kind of locality alone counts, and what each layer scores then."""
-    found: dict[str, dict[str, Any]] = {}
-    for kind in ("subject", "neighbour"):
-        if any(row["metric"] == f"locality_{kind}" for row in one.rows):
-            weights = {"subject": 0.0, "neighbour": 0.0} | {kind: 1.0}
-            _, layers, table = table_of(one.rows, Worth(by="hits", **weights))
-            means = nan_mean(table)
-            found[kind] = {
-                "golden_layer": layers[int(np.nanargmax(means))],
-                "means": means.round(2).tolist(),
-            }
-    return found
+def by_kind(one: Swept) -> dict[str, list[float | None]]:
+    """By layer the share of each kind of locality that stays, and of the edits that take."""
+    named = {f"locality_{kind}": kind for kind in ("subject", "neighbour")}
+    tables = one.truth.scores
+    there = [metric for metric in named if metric in tables]
+    return {
+        named.get(metric, metric): [plain(round(float(m), 2)) for m in nan_mean(tables[metric])]
+        for metric in (*there, "rewrite")
+    }
 
 
 def hits_by_probability(sweeps: Sequence[Swept]) -> list[dict[str, Any]]:

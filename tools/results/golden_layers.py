@@ -167,15 +167,13 @@ def page(found: Found) -> str:
 
 
 def _kinds(found: Found) -> list[str]:
-    """The part on what must stay, where it was asked."""
-    if not (both := kinds_table(found)):
-        return []
+    """The part on what must stay."""
     return [
         "## What must stay decides the layer",
-        "Locality asks two things: that the subject's other answers stay, and that other subjects' "
-        "answers do. Where a data set asks both: the best layer where either alone counts as "
-        "locality, and what each of the two loses by the other's measure.",
-        both,
+        "Locality asks two things: that the subject's other answers stay (ZsRE, wiki_counterfact), "
+        "and that other subjects' answers do (CounterFact, starter); no data set asks both. "
+        "Percent that stay, and behind the stroke the edits that take, by depth:",
+        kinds_table(found),
     ]
 
 

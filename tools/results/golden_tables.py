@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -12,6 +13,7 @@ from render import RESULTS, table
 
 PLAN = RESULTS.parents[1] / "studies" / "golden-layers.yaml"
 Found = Mapping[str, Any]
+DEPTHS = {"1/6": 1 / 6, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "5/6": 5 / 6}
 
 
 def points(value: float | None, sign: bool = False) -> str:
@@ -143,30 +145,34 @@ def carried(found: Found, by: str, same: tuple[str, str]) -> str:
 
 
 def kinds_table(found: Found) -> str:
-    """Where both kinds of locality are asked: the best layer for either, and its cost to both."""
+    """How much of each kind of locality stays at five depths, and how many edits take there."""
     rows = []
-    for row in found["rows"]:
-        of = row["by_kind"]
-        if len(of) < 2:
-            continue
-        at = {kind: row["layers"].index(one["golden_layer"]) for kind, one in of.items()}
-        subject, neighbour = of["subject"]["means"], of["neighbour"]["means"]
-        lost = (
-            subject[at["subject"]] - subject[at["neighbour"]],
-            neighbour[at["neighbour"]] - neighbour[at["subject"]],
-        )
-        rows.append(
-            [
-                f"{row['model']}, {row['data']}, {row['editor']}",
-                *(str(of[kind]["golden_layer"]) for kind in ("subject", "neighbour")),
-                *(points(value) for value in lost),
-            ]
-        )
-    if not rows:
-        return ""
-    head = ["cell", "layer for the subject's other answers", "layer for the neighbours'"]
-    head += ["the second loses, by the first", "the first loses, by the second"]
-    return table(head, rows)
+    for kind, whose in (("subject", "the subject's other answers"), ("neighbour", "neighbours'")):
+        cells = [row for row in found["rows"] if kind in row["by_kind"]]
+        for editor in dict.fromkeys(row["editor"] for row in cells):
+            some = [row for row in cells if row["editor"] == editor]
+            rows.append(
+                [
+                    whose,
+                    editor,
+                    str(len(some)),
+                    *(
+                        " / ".join(
+                            f"{mean(_at_depth(row, name, depth) for row in some):.0f}"
+                            for name in (kind, "rewrite")
+                        )
+                        for depth in DEPTHS.values()
+                    ),
+                ]
+            )
+    return table(["what must stay", "editor", "cells", *DEPTHS], rows)
+
+
+def _at_depth(row: Found, name: str, depth: float) -> float:
+    """A figure of a cell at the swept layer that is nearest to a share of the depth."""
+    wanted = depth * row["n_layers"]
+    place = min(range(len(row["layers"])), key=lambda i: abs(row["layers"][i] - wanted))
+    return float(row["by_kind"][name][place])
 
 
 def promises(found: Found) -> str:
