@@ -149,7 +149,11 @@ def page(found: Found) -> str:
         "The layers that LGA names when all tokens count, all but the first, the lookup token "
         "alone, and with the answer's loss.",
         sinks(found),
-        *_kinds(found),
+        "## What must stay decides the layer",
+        "Locality asks two things: that the subject's other answers stay (ZsRE, wiki_counterfact), "
+        "and that other subjects' answers do (CounterFact, starter); no data set asks both. "
+        "Percent that stay, and behind the stroke the edits that take, by depth:",
+        kinds_table(found),
         "## A layer for each fact",
         "Half of a fact's probes choose its layer by expected hits, together with the mean of the "
         "other facts; the other half judges, by hits. The fixed layer is the best of the other "
@@ -164,17 +168,6 @@ def page(found: Found) -> str:
     if left := missing(found):
         parts += ["## Still open", ", ".join(left) + "."]
     return "\n\n".join(parts) + "\n"
-
-
-def _kinds(found: Found) -> list[str]:
-    """The part on what must stay."""
-    return [
-        "## What must stay decides the layer",
-        "Locality asks two things: that the subject's other answers stay (ZsRE, wiki_counterfact), "
-        "and that other subjects' answers do (CounterFact, starter); no data set asks both. "
-        "Percent that stay, and behind the stroke the edits that take, by depth:",
-        kinds_table(found),
-    ]
 
 
 def main() -> int:

@@ -183,17 +183,10 @@ def shared_layer(
     return best, Interval(leads[best], leads[best] - reach, leads[best] + reach, facts)
 
 
-def leads_of(truth: Truth, n_layers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """By swept layer the points ahead of the published depth (of the nearest swept one), paired by
-    fact, and their standard errors.
-    """
-    from goldenlayers.locating import published_layer
-
+def leads_of(truth: Truth, home: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By swept layer the points ahead of one of them, paired by fact, and their standard errors."""
     table = truth.table()
-    home = min(
-        range(len(truth.layers)), key=lambda i: abs(truth.layers[i] - published_layer(n_layers))
-    )
-    gaps = table - table[:, [home]]
+    gaps = table - table[:, [truth.layers.index(home)]]
     many = np.maximum(2, (~np.isnan(gaps)).sum(axis=0))
     mean = nan_mean(gaps)
     errors = np.sqrt(nan_mean((gaps - mean) ** 2) / (many - 1))
@@ -264,7 +257,7 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
     layer = truth.golden_layer()
     home = min(truth.layers, key=lambda one: abs(one - published_layer(n_layers)))
     lead, place = truth.regret(home), truth.layers.index(layer)
-    leads, errors = leads_of(truth, n_layers)
+    leads, errors = leads_of(truth, home)
     low, high = truth.intervals()[place].tolist()
     overall = (float(truth.means()[place]), low, high)
     if any(value != value for value in (*overall, lead.low)):

@@ -166,5 +166,9 @@ class Editor(Settings, ABC):
 
 
 def needed_layers(editor: Editor, layers: Sequence[int]) -> list[int]:
-    """The layers whose key statistics edits at ``layers`` need, ascending."""
+    """The layers whose key statistics edits at ``layers`` need, ascending; none where the editor
+    reads none.
+    """
+    if not editor.needs_statistics:
+        return []
     return sorted({one for layer in layers for one in editor.layers(layer)})

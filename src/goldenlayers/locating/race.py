@@ -101,9 +101,7 @@ class Race(LayerMethod):
     def statistics_layers(self, model: Model) -> list[int]:
         from goldenlayers.editors.base import needed_layers
 
-        return (
-            needed_layers(self.editor, self.layers(model)) if self.editor.needs_statistics else []
-        )
+        return needed_layers(self.editor, self.layers(model))
 
     def ranking(self, work: Work, tell: Progress, top_k: int) -> LayerRanking:
         """Race, and rank the layers that were tried."""

@@ -58,7 +58,7 @@ class Contest:
         edits: that may be made.
         seconds: that they may take; None for as long as it takes.
         worth: what an edit is worth.
-        statistics: key statistics of all layers, where the editor reads them.
+        statistics: key statistics of these layers, where the editor reads them.
         seed: of the draw of facts, and of the editor's prefixes.
         on_progress: told (edits made, edits at most).
         on_note: told, in a sentence, how long it may take, once the first edits have been timed.

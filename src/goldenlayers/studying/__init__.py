@@ -247,7 +247,7 @@ class Work:
         self, editors: Iterable[Editor], methods: Iterable[LayerMethod], layers: list[int]
     ) -> Mapping[int, Covariance] | None:
         """Key statistics of all layers that somebody reads, in one pass; None if nobody does."""
-        needed = {one for e in editors if e.needs_statistics for one in needed_layers(e, layers)}
+        needed = {one for e in editors for one in needed_layers(e, layers)}
         needed |= {one for how in methods for one in how.statistics_layers(self.model)}
         if not needed:
             return None

@@ -224,7 +224,7 @@ def sweep_together(
     statistics = options.statistics
     if statistics is None:
         reading = [courses[n].job.editor for n in {n for _, n in todo}]
-        needed = {one for e in reading if e.needs_statistics for one in needed_layers(e, where)}
+        needed = {one for e in reading for one in needed_layers(e, where)}
         if needed:
             statistics = layer_statistics(model, sorted(needed), seed=options.seed)
     values: dict[tuple[Any, ...], Any] = {}
