@@ -132,6 +132,16 @@ def test_the_second_load_uses_the_cache_wherever_the_file_lies(
         models.locate(moved, cache_dir=tmp_path / "empty")
 
 
+def test_converting_says_one_sentence_and_shows_no_bar_of_another_library(
+    gguf_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    loading.convert_gguf(gguf_file, tmp_path, progress=said.append)
+    out, err = capfd.readouterr()
+    assert len(said) == 1 and "Converting" in said[0]
+    assert (out, err) == ("", "")
+
+
 def test_converted_files_are_listed_verified_and_cleared(gguf_file: Path, tmp_path: Path) -> None:
     models.locate(gguf_file, cache_dir=tmp_path, progress=lambda _: None)
     row = models.list_models(tmp_path)[-1]

@@ -6,6 +6,7 @@ exact in bfloat16 and 10-98 % in float16, so a shorter type would lose some.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -206,7 +207,7 @@ def convert_gguf(
         f"{gguf} (architecture '{header.architecture}') cannot be converted by transformers "
         f"{transformers.__version__}"
     )
-    with told(problem, fix=_INSTEAD), quiet_transformers(), _alone(gguf) as (place, name):
+    with told(problem, fix=_INSTEAD), _quiet_unpacking(), _alone(gguf) as (place, name):
         where: dict[str, Any] = {"gguf_file": name, "local_files_only": True}
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, **where))
@@ -349,3 +350,19 @@ def quiet_transformers() -> Iterator[None]:
         accelerate.setLevel(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_unpacking() -> Iterator[None]:
+    """Hush transformers while it unpacks a GGUF file, which has a bar that its switch leaves on."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    bar: Any = vars(unpacking).get("tqdm")
+    if bar is not None:
+        vars(unpacking)["tqdm"] = functools.partial(bar, disable=True)
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        if bar is not None:
+            vars(unpacking)["tqdm"] = bar
