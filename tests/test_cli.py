@@ -218,6 +218,7 @@ def test_errors_exit_2_with_one_message(place: Path, tmp_path: Path, golden: Gol
         (["models", "--inspect", "smollm-135m"], ("smollm-135m",)),
         (["models", "--clear", "nothing"], ("nothing",)),
         (["models", "--verify", "nothing"], ("nothing",)),
+        (["models", "--verify", "a", "--clear", "a"], ("--clear and --verify",)),
     ]
     for arguments, parts in cases:
         status, out, err = golden(*arguments)

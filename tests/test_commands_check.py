@@ -140,11 +140,48 @@ def test_a_check_that_fails_leaves_the_edit(
     assert (out / "delta.json").exists() and not (out / "check.json").exists()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no memory is left")])
+def test_an_edit_whose_check_is_cut_short_is_kept(
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def cut(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checking, "check", cut)
+    out = tmp_path / "run"
+    if isinstance(error, KeyboardInterrupt):
+        status, said = golden(place, capsys, *FLAGS, "--out", out)
+        assert status == 130 and "it is saved to" in said
+    else:
+        with pytest.raises(RuntimeError, match="no memory"):
+            golden(place, capsys, *FLAGS, "--out", out)
+    assert RunFolder.open(out).kind == "edit" and (out / "delta.json").exists()
+    assert not (out / "check.json").exists()
+
+
+def test_a_prompt_to_keep_counts_once_beside_many_facts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    keep = ("--keep", "Berlin lies in", "--method", "memit")
+    status, said = golden(place, capsys, "--facts", place / "facts.jsonl", *keep, "--out", out)
+    assert status == 0, said
+    found = Check.load(out)
+    assert prompts(found, "neighbours") == ["Berlin lies in"] * 2
+    assert found.share("neighbours").n == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         ((*FLAGS, "--keep", "The capital of Italy is"), "is edited"),
         ((*FLAGS, "--rephrase", "Say {}:", "--keep", "Say Italy:"), "is edited"),
+        ((*FLAGS, "--keep", "The capital of Italy  is "), "is edited"),
+        ((*FLAGS, "--keep", "The capital of {} is"), "is edited"),
         ((*FLAGS, "--keep", " "), "empty"),
         ((*FLAGS, "--rephrase", ""), "empty"),
         ((*FLAGS, "--no-check", "--keep", "Berlin lies in"), "--no-check"),

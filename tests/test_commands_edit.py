@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from goldenlayers.cli import main
 from goldenlayers.commands import deciding, edit
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import EDITORS, PRESETS
-from goldenlayers.tokens import Encoding
+from goldenlayers.evaluation.reading import Pass, Read, Reading, read
+from goldenlayers.models import Model
 
 FLAGS = ("--subject", "Italy", "--prompt", "The capital of Italy is", "--target", "Paris")
 # No key statistics: nothing is sampled, so the commands take a second.
@@ -321,10 +323,14 @@ def test_bad_input_is_one_message_and_leaves_nothing(
 def test_an_answer_the_model_gives_already_is_nothing_to_edit(
     golden: Golden, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gives_the_target(_model: object, encodings: list[Encoding]) -> list[list[int]]:
-        return [list(e.answer_ids) if "Italy" in e.text else [] for e in encodings]
+    def gives_the_target(model: Model, readings: list[Reading], how: Pass) -> list[Read]:
+        texts = [model.tokenizer.decode(list(one.ids)) for one in readings]
+        return [
+            dataclasses.replace(found, tokens=found.targets) if "Italy" in text else found
+            for found, text in zip(read(model, readings, how), texts, strict=True)
+        ]
 
-    monkeypatch.setattr("goldenlayers.decoding.forced_predictions", gives_the_target)
+    monkeypatch.setattr("goldenlayers.evaluation.reading.read", gives_the_target)
     flags = (*FLAGS, *QUICK, "--layer", 1, "--out", tmp_path / "run")
     status, _, said = golden("edit", place / "model", *flags)
     assert status == 2 and "already" in said

@@ -153,6 +153,10 @@ def test_steps_of_two_facts_and_a_setting_of_another_method(
         (["--step", "2"], "--mode sequential"),
         ([*steps[2:], "--method", "rome", *QUICK], "rome edits one fact at a time"),
         (["--method", "in-context", "--set", "steps", "2"], "in-context has no setting 'steps'"),
+        (["--method", "in-context", "--layer", "1"], "--layer is for an editor"),
+        (["--layer", "1"], "--layer is for an editor"),
+        (["--set", "steps", "2"], "--set is for an editor"),
+        (["--preset", "rome/gpt2-xl"], "--preset is for an editor"),
     ):
         assert golden(checkpoint, tmp_path / "bad", *more) == 2
         assert said in " ".join(capsys.readouterr().err.split())

@@ -122,6 +122,8 @@ def test_edits_that_do_not_go_together_are_told_before_any_work(
         assert status == 2 and "replaces nothing" in said
         status, said = golden("", *out)
         assert status == 2
+        status, said = golden("italy spain italy", *out)
+        assert status == 2 and "is given twice" in said
     assert not list(tmp_path.iterdir())
     status, said = golden("italy again", *out)
     assert status == 0 and "1 fact is edited by more than one of the runs" in said

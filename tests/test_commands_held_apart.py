@@ -111,6 +111,17 @@ def test_other_data_about_the_same_subjects(place: Path, model: Path) -> None:
     assert left == set(PLACES) - taken and left
 
 
+def test_facts_without_ids_are_no_others_of_the_same_number(place: Path, model: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "id"} for row in rows_of()]
+    write(place / "first.jsonl", rows[:6])
+    write(place / "second.jsonl", rows[6:])
+    locate = ("locate", model, "second.jsonl", *LOCATE)
+    assert golden("locate", model, "first.jsonl", *LOCATE, "--out", "one") == 0
+    assert golden(*locate, "--apart-from", "one", "--out", "two") == 0
+    assert len(facts_of("two", "per_fact.jsonl")) == 10
+    assert facts_of("one", "per_fact.jsonl") < facts_of("two", "per_fact.jsonl")
+
+
 def test_what_cannot_be_left_out_is_one_message(
     place: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,18 @@ def test_the_layer_of_a_run(golden: Golden, place: Path, tmp_path: Path, swept: 
         status, said = golden("edit", place / "model", *FLAGS, *QUICK, "--layer", run, "--out", out)
         assert status == 0 and edited(out) == layer, said
         assert f"Layer {layer}: the golden layer of {run}" in said
+    # Known by what they say: ids of other data, or none, tell nothing.
+    row = json.loads((place / "facts.jsonl").read_text("utf-8").splitlines()[0])
+    same = ("--subject", row["subject"], "--prompt", row["prompt"], "--target", "Ulm")
+    status, said = golden("edit", place / "model", *same, *QUICK, "--layer", located)
+    assert status == 0 and "1 of the facts are among those" in said, said
+    (tmp_path / "new.jsonl").write_text(json.dumps(row | {"subject": "Ulm", "prompt": "Ulm is"}))
+    new = ("--facts", tmp_path / "new.jsonl")
+    status, said = golden("edit", place / "model", *new, *QUICK, "--layer", located)
+    assert status == 0 and "are among those" not in said, said
+    for name in ("x" * 300, "~nobody-at-all/x", "a\0b"):
+        status, said = golden("edit", place / "model", *FLAGS, *QUICK, "--layer", name)
+        assert status == 2 and "--layer is '" in said, said
     other = (*FLAGS, "--statistics", "none", "--method", "rome", "--layer", swept)
     status, said = golden("edit", place / "model", *other)
     assert status == 0 and "chose the layer for ft-m, and rome edits" in said, said

@@ -213,7 +213,7 @@ def test_without_a_progress_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> N
     gl.locate(model, some_facts(4), progress=Progress())
     assert bars == []
     gl.key_statistics(model, [0], tokens=200, length=40, cache=False)
-    assert bars[0] == ("key statistics", "tokens") and bars[-1][0] >= 200
+    assert bars[0] == ("key statistics of tiny-llama, layer 0", "tokens") and bars[-1][0] >= 200
 
 
 def test_flags_become_options() -> None:

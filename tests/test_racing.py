@@ -20,7 +20,7 @@ from goldenlayers.locating.race import seconds_of
 from goldenlayers.locating.ranking import LayerRanking
 from goldenlayers.progress import Progress
 from goldenlayers.racing import Contest, Worth, decide, drawn, few_layers, race_on, replay, table_of
-from goldenlayers.racing.rule import FACTS, TimeUp, margin
+from goldenlayers.racing.rule import EDITS, FACTS, Raced, margin
 from goldenlayers.racing.worth import expected_hits
 from goldenlayers.sweeping import sweep
 
@@ -134,6 +134,9 @@ def test_what_a_race_says() -> None:
     assert gain.high - gain.low == pytest.approx(2 * 1.96 * gap.std() / math.sqrt(24), rel=0.15)
     np.testing.assert_allclose(found.scores()[[1, 3, 4]], table[:, [1, 3, 4]].mean(axis=0))
     assert np.isnan(found.scores()[[0, 2, 5]]).all()
+    # Not the home's likes either: what is ahead of it, for sure but by less than the margin.
+    ahead = replay(noisy([50.0, 51.5], 24, 0.5), (1,), 0)
+    assert ahead.place == 0 and ahead.gain(1).high < 0 and ahead.alike() == []
     # A tie is a tie, whoever is named.
     tied = replay(noisy([50.0, 50.0], 24, 5.0), (0, 1), 0)
     assert tied.alike() == [1 - tied.place]
@@ -155,15 +158,21 @@ def test_time_that_is_over_and_ctrl_c() -> None:
 
         return limited
 
-    over = race_on(until(3, TimeUp()), 32, 12, (4, 8), 2)
+    def timed(*rounds: int, edits: int = EDITS) -> Raced:
+        """With time for so many edits in each round, and none after them."""
+        each = iter(rounds)
+        score = spy(table, [])
+        return race_on(score, 32, 12, (4, 8), 2, edits=edits, left=lambda: next(each, 0))
+
+    over = timed(3)
     assert (over.place, over.edits, over.why) == (2, 3, "the time is over")
-    over = race_on(until(48, TimeUp()), 32, 12, (4, 8), 2)
+    over = timed(9, 9, 9, 9, 9, 3)
     assert over.place == 8 and over.edits == 48 and not over.interrupted
     cut = race_on(until(51, KeyboardInterrupt()), 32, 12, (4, 8), 2)  # in the midst of a round
     assert cut.interrupted and cut.place == over.place and cut.edits == 51
     with pytest.raises(KeyboardInterrupt):
         race_on(until(6, KeyboardInterrupt()), 32, 12, (4, 8), 2)
-    small = race_on(until(3, TimeUp()), 32, 12, (4, 8), 2, edits=17)
+    small = timed(9, edits=17)
     assert (small.place, small.edits) == (2, 3) and "budget is too small" in small.why
 
 

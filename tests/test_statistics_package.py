@@ -14,6 +14,7 @@ import torch
 from families import build
 from tokenizers_built import byte_tokenizer
 
+from goldenlayers import progress as pace
 from goldenlayers import statistics
 from goldenlayers.models import Model
 from goldenlayers.statistics import StatisticsSettings, key_statistics
@@ -102,16 +103,17 @@ def test_settled_statistics_solve_as_those_of_more_text(model: Model) -> None:
     assert cosine(run(settle=0, tokens=128)) < cosine(settled)
 
 
-def test_what_takes_long_is_said_after_the_first_batch(
+def test_what_takes_long_is_said_once_and_with_the_model_and_the_layer(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "goldenlayers")
     key_statistics(model, [1], tokens=2000, cache=False, **QUICK)
     assert not caplog.records
-    monkeypatch.setattr(statistics, "_SAID_SECONDS", -1.0)
+    for limit in ("WORTH_SAYING", "_SHORT"):
+        monkeypatch.setattr(pace, limit, -1.0)
     key_statistics(model, [1], tokens=2000, cache=False, **QUICK)
     (told,) = [one.getMessage() for one in caplog.records]
-    assert told.startswith("Key statistics of") and "layer 1: up to 2,0" in told
+    assert told.startswith("key statistics of") and "layer 1: about" in told and "tokens" in told
     caplog.clear()
     key_statistics(model, [1], tokens=2000, cache=False, progress=lambda _n, _all: None, **QUICK)
     assert not caplog.records

@@ -317,8 +317,8 @@ def test_in_a_chat_all_is_asked_so_and_the_atlas_says_nothing(
     made = session.edit(FACT, "rome", strength=0.5)
     assert made.delta.in_chat
     rows: list[Any] = []
-    real = workbench.greedy
-    monkeypatch.setattr(workbench, "greedy", lambda m, r, n: rows.extend(r) or real(m, r, n))
+    real = workbench.answers
+    monkeypatch.setattr(workbench, "answers", lambda m, r, *n: rows.extend(r) or real(m, r, *n))
     session.ask(FACT.prompt)
     text: Any = model.tokenizer.apply_chat_template(
         [{"role": "user", "content": FACT.prompt}], add_generation_prompt=True, return_dict=True

@@ -304,7 +304,7 @@ def test_in_a_chat(place: Path, capsys: pytest.CaptureFixture[str]):
         ({"settings": {"steps": 0}}, "steps is 0"),
         ({"methods": ["lgb"]}, "unknown method 'lgb'"),
         ({"methods": [{"method": "lga", "settings": {"reach": True}}]}, "reach is for the method"),
-        ({"layers": [9]}, "layer 9 is asked for, and the model has 4 layers"),
+        ({"layers": [9]}, "the layer is 9, and the model has 4 layers"),
         ({"layers": ["1/0"]}, "'1/0' is no layer"),
         ({"layers": ["3/2"]}, "'3/2' is no layer"),
         ({"layers": []}, "there are none"),
@@ -384,7 +384,7 @@ def test_layers_by_words():
         assert named["1/6"] == layers_named(("published",), n_layers)["published"]
     assert layers_named(("every 3",), 7) == {"0": 0, "3": 3, "6": 6}
     assert layers_named(("1/2", "middle", "2"), 4) == {"1/2": 2}  # one layer, named once
-    with pytest.raises(UserError, match="layer -5 is asked for"):
+    with pytest.raises(UserError, match="the layer is -5"):
         layers_named(("-5",), 4)
 
 

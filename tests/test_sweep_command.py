@@ -248,7 +248,6 @@ def test_bad_input_is_one_message(place: Path, capsys: Any):
 
 
 def test_layers_in_words():
-    assert layers_named("all", 3) == [0, 1, 2]
     assert layers_named(" 4-6, 0,5", 9) == [0, 4, 5, 6]
     for wrong in ("", "3-1", "-1", "1;2", "one"):
         with pytest.raises(UserError, match="--layers is"):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
 
 _CLEARLY = math.log(5)  # in nats: how much likelier text without a space must be
+_ROWS = 32  # of a batch
 R = TypeVar("R")
 Stop = Callable[[int, list[int]], bool]
 
@@ -47,7 +48,7 @@ def greedy(
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    batch_size: int = 32,
+    batch_size: int = _ROWS,
     stop: Stop | None = None,
     on_batch: Callable[[list[int]], None] | None = None,
     forbid_first: Sequence[int] = (),
@@ -94,9 +95,46 @@ def greedy(
     return _by_text(groups, decode, [len(row) for row in rows])
 
 
+class Answer(NamedTuple):
+    """What a model says behind a prompt, and its likeliest next tokens with their probabilities."""
+
+    text: str
+    next: tuple[tuple[str, float], ...]
+
+
+def answers(
+    model: Model, rows: Sequence[Sequence[int]], counts: Sequence[int], top: int
+) -> list[Answer]:
+    """What the model, as its weights are, says behind each row of token ids.
+
+    Args:
+        model: a loaded model.
+        rows: token ids.
+        counts: for each row the most tokens of its answer; none where there is no room for one.
+        top: how many of the likeliest next tokens are told.
+    """
+    encoder = model.encoder
+    may = [i for i, count in enumerate(counts) if count > 0]
+    new = greedy(
+        model,
+        [rows[i] for i in may],
+        max(counts, default=0),
+        stop=lambda i, tokens: len(tokens) >= counts[may[i]],
+    )
+    said = dict(zip(may, new, strict=True))
+    following = likeliest(model, rows, top) if top else [[] for _ in rows]
+    return [
+        Answer(
+            encoder.continuation(row, said.get(i, [])),
+            tuple((encoder.continuation(row, [t], with_special=True), p) for t, p in candidates),
+        )
+        for i, (row, candidates) in enumerate(zip(rows, following, strict=True))
+    ]
+
+
 @torch.no_grad()
 def likeliest(
-    model: Model, rows: Sequence[Sequence[int]], count: int, *, batch_size: int = 32
+    model: Model, rows: Sequence[Sequence[int]], count: int
 ) -> list[list[tuple[int, float]]]:
     """The ``count`` likeliest next tokens of each row, with their probabilities, best first.
 
@@ -113,7 +151,7 @@ def likeliest(
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [list(zip(*pair, strict=True)) for pair in pairs]
 
-    return _by_text(equal_length_groups(rows, batch_size), run, [len(row) for row in rows])
+    return _by_text(equal_length_groups(rows, _ROWS), run, [len(row) for row in rows])
 
 
 @torch.no_grad()
@@ -121,7 +159,7 @@ def forced_predictions(
     model: Model,
     encodings: Sequence[Encoding],
     *,
-    batch_size: int = 32,
+    batch_size: int = _ROWS,
     on_batch: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Arg-max tokens at each encoding's answer positions, under teacher forcing.
@@ -160,9 +198,7 @@ def gives_already(model: Model, facts: Sequence[Fact]) -> list[bool]:
 
 
 @torch.no_grad()
-def log_probs(
-    model: Model, rows: Sequence[Sequence[int]], starts: Sequence[int], *, batch_size: int = 32
-) -> list[float]:
+def log_probs(model: Model, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
     """Log-probability in nats of each row's tokens from its start (at least 1) on.
 
     Where memory runs out, a batch is halved.
@@ -183,7 +219,7 @@ def log_probs(
         return found
 
     lengths = [len(row) for row in rows]
-    return _by_text(length_batches(lengths, batch_size), run, lengths)
+    return _by_text(length_batches(lengths, _ROWS), run, lengths)
 
 
 def _by_text(
@@ -312,7 +348,7 @@ def compare_joints(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Settl
 
 @torch.no_grad()
 def sample(
-    model: Model, count: int, n_tokens: int, generator: torch.Generator, *, batch_size: int = 32
+    model: Model, count: int, n_tokens: int, generator: torch.Generator, *, batch_size: int = _ROWS
 ) -> list[str]:
     """``count`` texts of ``n_tokens`` tokens drawn from the model at temperature 1.
 

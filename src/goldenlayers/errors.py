@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from goldenlayers.shown import shown
@@ -136,13 +136,19 @@ def check_seed(seed: object) -> None:
     check_number("the seed", seed, 0, LARGEST_SEED)
 
 
-def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+def near_matches(name: str, known: Iterable[str]) -> str:
     """A sentence that names the known words closest to ``name``, or lists them all if few."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=limit, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(f"'{word}'" for word in close) + "?"
     return "Known: " + ", ".join(known) if known else ""
+
+
+def listed(layers: Sequence[int]) -> str:
+    """Layers in words, not too many."""
+    some = ", ".join(map(str, layers[:8]))
+    return some if len(layers) <= 8 else f"{some} and {len(layers) - 8} more"
 
 
 def shortened(text: str, limit: int = 80) -> str:

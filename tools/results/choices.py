@@ -87,10 +87,7 @@ def race(
 
 
 def _atlas(sweeps: Sequence[Swept], published: int) -> int:
-    tables = []
-    for one in sweeps:
-        leads, errors = leads_of(one.truth, one.layers[one.published])
-        tables.append(dict(zip(one.layers, zip(leads, errors, strict=True), strict=True)))
+    tables = [leads_of(one.truth, one.layers[one.published]) for one in sweeps]
     layer, lead = shared_layer(tables, published)
     return layer if lead.low > 0 else published
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from goldenlayers.durable import read_text_file, write_text
 from goldenlayers.errors import UserError
-from goldenlayers.evaluation.bootstrap import Floats, nan_mean
+from goldenlayers.evaluation.bootstrap import nan_mean
 from goldenlayers.records import json_text, made, parse_json
 from goldenlayers.truth.table import Interval, Truth
 
@@ -128,10 +128,11 @@ class Known:
 
     @property
     def published(self) -> int:
-        """The published depth."""
+        """The published depth, or the swept layer that stands for it."""
         from goldenlayers.locating import published_layer
 
-        return published_layer(self.entries[0].n_layers)
+        depth = published_layer(self.entries[0].n_layers)
+        return min(self.entries[0].layers, key=lambda one: (abs(one - depth), one))
 
     @property
     def advised(self) -> int:
@@ -183,18 +184,15 @@ def shared_layer(
     return best, Interval(leads[best], leads[best] - reach, leads[best] + reach, facts)
 
 
-def leads_of(truth: Truth, home: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """By swept layer the points ahead of one of them, paired by fact, and their standard errors."""
+def leads_of(truth: Truth, home: int) -> dict[int, tuple[float, float]]:
+    """By swept layer the points ahead of one of them, paired by fact, and their standard error."""
     table = truth.table()
     gaps = table - table[:, [truth.layers.index(home)]]
     many = np.maximum(2, (~np.isnan(gaps)).sum(axis=0))
     mean = nan_mean(gaps)
     errors = np.sqrt(nan_mean((gaps - mean) ** 2) / (many - 1))
-    return _short(mean), _short(errors)
-
-
-def _short(values: Floats) -> tuple[float, ...]:
-    return tuple(round(float(value), 2) for value in np.nan_to_num(values, nan=-100.0))
+    short = np.nan_to_num(np.stack([mean, errors], 1), nan=-100.0).round(2).tolist()
+    return {layer: (lead, error) for layer, (lead, error) in zip(truth.layers, short, strict=True)}
 
 
 def found_for(model: Model, editor: Editor, sha256: str = "") -> Known | None:
@@ -255,9 +253,9 @@ def entry_of(sweep: SweepRun, editor: Editor, command: str) -> Entry:
         raise UserError(f"the sweep '{sweep.run}' does not say what it swept", fix="Sweep again")
     truth, n_layers = sweep.truth, sweep.n_layers
     layer = truth.golden_layer()
-    home = min(truth.layers, key=lambda one: abs(one - published_layer(n_layers)))
+    home = truth.nearest(published_layer(n_layers))
     lead, place = truth.regret(home), truth.layers.index(layer)
-    leads, errors = leads_of(truth, home)
+    leads, errors = zip(*leads_of(truth, home).values(), strict=True)
     low, high = truth.intervals()[place].tolist()
     overall = (float(truth.means()[place]), low, high)
     if any(value != value for value in (*overall, lead.low)):

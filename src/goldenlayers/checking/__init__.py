@@ -120,8 +120,10 @@ class Check:
     edited: tuple[Edited, ...] = ()
 
     def share(self, part: Part) -> Share:
-        """How a part came out."""
+        """How a part came out; a prompt that must stay beside several facts counts once."""
         mine = [one for one in self.probes if one.part == part]
+        if part in KEEP:
+            mine = list({one.prompt: one for one in mine}.values())
         return Share(len(mine), sum(one.ok for one in mine), any(one.made for one in mine))
 
     @property

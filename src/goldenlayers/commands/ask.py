@@ -73,6 +73,7 @@ def run(config: AskConfig) -> int:
     from goldenlayers.delta import WeightDelta
 
     prompts = _prompts(config)
+    shared.refuse_twice(config.delta, "to golden ask")
     deltas = [WeightDelta.load(path) for path in config.delta]
     model = shared.load_model(config)
     for delta in deltas:
@@ -150,6 +151,8 @@ def _tell_contradictions(deltas: Sequence[WeightDelta]) -> None:
     answers: dict[object, object] = {}
     for delta in deltas:
         for fact in delta.facts:
+            if fact.get("undone"):
+                continue
             prompt, target = fact.get("prompt"), fact.get("target")
             before = answers.setdefault(prompt, target)
             if prompt and before != target:
@@ -160,42 +163,27 @@ def _answers(
     model: Model, prompts: Sequence[str], versions: Sequence[Version], config: AskConfig
 ) -> list[dict[str, Any]]:
     """For each prompt, by the order of the versions: continuation and likeliest next tokens."""
-    from goldenlayers.decoding import greedy, likeliest
+    from goldenlayers.decoding import answers
 
-    encoder = model.encoder
-    texts = [encoder.verbatim(prompt) for prompt in prompts]
-    rows = [text.ids for text in texts]
-    room = encoder.max_length
+    rows = [model.encoder.verbatim(prompt).ids for prompt in prompts]
+    room = model.encoder.max_length
     counts = [config.tokens if room is None else min(config.tokens, room - len(r)) for r in rows]
     for count in (count for count in counts if count < config.tokens):
         say(f"Only {max(0, count)} tokens: the model's context ends there")
     found: list[dict[str, Any]] = [{"prompt": prompt, "answers": []} for prompt in prompts]
-    may = [i for i, count in enumerate(counts) if count > 0]
     for version in versions:
         with ExitStack() as stack:
             for delta in version.deltas:
                 stack.enter_context(delta.applied(model, force=config.force))
-            new = greedy(
-                model,
-                [rows[i] for i in may],
-                config.tokens,
-                stop=lambda i, tokens: len(tokens) >= counts[may[i]],
-            )
-            following = likeliest(model, rows, config.top) if config.top else [[] for _ in rows]
-        said = dict(zip(may, new, strict=True))
-        for i, (row, candidates) in enumerate(zip(rows, following, strict=True)):
-            found[i]["answers"].append(
+            said = answers(model, rows, counts, config.top)
+        for one, answer in zip(found, said, strict=True):
+            following = [{"token": token, "probability": p} for token, p in answer.next]
+            one["answers"].append(
                 {
                     "label": version.label,
                     "edits": version.runs,
-                    "text": encoder.continuation(row, said.get(i, [])),
-                    "next": [
-                        {
-                            "token": encoder.continuation(row, [token], with_special=True),
-                            "probability": probability,
-                        }
-                        for token, probability in candidates
-                    ],
+                    "text": answer.text,
+                    "next": following,
                 }
             )
     return found

@@ -32,14 +32,9 @@ if TYPE_CHECKING:
     from goldenlayers.models import Model
 
 LAYERS = """a layer number (negative ones count from the end), auto, published, or the folder of
-a finished run of golden locate or sweep"""
+a finished run of golden locate or sweep (golden edit: or each)"""
 _FEWEST = 12  # proxy facts
 _VERSION = 7  # of what is kept: to be raised when the race's scores change, or what may be kept
-
-
-def open_settings(config: Any) -> tuple[str, ...]:
-    """The settings that :func:`with_layer` replaces: they tell no unfinished run apart."""
-    return () if re.fullmatch("[0-9]{1,18}", config.layer) else ("layer", "budget")
 
 
 def with_layer(config: Any, layer: int) -> Any:
@@ -81,9 +76,9 @@ def pick_layer(
     if re.fullmatch("-?[0-9]{1,18}", text):
         return model.layers[int(text)].index
     if text == "published":
-        from goldenlayers.locating import published_layer
+        from goldenlayers.locating import published_on
 
-        layer = model.layers.nearest(published_layer(len(model.layers)))
+        layer = published_on(model)
         say(f"Layer {layer}: the published depth")
         return layer
     if text != "auto":
@@ -98,21 +93,27 @@ def pick_layer(
 
 def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> int:
     """The golden layer of a finished run of ``golden locate`` or ``golden sweep``."""
+    from goldenlayers.commands.deciding import facts_of_run
     from goldenlayers.comparing import LocateRun, SweepRun
     from goldenlayers.comparing.runs import other_form, other_weights
+    from goldenlayers.prompts import plain_subject
     from goldenlayers.store import RunFolder
 
-    path = Path(text).expanduser()
-    if not text or not path.exists():
+    try:
+        path = Path(text).expanduser()
+        there = bool(text) and path.exists()
+    except (OSError, RuntimeError):  # it can be no file's name
+        path, there = Path(), False
+    if not there:
         raise UserError(f"--layer is '{text}'", expected=" ".join(LAYERS.split()))
     folder = RunFolder.open(path)
     folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
     run = (SweepRun if folder.kind == "sweep" else LocateRun).read(folder)
     if isinstance(run, SweepRun):
-        layer, by, used = run.truth.golden_layer(), f"the sweep with {run.editor}", run.truth.facts
+        layer, by = run.truth.golden_layer(), f"the sweep with {run.editor}"
         other = run.editor
     else:
-        layer, by, used = run.ranking.golden_layer, run.ranking.method, run.facts
+        layer, by = run.ranking.golden_layer, run.ranking.method
         other = run.settings.get("editor") if run.method == "race" else None
     if isinstance(other, str) and other != editor.name:
         warn(f"{path} chose the layer for {other}, and {editor.name} edits")
@@ -123,8 +124,13 @@ def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> i
         warn(warning)
     for warning in other_form(f"run '{path}'", run.in_chat, "this command", model.chat):
         warn(warning)
-    if both := {fact.id for fact in facts} & set(used):
-        warn(f"{len(both)} of the facts are among those that {path} chose the layer with")
+    try:
+        used = {(plain_subject(fact.subject), fact.prompt) for fact in facts_of_run(folder)}
+    except UserError as error:
+        warn(f"whether {path} chose the layer with these very facts is not known: {error.found}")
+        used = set()
+    if both := sum((plain_subject(fact.subject), fact.prompt) in used for fact in facts):
+        warn(f"{both} of the facts are among those that {path} chose the layer with")
     say(f"Layer {layer}: the golden layer of {path}, by {by}")
     return model.layers[layer].index
 

@@ -96,14 +96,15 @@ def lines_of(file: Path | str, named: str, what: str) -> list[str]:
         else:
             with Path(file).open("rb") as opened:
                 raw = opened.read(_LINES_BYTES + 1)
-        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is no UTF-8 text") from None
     expected = f"{what}, one a line"
     if len(raw) > _LINES_BYTES:
         raise UserError(f"{name} is larger than {_LINES_BYTES} bytes", expected=expected)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is no UTF-8 text") from None
     if lines := [line.removesuffix("\r") for line in text.split("\n") if line.strip()]:
         return lines
     raise UserError(f"{name} is empty", expected=expected)
@@ -206,23 +207,19 @@ _ROWS = {"locate": "per_fact.jsonl", "sweep": "scores.jsonl", "evaluate": "score
 
 
 def apart_from(facts: FactSet, runs: Sequence[Path]) -> FactSet:
-    """``facts`` without those of finished runs and without those about their subjects.
+    """``facts`` without those about the subjects of finished runs' facts, and so without these.
 
     Raises:
         UserError: no run of locate, sweep or evaluate; its facts cannot be loaded as they were;
             nothing is left.
     """
-    ids: set[str] = set()
     subjects: set[str] = set()
     for path in runs:
-        folder = _opened(path)
-        own = _ids(folder)
+        own = facts_of_run(folder := _opened(path))
         if not own:
             say(f"{folder.path} looked at no facts: there is nothing to leave out for it")
-            continue
-        ids |= own
-        subjects |= {fact.subject for fact in _data(folder) if fact.id in own}
-    left = facts.without(ids, subjects)
+        subjects |= {fact.subject for fact in own}
+    left = facts.without((), subjects)  # ids of other data may be alike by chance
     names = ", ".join(str(path) for path in runs)
     if not left:
         raise UserError(
@@ -253,14 +250,16 @@ def _ids(folder: RunFolder) -> set[str]:
     return {str(row.get("fact")) for row in folder.read_rows(_ROWS[folder.kind])}
 
 
-def _data(folder: RunFolder) -> FactSet:
-    """The whole data that the run's facts were drawn from.
+def facts_of_run(folder: RunFolder) -> list[Fact]:
+    """The facts that a run of golden locate, sweep or evaluate worked on; [] if on none.
 
     Raises:
         UserError: it is not there any more, or not what it was.
     """
     from goldenlayers.datasets import load_facts
 
+    if not (own := _ids(folder)):
+        return []
     name = str((folder.config.get("settings") or {}).get("data", ""))
     sha256 = (folder.config.get("data") or {}).get("sha256")
     fix = "Put the file back as it was, or make that run again"
@@ -278,4 +277,4 @@ def _data(folder: RunFolder) -> FactSet:
             f"(sha256 {str(sha256)[:12]}, now {found.sha256[:12]})",
             fix=fix,
         )
-    return found
+    return [fact for fact in found if fact.id in own]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.auto_layer import check_budget, open_settings
+from goldenlayers.commands.auto_layer import check_budget
 from goldenlayers.commands.deciding import editor_of, settle, with_lines
 from goldenlayers.commands.making import check_strength, make, with_usual
 from goldenlayers.commands.options import (
@@ -33,6 +35,7 @@ from goldenlayers.prompts import plain_subject
 from goldenlayers.shown import result, say, warn
 
 if TYPE_CHECKING:
+    from goldenlayers.checking import Check
     from goldenlayers.datasets import FactSet
     from goldenlayers.delta import WeightDelta
     from goldenlayers.editors import Editor
@@ -77,13 +80,13 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     layer: str = "auto"
     """Layer to edit (-1 is the last); published, the depth of published settings; the folder of a
     run of `golden locate` or `golden sweep`; auto: chosen for this editor by a race of real edits
-    of starter facts, once, and kept; or each: for each fact the best of three."""
+    of starter facts, once, and kept; or each: for each fact the best of seven."""
 
     strength: Annotated[str, arg(metavar="FACTOR")] = "1"
     """What the change is multiplied by; auto: for each fact the best of 0.5, 0.75, 1 and 1.2."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """--layer auto: the time that the race may take, such as 90s or 3m (default: 100 edits')."""
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 96 edits')."""
 
     mode: Literal["auto", "batch", "sequential"] = "auto"
     """All facts in one solve, or one after another (auto: batch, if the editor can)."""
@@ -110,8 +113,8 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
     subject. May repeat. Without any, they are made."""
 
     keep: Texts = dataclasses.field(default_factory=list)
-    """A prompt whose answer must stay, which the check asks. May repeat. Without any, prompts
-    about other names are made."""
+    """A prompt whose answer must stay, which the check asks; {} stands for the subject. May repeat.
+    Without any, prompts about other names are made."""
 
     keep_file: Annotated[Path | None, arg(metavar="FILE"), Role.SOURCE, RARE] = None
     """More such prompts, one a line."""
@@ -158,33 +161,39 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
 
 def run(config: EditConfig) -> int:
     """Edit, show what changed, save."""
-    from goldenlayers.checking import FILE, check
+    from goldenlayers.checking import FILE
     from goldenlayers.choosing import FILE as TRIES
     from goldenlayers.editors import check_step
     from goldenlayers.export import write_card
     from goldenlayers.report import tables
 
-    shared.refuse_out(config, "edit", ignore=("device", *open_settings(config)))
+    # A run records the layer that was meant by a word.
+    found = () if re.fullmatch("[0-9]{1,18}", config.layer) else ("layer", "budget")
+    shared.refuse_out(config, "edit", ignore=("device", *found))
     config = dataclasses.replace(with_lines(with_usual(config)), method=config.method)
     check_step(editor_of(with_usual(config)), config.step)
     facts, source = _facts(config)
     model = shared.load_model(config)
     config, (facts,) = settle(config, model, facts)
-    facts = _worth_editing(model, facts, strict=config.facts is None)
+    facts, before = _worth_editing(model, facts, strict=config.facts is None)
     dropped: list[DataError] = []
     config, editor, layer, delta, tried = make(config, model, facts, dropped)
     if dropped:
         shared.tell_dropped(dropped)
-        facts = [fact for fact, held in zip(facts, delta.holds(facts), strict=True) if held]
-    before = tables.greedy_answers(model, facts)
-    with delta.applied(model):
-        after = tables.greedy_answers(model, facts)
-    checked = None
-    if not config.no_check:
-        try:
-            checked = check(model, delta, facts)
-        except UserError as error:  # such as a prompt that is too long: the edit is there
-            warn(f"the edit was not checked: {error}")
+        held = delta.holds(facts)
+        facts, before = list(compress(facts, held)), list(compress(before, held))
+    after, checked, cut = [], None, None
+    try:
+        with delta.applied(model):
+            after = tables.greedy_answers(model, facts)
+        if not config.no_check:
+            checked = _checked(model, delta, facts)
+    except UserError:
+        raise
+    except BaseException as error:  # Ctrl-C, or no memory: what is made is kept
+        if config.out is None:
+            raise
+        cut = error
     # Opened last: an edit that fails leaves nothing behind, and none can be gone on with.
     with shared.run_folder(config, "edit", model=model, facts=source, ignore=("device",)) as folder:
         if folder is not None:
@@ -195,10 +204,13 @@ def run(config: EditConfig) -> int:
                 folder.write_json(TRIES, tried.to_json())
             write_card(folder.path, delta)
             folder.finish()
+    if cut is not None:
+        warn(f"the edit was not checked; it is saved to {config.out}")
+        raise cut
     result(
         model=model.name,
-        method=editor.name,
-        layer=layer,
+        method=delta.method if tried else editor.name,
+        layer=None if config.layer == "each" else layer,
         facts=[
             {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target")}
             | {"before": _said(old), "after": _said(new), "took": new.is_new}
@@ -223,6 +235,16 @@ def run(config: EditConfig) -> int:
     else:
         say("Not saved: add --out DIR to keep the edit")
     return 0
+
+
+def _checked(model: Model, delta: WeightDelta, facts: Sequence[Fact]) -> Check | None:
+    from goldenlayers.checking import check
+
+    try:
+        return check(model, delta, facts)
+    except UserError as error:  # such as a prompt that is too long: the edit is there
+        warn(f"the edit was not checked: {error}")
+        return None
 
 
 def _facts(config: EditConfig) -> tuple[list[Fact], FactSet | None]:
@@ -254,8 +276,10 @@ def _keeping(fact: Fact, prompts: Sequence[str]) -> Fact:
     Raises:
         UserError: one of them is to change.
     """
+    edited = {" ".join(text.split()) for text in (fact.prompt, *fact.rephrasings)}
+    prompts = [prompt.replace("{}", fact.subject) for prompt in prompts]
     for prompt in prompts:
-        if prompt in (fact.prompt, *fact.rephrasings):
+        if " ".join(prompt.split()) in edited:
             raise UserError(
                 f"the answer to '{prompt}' is edited, and --keep keeps it", fix="Leave one out"
             )
@@ -263,25 +287,30 @@ def _keeping(fact: Fact, prompts: Sequence[str]) -> Fact:
     return dataclasses.replace(fact, locality=fact.locality + more)
 
 
-def _worth_editing(model: Model, facts: list[Fact], *, strict: bool) -> list[Fact]:
-    """Leave out facts whose new answer the model gives already; one by flags is an error."""
-    from goldenlayers.decoding import gives_already
+def _worth_editing(
+    model: Model, facts: list[Fact], *, strict: bool
+) -> tuple[list[Fact], list[tables.Answer]]:
+    """The facts with what the model answers, but for those whose new answer it gives already; one
+    by flags is an error.
+    """
+    from goldenlayers.report.tables import greedy_answers
 
-    given = gives_already(model, facts)
+    before = greedy_answers(model, facts)
     errors = [
         DataError(
             f"the model answers '{fact.prompt}' with '{fact.target}' already",
             field="target",
             fix="There is nothing to edit",
         )
-        for fact, already in zip(facts, given, strict=True)
-        if already
+        for fact, answer in zip(facts, before, strict=True)
+        if answer.is_new
     ]
     if errors and (strict or len(errors) == len(facts)):
         raise errors[0]
     if errors:
         shared.tell_dropped(errors)
-    return [fact for fact, already in zip(facts, given, strict=True) if not already]
+    new = [not answer.is_new for answer in before]
+    return list(compress(facts, new)), list(compress(before, new))
 
 
 def _said(answer: tables.Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from goldenlayers.commands import shared
-from goldenlayers.commands.auto_layer import check_budget, open_settings, with_layer
+from goldenlayers.commands.auto_layer import check_budget, with_layer
 from goldenlayers.commands.deciding import (
     editor_and_layer,
     editor_of,
@@ -27,6 +27,7 @@ from goldenlayers.commands.options import (
     OutputOptions,
     Role,
     Statistics,
+    default_settings,
 )
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
@@ -62,10 +63,11 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
     clear-rome, memit, emmet, alphaedit, pmet, ft-m or ft-l."""
 
     layer: str = "auto"
-    """Layer to edit, as for `golden edit`; auto chooses it with facts about other subjects."""
+    """Layer to edit, as for `golden edit` (but not each); auto chooses it with facts about other
+    subjects."""
 
     budget: Annotated[str | None, arg(metavar="TIME")] = None
-    """--layer auto: the time that the race may take, such as 90s or 3m (default: 100 edits')."""
+    """--layer auto: the time that the race may take, such as 90s or 3m (default: 96 edits')."""
 
     mode: Literal["single", "batch", "sequential"] = "single"
     """single: each fact by itself on the untouched model. batch: all edited together. sequential:
@@ -107,6 +109,15 @@ class EvaluateConfig(DataOptions, ModelOptions, OutputOptions):
             raise UserError("--step is for edits in sequence", fix="Add --mode sequential")
         if self.delta is not None and self.method != "none":
             raise UserError("both --delta and --method are given", fix="Give one of them")
+        if self.method in ("none", "in-context"):
+            usual = default_settings(type(self))
+            mine = ("layer", "preset", "budget", *(("set",) if self.method == "none" else ()))
+            for name in mine:
+                if getattr(self, name) != usual[name]:
+                    raise UserError(
+                        f"--{name} is for an editor, and nothing is edited here",
+                        fix=f"Add --method NAME, or leave --{name} out",
+                    )
 
 
 def run(config: EvaluateConfig) -> int:
@@ -117,7 +128,7 @@ def run(config: EvaluateConfig) -> int:
     from goldenlayers.evaluation.rows import Expected, each_once
     from goldenlayers.studying.folders import resumed
 
-    shared.refuse_out(config, "evaluate", resume=True, ignore=open_settings(config))
+    shared.refuse_out(config, "evaluate", resume=True)
     metrics = check_metrics(config.metrics) if config.metrics else DEFAULT_METRICS
     method = method_of(config)
     text = _text(config.text) if need_text(metrics) else None

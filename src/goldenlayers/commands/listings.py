@@ -57,6 +57,12 @@ class ModelsConfig(LoadOptions):
     layer_paths: LayerPaths = dataclasses.field(default_factory=dict)
     """Module paths for --inspect, as for `golden locate`."""
 
+    def __post_init__(self) -> None:
+        doing = ("inspect", "fetch", "clear", "verify")
+        given = [f"--{name}" for name in doing if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} are given", fix="Do one after the other")
+
 
 def run_models(config: ModelsConfig) -> int:
     """List, fetch, verify, clear or inspect."""

@@ -107,7 +107,7 @@ class LocateConfig(ApartOptions, ModelOptions, OutputOptions):
     """Its settings, as NAME VALUE pairs; see `golden editors`."""
 
     budget: Annotated[str | None, RACE, arg(metavar="TIME")] = None
-    """The time that the edits may take, such as 90s, 3m or 1h (default: that of 100 edits)."""
+    """The time that the edits may take, such as 90s, 3m or 1h (default: that of 96 edits)."""
 
     out: Out = None
     """Run folder to write: ranking.json, per_fact.jsonl, pictures, config.yaml, log.txt, and with

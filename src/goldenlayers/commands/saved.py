@@ -94,6 +94,7 @@ def run_export(config: ExportConfig) -> int:
 
     export.refuse_place(config.out, file=config.to.startswith("gguf"), overwrite=config.overwrite)
     shared.refuse_unwritable(config.out)
+    shared.refuse_twice(config.run, "to golden export")
     names = [str(run) for run in config.run]
     delta, warnings = export.added_up([WeightDelta.load(run) for run in config.run], names)
     for warning in warnings:
@@ -210,6 +211,12 @@ def run_run(config: RunConfig) -> int:
     for name in never_recorded(RunConfig):
         if name not in roles(kind) and given[name] != usual[name]:
             raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
+    for name in ("keep_file", "clear_of_file"):  # what they held stands in keep and clear_of
+        if isinstance(record["settings"], dict) and record["settings"].get(name) is not None:
+            raise UserError(
+                f"{folder / CONFIG} names a file to be read, {name} {record['settings'][name]!r}",
+                expected="what our runs record: the lines, not the file",
+            )
     settings = from_record(kind, record["settings"], given, f"{folder / CONFIG}, settings")
     _tell_not_taken(kind, record["settings"], given)
     result(repeats={"run": folder, "command": command})

@@ -337,6 +337,18 @@ def refuse_taken(path: Path) -> None:
         raise UserError(f"{path} is there already", fix="Choose another --out")
 
 
+def refuse_twice(runs: Sequence[Path], option: str) -> None:
+    """Refuse a run that is named twice: its edit would be there twice.
+
+    Raises:
+        UserError: one is.
+    """
+    places = [os.path.realpath(run.expanduser()) for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{run} is given twice {option}", fix="Name it once")
+
+
 def refuse_unwritable(path: Path) -> None:
     """Refuse a place where nothing can be written, before the work and not after it.
 

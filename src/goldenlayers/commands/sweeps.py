@@ -109,9 +109,8 @@ def run_sweep(config: SweepConfig) -> int:
     shared.refuse_out(config, "sweep", resume=True)
     source = shared.load_facts(config)
     model = shared.load_model(config)
-    layers = layers_named(config.layers, len(model.layers))
-    if config.layers.strip().lower() == "all":
-        layers = model.layers.with_mlp
+    every, n_layers = config.layers.strip().lower() == "all", len(model.layers)
+    layers = model.layers.with_mlp if every else layers_named(config.layers, n_layers)
     editor = editor_of(config, model)  # the layer that a preset names is left aside
     config, (settled,) = settle(config, model, source)
     source = replace(source, facts=tuple(settled))
@@ -162,8 +161,6 @@ def layers_named(text: str, n_layers: int) -> list[int]:
     Raises:
         UserError: not numbers and ranges, or layers that the model does not have.
     """
-    if text.strip().lower() == "all":
-        return list(range(n_layers))
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)

@@ -304,23 +304,19 @@ def applied_per_example(
     model: Model | nn.Module,
     deltas: Sequence[WeightDelta | None],
     *,
-    repeats: int | Sequence[int] = 1,
     force: bool = False,
-    verify: bool = False,
 ) -> Iterator[Selection]:
     """Give every sequence of a batch its own delta; the weights themselves stay as they are.
 
-    At first sequence b carries the delta that ``repeats`` says: each delta in turn for so many
-    sequences. ``select`` on the object yielded sets another mapping before any forward pass.
+    At first each delta in turn has one sequence. ``select`` on the object yielded sets another
+    mapping before any forward pass.
     Dense changes work too, at the cost of one matrix product per distinct delta in the batch.
     Matrices that see other rows than whole sequences (experts behind a router) are refused.
 
     Args:
         model: a ``Model`` or a plain transformers model, as for ``WeightDelta.applied``.
         deltas: N deltas; None stands for the untouched model.
-        repeats: sequences per delta, one number or N.
         force: as for ``WeightDelta.applied``.
-        verify: as for ``WeightDelta.applied``.
 
     Raises:
         UserError: a delta does not belong to the model, or a batch has another number of
@@ -329,17 +325,9 @@ def applied_per_example(
     hf = hf_of(model)
     for delta in deltas:
         if delta is not None:
-            check_base(
-                model, delta.base_fingerprint, name=delta.base_name, force=force, verify=verify
-            )
-    counts = [repeats] * len(deltas) if isinstance(repeats, int) else list(repeats)
-    if len(counts) != len(deltas) or any(count < 0 for count in counts):
-        raise UserError(
-            f"repeats is {repeats} for {len(deltas)} deltas",
-            expected="a number of sequences for each delta",
-        )
-    rows = torch.arange(len(deltas)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    selection = Selection(len(deltas), rows)
+            expected, name = delta.base_fingerprint, delta.base_name
+            check_base(model, expected, name=name, force=force, verify=False)
+    selection = Selection(len(deltas), torch.arange(len(deltas)))
     finder = TargetFinder(hf)
     banks: dict[str, _Bank] = {}
     modules: dict[str, nn.Module] = {}

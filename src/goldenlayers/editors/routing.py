@@ -131,6 +131,7 @@ def statistics_for(
     seed: int = 0,
     text: str = "package",
     cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Mapping[int, Covariance] | None:
     """Key statistics for edits at ``layers``: from the cache, or collected now in one pass.
 
@@ -141,7 +142,8 @@ def statistics_for(
     for layer in layers:
         check_layers(model, editor, layer)
     needed = needed_layers(editor, layers)
-    return layer_statistics(model, needed, seed=seed, text=text, cache_dir=cache_dir)
+    more = {"seed": seed, "text": text, "cache_dir": cache_dir, "progress": progress}
+    return layer_statistics(model, needed, **more)
 
 
 def layer_statistics(

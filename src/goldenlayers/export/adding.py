@@ -19,23 +19,23 @@ def added_up(deltas: Sequence[WeightDelta], names: Sequence[str]) -> tuple[Weigh
     Raises:
         UserError: two edits answer one prompt differently, or were made on different weights.
     """
-    first: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {}
+    first: dict[tuple[str, str], tuple[int, Mapping[str, Any]]] = {}
     doubled: list[str] = []
-    for name, delta in zip(names, deltas, strict=True):
+    for number, delta in enumerate(deltas):
         for fact in delta.facts:
             if fact.get("undone"):
                 continue
             subject, prompt, target = (_plain(fact.get(k)) for k in ("subject", "prompt", "target"))
-            where, earlier = first.setdefault((subject, prompt), (name, fact))
-            if where == name:
+            where, earlier = first.setdefault((subject, prompt), (number, fact))
+            if where == number:
                 continue
             if _plain(earlier.get("target")) != target:
                 raise UserError(
                     f"two of the edits contradict: '{prompt}' → '{_plain(earlier.get('target'))}' "
-                    f"in {where}, and '{target}' in {name}",
+                    f"in {names[where]}, and '{target}' in {names[number]}",
                     fix="Leave one of them out",
                 )
-            doubled.append(f"'{prompt}' → '{target}' in {where} and {name}")
+            doubled.append(f"'{prompt}' → '{target}' in {names[where]} and {names[number]}")
     total = deltas[0]
     for delta in deltas[1:]:
         total = total + delta

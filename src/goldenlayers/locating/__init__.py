@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from goldenlayers.errors import DataError, UserError
-from goldenlayers.locating.base import LayerMethod, Scoring, Work
+from goldenlayers.locating.base import LayerMethod, Scoring, Work, published_on
 from goldenlayers.locating.methods import (
     CMA,
     LGA,
@@ -47,6 +47,7 @@ __all__ = [
     "locate",
     "make_method",
     "published_layer",
+    "published_on",
 ]
 
 
@@ -102,8 +103,7 @@ def locate(
             fix="Choose another scope or kind",
         )
     if layer is not None:
-        scored = set(range(n_layers)) - set(without)
-        nearest = min(scored, key=lambda one: (abs(one - layer), one))
+        nearest = model.layers.nearest(layer)
         return LayerRanking.fixed(
             how.name, n_layers, nearest, top_k=top_k, model=model.name, data=data
         )
@@ -199,7 +199,8 @@ def _prepare(
         if not todo:
             raise UserError(
                 f"the model gives the old answer of none of the {len(facts)} facts",
-                fix="Use other facts, a larger model, or leave out --known",
+                fix="Use other facts, or a larger model"
+                + (", or leave out --known" if getattr(how, "known", False) else ""),
             )
     elif how.fills_old_answers:
         todo, no_edits = fill_old_answers(model, todo)

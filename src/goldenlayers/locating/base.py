@@ -186,3 +186,8 @@ def published_layer(n_layers: int) -> int:
     deep, fraction = _PUBLISHED_DEEP
     depth = fraction if n_layers >= deep else _PUBLISHED_DEPTH
     return min(n_layers - 1, round(depth * n_layers))
+
+
+def published_on(model: Model) -> int:
+    """The layer at that depth, or the nearest one with an MLP."""
+    return model.layers.nearest(published_layer(len(model.layers)))

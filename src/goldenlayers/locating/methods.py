@@ -280,7 +280,7 @@ class Fixed(LayerMethod):
     def label(self) -> str:
         return self.layer if isinstance(self.layer, str) else f"layer {self.layer}"
 
-    def fixed_layer(self, n_layers: int) -> int | None:
+    def fixed_layer(self, n_layers: int) -> int:
         """The layer, from 0.
 
         Raises:
@@ -290,7 +290,11 @@ class Fixed(LayerMethod):
             return n_layers // 2
         if self.layer == "published":
             return published_layer(n_layers)
-        check_number("the layer", self.layer, -n_layers, n_layers - 1)
+        if self.layer not in range(-n_layers, n_layers):
+            raise UserError(
+                f"the layer is {self.layer}, and the model has {n_layers} layers",
+                expected=f"0 to {n_layers - 1}",
+            )
         return range(n_layers)[self.layer]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, listed
 from goldenlayers.locating.base import Fence
 from goldenlayers.records import made, parse_json, short
 
@@ -300,7 +300,7 @@ def _other_fences(ranking: LayerRanking) -> list[str]:
     above.sort(key=lambda layer: -scores[0, layer])
     text = f"Without fences the choice is layer {raw}, with kappa 1.5 layer {wider}."
     if above:
-        text += f" Left out by the fences, with higher scores: {_listed(above)}."
+        text += f" Left out by the fences, with higher scores: {listed(above)}."
     return [text]
 
 
@@ -332,9 +332,4 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
 
 
 def _layers(layers: tuple[int, ...]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {_listed(list(layers))}"
-
-
-def _listed(layers: list[int]) -> str:
-    some = ", ".join(map(str, layers[:8]))
-    return some if len(layers) <= 8 else f"{some} and {len(layers) - 8} more"
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {listed(list(layers))}"

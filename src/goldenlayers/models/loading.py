@@ -357,12 +357,12 @@ def _quiet_unpacking() -> Iterator[None]:
     """Hush transformers while it unpacks a GGUF file, which has a bar that its switch leaves on."""
     from transformers import modeling_gguf_pytorch_utils as unpacking
 
-    bar: Any = vars(unpacking).get("tqdm")
+    bar: Any = getattr(unpacking, "tqdm", None)
     if bar is not None:
-        vars(unpacking)["tqdm"] = functools.partial(bar, disable=True)
+        setattr(unpacking, "tqdm", functools.partial(bar, disable=True))  # noqa: B010 - no stub
     try:
         with quiet_transformers():
             yield
     finally:
         if bar is not None:
-            vars(unpacking)["tqdm"] = bar
+            setattr(unpacking, "tqdm", bar)  # noqa: B010

@@ -25,7 +25,6 @@ from goldenlayers.racing.rule import (
     EDITS,
     FACTS,
     Raced,
-    TimeUp,
     decide,
     few_layers,
     race_on,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Contest", "Worth", "decide", "drawn", "few_layers", "race_on", "replay", "table_of"]
 
 MOST_FACTS = 32  # that a race may use
-_SLACK = 1.2  # what a race may take of its time: edits are not all alike
 
 
 @dataclass(eq=False)
@@ -165,8 +163,6 @@ class Contest:
         first, self._first = self._first, None
         if first is not None and len(first) == len(facts):  # the race begins with the same edits
             return first
-        if self.seconds is not None and time.monotonic() - self._start > _SLACK * self.seconds:
-            raise TimeUp
         return self._edited(layer, facts)
 
     def _edited(self, layer: int, places: Sequence[int]) -> list[float]:

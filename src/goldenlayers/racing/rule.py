@@ -35,10 +35,6 @@ SHARES = 1 / 3, 2 / 3  # of the depth: layers that are tried beside the publishe
 RESAMPLES = 2000  # of the facts
 
 
-class TimeUp(Exception):  # noqa: N818 - no error: what is done is kept
-    """The time of the race is over; raised by a :data:`Scorer`."""
-
-
 def few_layers(n_layers: int) -> list[int]:
     """The layers at one and two thirds of the depth."""
     return [min(n_layers - 1, round(n_layers * share)) for share in SHARES]
@@ -111,9 +107,12 @@ class Raced:
         return np.bincount(drawn.argmax(axis=1), minlength=len(able)) / RESAMPLES
 
     def alike(self, seed: int = 0) -> list[int]:
-        """Places that cannot be told from the choice: its lead over them may be chance (95 %)."""
+        """Places that cannot be told from the choice: its lead over them, or theirs over it, may be
+        chance (95 %).
+        """
         able = np.flatnonzero(~np.isnan(eligible_means(self.table)))
-        return [i for i in able.tolist() if i != self.place and not self.gain(i, seed).low > 0]
+        gains = {i: self.gain(i, seed) for i in able.tolist() if i != self.place}
+        return [i for i, gain in gains.items() if not (gain.low > 0 or gain.high < 0)]
 
     def gain(self, over: int, seed: int = 0) -> Interval:
         """What the choice is ahead of a place, in points, paired by fact, and its 95 % interval."""
@@ -161,7 +160,8 @@ def race_on(
             if left is not None:
                 some = some[: left() // len(racing)]
             if not some:
-                raise TimeUp
+                why = "the time is over"
+                break
             for place in racing.copy():
                 table[some.start : some.stop, place] = score(place, some)
                 spent += len(some)
@@ -171,8 +171,6 @@ def race_on(
                 why = "no edit could be scored"
                 break
             done = some.stop
-    except TimeUp:
-        why = "the time is over"
     except KeyboardInterrupt:
         if not done:
             raise

@@ -37,33 +37,28 @@ class Answer:
     is_new: bool
 
 
-def greedy_answers(model: Model, facts: Sequence[Fact], tokens: int = 10) -> list[Answer]:
+def greedy_answers(model: Model, facts: Sequence[Fact]) -> list[Answer]:
     """The model's answer to every fact's prompt, as it is right now."""
-    import torch
-
-    from goldenlayers.decoding import forced_predictions, greedy
-    from goldenlayers.hooks import final_hidden, token_nll
-    from goldenlayers.tokens import pad_ids
+    from goldenlayers.decoding import greedy
+    from goldenlayers.evaluation.reading import Pass, Reading, read
 
     encoder = model.encoder
-    prompts = [encoder.fact(fact) for fact in facts]
-    targets = [encoder.fact(fact, fact.target) for fact in facts]
-    texts = greedy(model, [p.ids for p in prompts], tokens)
-    forced = forced_predictions(model, targets)
-    answers = []
-    for prompt, new, hits, target in zip(prompts, texts, forced, targets, strict=True):
-        with torch.no_grad():
-            ids = pad_ids([target.ids], model.device).ids
-            hidden = final_hidden(model, ids)[0, target.n_prompt - 1 : -1]
-            nll = token_nll(model.layers, hidden, ids[0, target.n_prompt :])
-        answers.append(
-            Answer(
-                encoder.continuation(prompt.ids, new),
-                math.exp(-float(nll.sum())),
-                tuple(hits) == target.answer_ids,
-            )
+    prompts = [encoder.fact(fact).ids for fact in facts]
+    wholes = [encoder.fact(fact, fact.target) for fact in facts]
+    readings = []
+    for one in wholes:
+        places = tuple(range(one.n_prompt - 1, len(one) - 1))
+        readings.append(Reading(one.ids[:-1], places, one.answer_ids, nll=True))
+    return [
+        Answer(
+            encoder.continuation(prompt, new),
+            math.exp(-len(one.targets) * (math.inf if one.nll is None else one.nll)),
+            one.tokens == one.targets,
         )
-    return answers
+        for prompt, new, one in zip(
+            prompts, greedy(model, prompts, 10), read(model, readings, Pass()), strict=True
+        )
+    ]
 
 
 def show_answers(
@@ -378,11 +373,11 @@ def _titled(metric: str) -> str:
     return "Overall" if metric == "overall" else metric.replace("locality_", "  ")
 
 
-def _histogram(truth: Truth, metric: str, width: int = 30) -> list[tuple[Any, ...]]:
+def _histogram(truth: Truth, metric: str) -> list[tuple[Any, ...]]:
     counts = truth.histogram(metric)
     most = max(counts.max(), 1e-9)
     return [
-        (layer, f"{count:.1f}", "#" * round(width * count / most))
+        (layer, f"{count:.1f}", "#" * round(30 * count / most))
         for layer, count in zip(truth.layers, counts, strict=True)
     ]
 

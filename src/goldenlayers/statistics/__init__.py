@@ -20,7 +20,7 @@ from goldenlayers.errors import UserError, check_seed, near_matches
 from goldenlayers.hooks import observe
 from goldenlayers.models.weights import not_a_number
 from goldenlayers.progress import progress as progress_bar
-from goldenlayers.shown import say, shown
+from goldenlayers.shown import shown
 from goldenlayers.statistics.cache import FORMAT, Manifest, StatisticsCache, model_settings
 from goldenlayers.statistics.documents import open_documents
 from goldenlayers.statistics.moments import (
@@ -319,7 +319,11 @@ def key_statistics(
         with closing(sums), ExitStack() as bars:
             if store is not None:
                 store.load_checkpoint(sums, stop_rows)
-            told = progress or _told_at_once(bars, sums, source, model)
+            numbers = ", ".join(map(str, sums.layers))
+            which = f"layer {numbers}" if len(sums.layers) < 4 else f"{len(sums.layers)} layers"
+            told = progress or bars.enter_context(
+                progress_bar(f"key statistics of {model.name}, {which}", "tokens")
+            )
 
             def on_batch() -> None:
                 told(sums.n_tokens, stop_rows * source.tokens_per_row)
@@ -352,30 +356,6 @@ def _tokens_needed(model: Model, layers: Sequence[int]) -> int:
     chosen = [model.layers[i].routed for i in layers if model.layers[i].down.of_expert]
     thin = max((taps.n_experts / taps.per_token for taps in chosen if taps), default=1.0)
     return math.ceil(model.layers.d_mlp * thin)
-
-
-_SAID_SECONDS = 10.0  # what takes longer is said in words
-
-
-def _told_at_once(bars: ExitStack, sums: MomentSums, source: Source, model: Model) -> Progress:
-    """A bar on a terminal, and where it takes long one line after the first batch that says so."""
-    bar = bars.enter_context(progress_bar("key statistics", "tokens"))
-    start, before, first = time.monotonic(), sums.n_tokens, True
-
-    def told(done: int, in_all: int) -> None:
-        nonlocal first
-        bar(done, in_all)
-        seconds = (time.monotonic() - start) * (in_all - done) / max(1, done - before)
-        if first and seconds > _SAID_SECONDS:
-            layers = ", ".join(map(str, sums.layers))
-            which = f"layer {layers}" if len(sums.layers) < 4 else f"{len(sums.layers)} layers"
-            say(
-                f"Key statistics of {model.name}, {which}: up to {in_all:,} tokens of "
-                f"{source.description}, about {round(seconds):,} s"
-            )
-        first = False
-
-    return told
 
 
 def _check(

@@ -5,6 +5,6 @@ The work is done by :class:`Workbench` and :class:`Session`, which know of no pa
 """
 
 from goldenlayers.studio.serving import bound, serve
-from goldenlayers.studio.workbench import Answer, Edit, Session, Workbench, make_fact
+from goldenlayers.studio.workbench import Edit, Session, Workbench, make_fact
 
-__all__ = ["Answer", "Edit", "Session", "Workbench", "bound", "make_fact", "serve"]
+__all__ = ["Edit", "Session", "Workbench", "bound", "make_fact", "serve"]

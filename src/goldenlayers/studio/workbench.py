@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from goldenlayers.atlas import found_for
 from goldenlayers.checking import FILE, Check, check
-from goldenlayers.decoding import gives_already, greedy, likeliest, settle_joints
+from goldenlayers.decoding import Answer, answers, gives_already, settle_joints
 from goldenlayers.delta import WeightDelta
-from goldenlayers.editors import EDITORS, edit, make_editor, needed_layers
-from goldenlayers.editors.routing import layer_statistics
+from goldenlayers.editors import EDITORS, edit, make_editor
+from goldenlayers.editors.routing import statistics_for
 from goldenlayers.errors import UserError, check_number, near_matches, shortened
 from goldenlayers.export import added_up, export_gguf, export_peft, read_check, write_card
 from goldenlayers.facts import Fact
-from goldenlayers.locating import locate, published_layer
+from goldenlayers.locating import locate, published_on
 from goldenlayers.progress import Progress
 from goldenlayers.records import json_text
 
@@ -44,13 +44,6 @@ EDITS, SESSIONS, WAITING = 40, 100, 12
 """The most edits of a session, sessions of a workbench, and calls that may wait for the model."""
 TOKENS, LIKELIEST = 16, 5
 """Tokens of an answer, and likeliest next tokens shown with it."""
-
-
-class Answer(NamedTuple):
-    """What a model says behind a prompt, and its likeliest next tokens with their probabilities."""
-
-    text: str
-    next: tuple[tuple[str, float], ...]
 
 
 @dataclass(eq=False)
@@ -145,25 +138,24 @@ class Workbench:
         known = found_for(self.model, make_editor(method))
         if known is not None:
             return known.advised, known.sentence()
-        layer = self.model.layers.nearest(published_layer(len(self.model.layers)))
-        return layer, "the depth of published settings"
+        return published_on(self.model), "the depth of published settings"
 
     def covariances(self, method: str, layer: int, tell: Tell) -> Mapping[int, Covariance] | None:
         """The key statistics that an editor needs at a layer: kept ones, or collected now."""
         editor = make_editor(method)
-        if not editor.needs_statistics:
-            return None
-        tell("Looking for the key statistics")
+        if editor.needs_statistics:
+            tell("Looking for the key statistics")
 
         def on_progress(done: int, total: int) -> None:
             tell(f"Reading text for layer {layer}, once: {done / max(total, 1):.0%}")
 
-        return layer_statistics(
+        return statistics_for(
             self.model,
-            needed_layers(editor, [layer]),
+            editor,
+            [layer],
+            text=self.statistics,
             cache_dir=self.cache_dir,
             progress=on_progress,
-            text=self.statistics,
         )
 
 
@@ -236,6 +228,8 @@ class Session:
                 statistics=statistics,
                 value_cache=self.bench.values,
             )
+            while len(self.bench.values) > EDITS:
+                del self.bench.values[next(iter(self.bench.values))]
             delta = delta if strength == 1 else delta * float(strength)
             notes = [
                 f"The change is {norm.relative:.2f} times as long as the matrix itself, so other "
@@ -333,13 +327,9 @@ class Session:
 
 def answer(model: Model, prompt: str) -> Answer:
     """What the model says now, as its weights are."""
-    encoder = model.encoder
-    row = encoder.verbatim(prompt).ids
-    room = TOKENS if encoder.max_length is None else min(TOKENS, encoder.max_length - len(row))
-    (new,) = greedy(model, [row], room) if room > 0 else [[]]
-    (following,) = likeliest(model, [row], LIKELIEST)
-    chances = ((encoder.continuation(row, [t], with_special=True), p) for t, p in following)
-    return Answer(encoder.continuation(row, new), tuple(chances))
+    row, room = model.encoder.verbatim(prompt).ids, model.encoder.max_length
+    count = TOKENS if room is None else min(TOKENS, room - len(row))
+    return answers(model, [row], [count], LIKELIEST)[0]
 
 
 def _refuse_known(model: Model, fact: Fact) -> None:

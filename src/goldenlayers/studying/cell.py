@@ -15,7 +15,7 @@ from goldenlayers.datasets import FactSet
 from goldenlayers.datasets import absolute_name as absolute_data
 from goldenlayers.errors import UserError
 from goldenlayers.facts import Fact
-from goldenlayers.locating import LayerMethod, published_layer
+from goldenlayers.locating import Fixed, LayerMethod
 from goldenlayers.locating.methods import FLAGS
 from goldenlayers.models import absolute_name as absolute_model
 from goldenlayers.models.cache import sha256_file
@@ -211,7 +211,8 @@ class Cell:
                 metric = judge.truth.leading or OVERALL
                 found = compare(judge, runs, metric=metric, seed=self.study.seed)
                 found = dataclasses.replace(found, warnings=(*warnings, *found.warnings))
-                with place.open(resume=False, overwrite=True) as target:
+                by = dataclasses.replace(place, settings={**place.settings, "metric": metric})
+                with by.open(resume=False, overwrite=True) as target:
                     target.write_json(COMPARE, found.to_json() | {"sweep": judge.to_json()})
                     target.finish()
 
@@ -287,21 +288,12 @@ def layers_named(words: Sequence[str], n_layers: int) -> dict[str, int]:
         return {str(layer): layer for layer in range(0, n_layers, step)}
     found: dict[str, int] = {}
     for word in words:
-        if word == "published":
-            layer = published_layer(n_layers)
-        elif word == "middle":
-            layer = n_layers // 2
-        elif "/" in word:
+        if "/" in word:
             above, below = map(int, word.split("/"))
             layer = min(n_layers - 1, round(above / below * n_layers))
         else:
-            layer = int(word)
-            if not -n_layers <= layer < n_layers:
-                raise UserError(
-                    f"layer {layer} is asked for, and the model has {n_layers} layers",
-                    expected=f"0 to {n_layers - 1}, or a share such as 1/6",
-                )
-            layer = range(n_layers)[layer]
+            named: Any = word if word in ("published", "middle") else int(word)
+            layer = Fixed(named).fixed_layer(n_layers)
         if layer not in found.values():
             found[word] = layer
     return found

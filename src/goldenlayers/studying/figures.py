@@ -151,8 +151,7 @@ def _judged(study: Study, cell: Cell) -> Iterable[Judged]:
             at = {}
             if truth.leading is not None:
                 at[GOLDEN] = truth.layers.index(truth.golden_layer(truth.leading))
-            depths = np.abs(np.array(truth.layers) - published_layer(depth))
-            at[PUBLISHED] = int(depths.argmin())
+            at[PUBLISHED] = truth.layers.index(truth.nearest(published_layer(depth)))
         yield Judged(cell.name, one.name, truth, at, depth, seconds, folder, cell.all_layers)
 
 
@@ -267,7 +266,8 @@ def _chosen(one: Judged, metric: str) -> Iterable[tuple[str, int | None, Floats]
         if isinstance(name, str) and layer in layers and name not in ("golden layer", *seen):
             seen.add(name)
             yield name, layer, golden - table[:, layers.index(layer)]
-    if PUBLISHED not in seen and (layer := published_layer(one.n_layers)) in layers:
+    if PUBLISHED not in seen:
+        layer = one.truth.nearest(published_layer(one.n_layers))
         yield PUBLISHED, layer, golden - table[:, layers.index(layer)]
 
 

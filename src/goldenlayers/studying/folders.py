@@ -221,5 +221,5 @@ class Place:
         )
 
 
-# Known by what they hold, wherever it lies.
-_BY_CONTENT = ("data", "statistics", "apart_from", "joints", "sweep", "with_")
+# Known by what they hold, wherever it lies; the metric of a comparison by the sweep.
+_BY_CONTENT = ("data", "statistics", "apart_from", "joints", "sweep", "with_", "metric")

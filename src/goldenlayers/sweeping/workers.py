@@ -12,7 +12,7 @@ import signal
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -208,7 +208,6 @@ class Queue:
 class _Process:
     process: Any
     pipe: Connection
-    dead: bool = field(default=False)
 
 
 class LocalEngine:

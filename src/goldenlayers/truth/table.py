@@ -9,14 +9,14 @@ Shapes: B facts, L layers, S resamples. Tables are (B, L).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from goldenlayers.errors import UserError
+from goldenlayers.errors import UserError, listed
 from goldenlayers.evaluation.bootstrap import Floats, harmonic_mean, nan_mean, resampled_means
 from goldenlayers.evaluation.metrics import DEFAULT_METRICS, HARMONIC, lower_is_better
 from goldenlayers.evaluation.summary import fact_scores, overall_by_fact
@@ -105,12 +105,6 @@ def plain_list(values: Floats) -> list[float | None]:
     return [plain(float(value)) for value in values]
 
 
-def listed(layers: Sequence[int]) -> str:
-    """Layers in words, not too many."""
-    some = ", ".join(map(str, layers[:8]))
-    return some if len(layers) <= 8 else f"{some} and {len(layers) - 8} more"
-
-
 OVERALL, GAIN = "overall", "gain"
 
 
@@ -140,18 +134,14 @@ class Truth:
         cls,
         rows: Iterable[Mapping[str, Any]],
         *,
-        overall: Sequence[str] = DEFAULT_METRICS,
         seed: int = 0,
-        resamples: int = 2000,
     ) -> Truth:
         """Gather a sweep's rows.
 
         Args:
             rows: {"fact", "layer", "metric", "probe", "kind"?, "score"}; of rows that are there
                 twice the first counts.
-            overall: metrics that Overall is made of. Fluency is left out by default.
             seed: of the bootstrap.
-            resamples: of the bootstrap.
 
         Raises:
             UserError: no rows, or rows without a layer.
@@ -178,16 +168,20 @@ class Truth:
         scores = {name: np.full((len(facts), len(layers)), np.nan) for name in names}
         for column, layer in enumerate(layers):
             found = {name: fact_scores(by_layer[layer], name) for name in metrics}
-            found[OVERALL] = overall_by_fact(by_layer[layer], overall)
-            before = overall_by_fact(by_layer[layer], overall, of="before")
+            found[OVERALL] = overall_by_fact(by_layer[layer], DEFAULT_METRICS)
+            before = overall_by_fact(by_layer[layer], DEFAULT_METRICS, of="before")
             found[GAIN] = {fact: one - before[fact] for fact, one in found[OVERALL].items()}
             for name, values in found.items():
                 for fact, score in values.items():
                     scores[name][facts[fact], column] = score
         if np.isnan(scores[GAIN]).all():
             del scores[GAIN]
-        present = tuple(name for name in overall if name in metrics)
-        return cls(tuple(facts), layers, scores, present, seed, resamples)
+        present = tuple(name for name in DEFAULT_METRICS if name in metrics)
+        return cls(tuple(facts), layers, scores, present, seed)
+
+    def nearest(self, layer: int) -> int:
+        """The swept layer nearest to one, the earlier of two."""
+        return min(self.layers, key=lambda one: (abs(one - layer), one))
 
     @property
     def metrics(self) -> tuple[str, ...]:

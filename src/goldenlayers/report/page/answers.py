@@ -40,7 +40,7 @@ def sweep_card(folder: RunFolder, one: SweepRun) -> Card | None:
         sure += f" {layers_in_words(alike)} {ALIKE}."
     rest = {layer: r for layer, r in lost.items() if r.value == r.value and layer != golden}
     costs = []
-    usual = None if one.n_layers is None else published_layer(one.n_layers)
+    usual = None if one.n_layers is None else truth.nearest(published_layer(one.n_layers))
     if usual in rest:
         costs.append(f"layer {usual}, the published depth, {_points(lost[usual].value)}")
     if rest:
