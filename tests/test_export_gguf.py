@@ -64,6 +64,11 @@ def test_the_adapter_holds_the_delta_exactly(files: dict[str, Path], tmp_path: P
     assert values["general.type"] == "adapter" and values["adapter.type"] == "lora"
     assert values["general.architecture"] == "llama"
     assert values["goldenlayers.base_fingerprint"] == delta.base_fingerprint
+    # It is neither an edit of ours nor a model, and whoever takes it for one is told.
+    with pytest.raises(UserError, match="a GGUF file, such as an adapter"):
+        WeightDelta.load(done.path)
+    with pytest.raises(UserError, match="is an adapter, a change of a model"):
+        models.load(done.path, cache_dir=tmp_path)
     assert len(tensors) == 4
     for name, ours in zip(done.tensors, delta.changes, strict=True):
         change = delta.changes[ours]

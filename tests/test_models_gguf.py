@@ -147,6 +147,7 @@ def test_converted_files_are_listed_verified_and_cleared(gguf_file: Path, tmp_pa
     row = models.list_models(tmp_path)[-1]
     assert (row.title, row.family, row.layers, row.cached) == ("tiny.gguf", "llama", 4, True)
     models.verify_cache(row.name, tmp_path)
+    models.verify_cache(str(gguf_file), tmp_path)  # by the file that it was made of
     tokenizer = row.path / "tokenizer.json"
     data = tokenizer.read_bytes()
     tokenizer.write_bytes(data[:-2] + b" }")  # same size, other bytes

@@ -207,7 +207,9 @@ class TextEncoder:
             )
 
         before, whole = text(ids), text([*ids, *new])
-        return whole[_agreement(before, whole) :]
+        return whole[_agreement(before, whole) :].replace(
+            "\0", "\ufffd"
+        )  # no file of ours holds it
 
     def encode(
         self, prompt: str, answer: str = "", subject: str | None = None, joint: Joint = "auto"

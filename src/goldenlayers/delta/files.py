@@ -174,7 +174,13 @@ def _find(path: Path) -> Path:
             file = file.with_name(TENSORS)
         if file.exists():
             file = file.resolve() if file.is_symlink() else file
-            os.close(open_file(file))  # a pipe or a device would not be read to an end
+            with os.fdopen(open_file(file), "rb") as opened:  # a pipe would not be read to an end
+                if opened.read(4) == b"GGUF":
+                    raise UserError(
+                        f"'{file}' is a GGUF file, such as an adapter for llama.cpp",
+                        expected="an edit as golden edit saved it",
+                        fix="Give the folder that 'golden edit --out' wrote",
+                    )
             return file
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise UserError(

@@ -249,12 +249,14 @@ def _kinds() -> Iterable[tuple[str, type[Settings]]]:
     yield InContext.name, InContext
 
 
-def one_at_a_time(editor: Editor, n_facts: int) -> UserError:
+def one_at_a_time(
+    editor: Editor, n_facts: int, instead: str = "Use --mode sequential"
+) -> UserError:
     """The error of many facts in one solve, where the editor takes one."""
     able = [name for name, kind in _kinds() if issubclass(kind, Editor) and kind.edits_together]
     return UserError(
         f"{editor.name} edits one fact at a time, not {n_facts} together",
-        fix=f"Use --mode sequential, or for a batch another --method: {', '.join(able)}",
+        fix=f"{instead}, or another --method: {', '.join(able)}",
     )
 
 
@@ -266,7 +268,7 @@ def check_step(editor: Editor, step: int) -> None:
     """
     check_number("the step", step, 1, 1_000_000)
     if step > 1 and not editor.edits_together:
-        raise one_at_a_time(editor, step)
+        raise one_at_a_time(editor, step, "Leave --step out")
 
 
 _NAMES, _NAME = 10_000, 200  # most names, and characters of one

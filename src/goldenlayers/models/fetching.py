@@ -280,6 +280,8 @@ def clear_cache(name: str, cache_dir: str | Path | None = None) -> int:
 
 def _row(name: str, cache_dir: str | Path | None) -> ModelRow:
     rows = {row.name: row for row in list_models(cache_dir)}
+    if name not in rows and name.endswith(".gguf") and Path(name).is_file():
+        name = f"gguf-{cache.sha256_file(Path(name))[:16]}"
     if name not in rows:
         problem = f"No packaged or cached model is called '{name}'"
         raise UserError(problem, fix=near_matches(name, rows))

@@ -295,6 +295,12 @@ def check_model(path: Path, header: GgufHeader) -> None:
 
 def _refuse_unsupported(path: Path, header: GgufHeader) -> None:
     arch, values = header.architecture, header.values
+    if values.get("general.type") == "adapter":
+        raise UserError(
+            f"{path} is an adapter, a change of a model",
+            expected="a model",
+            fix="Load the GGUF file that it was made for; llama.cpp takes the adapter beside it",
+        )
     experts, parts = values.get(f"{arch}.expert_count", 0), values.get("split.count", 0)
     for key, value in ((f"{arch}.expert_count", experts), ("split.count", parts)):
         if not _is_whole(value, 0):
