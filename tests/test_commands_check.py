@@ -183,6 +183,8 @@ def test_a_prompt_to_keep_counts_once_beside_many_facts(
         ((*FLAGS, "--keep", "The capital of Italy  is "), "is edited"),
         ((*FLAGS, "--keep", "The capital of {} is"), "is edited"),
         ((*FLAGS, "--keep", " "), "empty"),
+        ((*FLAGS, "--limit", "5"), "--limit is for --facts"),
+        ((*FLAGS, "--skip-invalid"), "--skip-invalid is for --facts"),
         ((*FLAGS, "--rephrase", ""), "empty"),
         ((*FLAGS, "--no-check", "--keep", "Berlin lies in"), "--no-check"),
         ((*FLAGS, "--keep-file", "nothing.txt"), "--keep-file"),

@@ -110,7 +110,9 @@ def _of_run(text: str, model: Model, editor: Editor, facts: Sequence[Fact]) -> i
     folder.require("locate", "sweep", expected="a run of golden locate or golden sweep")
     run = (SweepRun if folder.kind == "sweep" else LocateRun).read(folder)
     if isinstance(run, SweepRun):
-        layer, by = run.truth.golden_layer(), f"the sweep with {run.editor}"
+        layer = run.truth.golden_layer()
+        share = run.truth.wins()[layer]
+        by = f"the sweep with {run.editor} (the best in {share:.0%} of resamples)"
         other = run.editor
     else:
         layer, by = run.ranking.golden_layer, run.ranking.method

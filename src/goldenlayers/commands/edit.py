@@ -150,6 +150,9 @@ class EditConfig(JointOptions, ModelOptions, OutputOptions):
                 "--rephrase is for a fact by flags",
                 fix="Give the rephrasings of --facts in their file",
             )
+        if self.facts is None and (self.limit is not None or self.skip_invalid):
+            name = "--skip-invalid" if self.limit is None else "--limit"
+            raise UserError(f"{name} is for --facts", fix="Leave it out, or give --facts")
         if self.no_check and (self.rephrase or self.keep or self.keep_file):
             raise UserError("--no-check asks no prompts", fix="Leave it out")
         if self.facts is None and any(part is None for part in by_flags):
