@@ -14,6 +14,7 @@ from families import tiny
 from sweep_helpers import FAST, fast, some_facts
 
 import goldenlayers as gl
+from goldenlayers.editors import EDITORS
 from goldenlayers.errors import UserError
 from goldenlayers.locating import published_layer
 from goldenlayers.locating.race import seconds_of
@@ -47,7 +48,7 @@ def test_no_race_costs_more_than_its_edits(n_layers: int, edits: int, n_facts: i
     asked: list[tuple[int, int]] = []
     table = noisy([50.0] * n_layers, n_facts, 30.0)
     home = published_layer(n_layers)
-    places = [*few_layers(n_layers), n_layers - 1]
+    places = [*few_layers(n_layers, (1 / 3, 2 / 3)), n_layers - 1]
     found = race_on(spy(table, asked), n_facts, n_layers, places, home, edits=edits)
     assert found.edits == len(asked) <= edits
     assert len(set(asked)) == len(asked)  # nothing is edited twice
@@ -65,9 +66,12 @@ def test_no_race_costs_more_than_its_edits(n_layers: int, edits: int, n_facts: i
 
 
 def test_the_layers_that_race() -> None:
-    assert [few_layers(n) for n in (1, 2, 3, 18, 24, 30, 80)] == [
+    thirds, deep = EDITORS["rome"].race_depths, EDITORS["ft-l"].race_depths
+    assert [few_layers(n, thirds) for n in (1, 2, 3, 18, 24, 30, 80)] == [
         [0, 0], [1, 1], [1, 2], [6, 12], [8, 16], [10, 20], [27, 53],
     ]  # fmt: skip
+    assert [few_layers(n, deep) for n in (1, 3, 18)] == [[0, 0], [2, 2], [12, 17]]
+    assert gl.Race(editor="ft-m").layers(tiny("llama")) == [1, 3]
 
 
 def test_the_layers_are_tried_in_turn_on_the_same_facts() -> None:
@@ -79,7 +83,7 @@ def test_the_layers_are_tried_in_turn_on_the_same_facts() -> None:
 
 @pytest.mark.parametrize("n_layers", [18, 30, 80])
 def test_the_best_of_the_layers_is_found_where_it_stands_out(n_layers: int) -> None:
-    home, places = published_layer(n_layers), few_layers(n_layers)
+    home, places = published_layer(n_layers), few_layers(n_layers, (1 / 3, 2 / 3))
     for seed in range(10):
         best = (home, *places)[seed % 3]
         means = np.full(n_layers, 50.0)

@@ -26,10 +26,10 @@ from own_layers import NAMED_SHARE, SHARES, Figures, Swept, drawn, per_fact, swe
 from render import RESULTS
 
 from goldenlayers.atlas import leads_of, shared_layer
+from goldenlayers.editors import EDITORS
 from goldenlayers.evaluation.bootstrap import Floats, nan_mean
-from goldenlayers.racing import replay
+from goldenlayers.racing import few_layers, replay
 from goldenlayers.racing.rule import EDITS, Raced
-from goldenlayers.racing.rule import SHARES as DEPTHS
 from goldenlayers.racing.worth import expected_hits
 from goldenlayers.truth import Interval
 from goldenlayers.truth.table import best_place, eligible_means, plain
@@ -58,7 +58,7 @@ def choices(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Callable[[lis
     found: dict[str, Callable[[list[int]], int]] = {
         PUBLISHED: lambda _: one.published,
         "race of 36 edits": lambda facts: race(one, facts, edits=36).place,
-        "race with two thirds of the depth alone": lambda facts: race(one, facts, DEPTHS[1:]).place,
+        "race with two thirds of the depth alone": lambda facts: race(one, facts, (2 / 3,)).place,
         "all edits, expected hits": lambda facts: best(one.soft, facts),
         "all edits, hits": lambda facts: best(one.hard, facts),
     }
@@ -76,13 +76,14 @@ def choices(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Callable[[lis
 def race(
     one: Swept,
     facts: list[int],
-    depths: Sequence[float] = DEPTHS,
+    depths: Sequence[float] | None = None,
     also: Sequence[int] = (),
     edits: int = EDITS,
 ) -> Raced:
-    """The race on some facts: the published depth, other depths, and further places."""
+    """The race on some facts: the published depth, others (the editor's), and further places."""
     n = one.cell["n_layers"]
-    places = [*(one.nearest(round(n * depth)) for depth in depths), *also]
+    depths = EDITORS[one.editor].race_depths if depths is None else depths
+    places = [*map(one.nearest, few_layers(n, depths)), *also]
     return replay(one.both[facts], places, one.published, edits)
 
 

@@ -115,7 +115,8 @@ def page(found: Found) -> str:
         "so that the truly best layer shows a regret as well: the *noise floor*, by drawing as "
         "many judges from the cell's facts, as if these were all there are. LGA and transfer "
         "choose on 100 other facts. The race chooses by the mean of hits and expected hits, at the "
-        "published depth and one and two thirds of the depth. Differences from "
+        "published depth and one and two thirds of the depth (fine-tuning: two thirds and the last "
+        "layer). Differences from "
         "the published depth are paired by fact; their intervals (95 %) draw the facts anew, for "
         "all editors of a cell alike. The rows are in `study/`, compressed; `python "
         "tools/results/choices.py` and `golden_layers.py` make this page.",

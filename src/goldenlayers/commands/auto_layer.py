@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LAYERS = """a layer number (negative ones count from the end), auto, published, or the folder of
 a finished run of golden locate or sweep (golden edit: or each)"""
 _FEWEST = 12  # proxy facts
-_VERSION = 7  # of what is kept: to be raised when the race's scores change, or what may be kept
+_VERSION = 8  # of what is kept: to be raised when the race's scores change, or what may be kept
 
 
 def with_layer(config: Any, layer: int) -> Any:

@@ -144,10 +144,13 @@ class Editor(Settings, ABC):
         name: what it is called by, and what its deltas say they were made by.
         needs_statistics: whether it reads the key statistics of its layers.
         edits_together: whether it can write many facts in one solve.
+        race_depths: shares of the depth at which a race of layers tries it, beside the published
+            depth (docs/results/golden-layers.md has the evidence).
     """
 
     needs_statistics: ClassVar[bool] = False
     edits_together: ClassVar[bool] = False
+    race_depths: ClassVar[tuple[float, ...]] = (1 / 3, 2 / 3)
 
     def layers(self, layer: int) -> list[int]:
         """The layers that an edit at ``layer`` writes to, ascending."""

@@ -26,7 +26,8 @@ _LONGEST = 1e9  # seconds
 @dataclass(frozen=True, kw_only=True)
 class Race(LayerMethod):
     """Full edits of some facts with the editor that is to edit later, at a few layers: the
-    published depth, and one and two thirds of the depth. All are edited on the same facts, and the
+    published depth, and one and two thirds of the depth (by fine-tuning two thirds and the last
+    layer). All are edited on the same facts, and the
     published depth is left only for a layer that is clearly ahead. See
     :mod:`goldenlayers.racing.rule`.
 
@@ -93,7 +94,7 @@ class Race(LayerMethod):
         from goldenlayers.racing import few_layers
 
         depth = len(model.layers)
-        places = [published_layer(depth), *few_layers(depth)]
+        places = [published_layer(depth), *few_layers(depth, self.editor.race_depths)]
         if not model.layers.with_mlp:
             raise UserError("there is no layer to race", expected="a layer with an MLP")
         return list(dict.fromkeys(model.layers.nearest(i) for i in places))

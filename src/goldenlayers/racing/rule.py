@@ -31,13 +31,12 @@ FACTS = 3  # of a round: each layer is tried on them before any is tried on the 
 FEWEST = 6  # facts that each layer is compared on; with a budget for less nothing is compared
 ENOUGH = 24  # facts at which
 MARGIN = 2.0  # points are a clear lead; with fewer facts it takes more
-SHARES = 1 / 3, 2 / 3  # of the depth: layers that are tried beside the published one
 RESAMPLES = 2000  # of the facts
 
 
-def few_layers(n_layers: int) -> list[int]:
-    """The layers at one and two thirds of the depth."""
-    return [min(n_layers - 1, round(n_layers * share)) for share in SHARES]
+def few_layers(n_layers: int, depths: Iterable[float]) -> list[int]:
+    """The layers at some shares of the depth, the last at most."""
+    return [min(n_layers - 1, round(n_layers * share)) for share in depths]
 
 
 def margin(facts: int) -> float:
