@@ -86,13 +86,19 @@ def draw(found: Found, stem: Path) -> None:
 
 def halved(found: Found) -> str:
     """Where only some layers were swept."""
-    some = {
-        f"{r['model']}, {r['data']} ({len(r['layers'])} of them)"
-        for r in found["rows"]
-        if len(r["layers"]) <= r["layers"][-1]
-    }
-    told = "; a choice between layers stands for the nearest"
-    return f" but in {' and '.join(sorted(some))}{told}" if some else ""
+    swept: dict[tuple[str, str], dict[str, int]] = {}
+    for row in found["rows"]:
+        some = len(row["layers"]) if len(row["layers"]) < row["n_layers"] else 0
+        swept.setdefault((row["model"], row["data"]), {})[row["editor"]] = some
+    told = []
+    for (model, data), by_editor in sorted(swept.items()):
+        for count in sorted({count for count in by_editor.values() if count}):
+            mine = [editor for editor, some in by_editor.items() if some == count]
+            by = "" if len(mine) == len(by_editor) else f" with {', '.join(mine)}"
+            told.append(f"{model}, {data}{by} ({count} of them)")
+    if not told:
+        return ""
+    return f" but in {'; '.join(told)}; a choice between layers stands for the nearest"
 
 
 def page(found: Found) -> str:
@@ -167,7 +173,7 @@ def page(found: Found) -> str:
         dials(found),
     ]
     if left := missing(found):
-        parts += ["## Still open", ", ".join(left) + "."]
+        parts += ["## Still open", "\n".join(left)]
     return "\n\n".join(parts) + "\n"
 
 

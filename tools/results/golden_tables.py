@@ -270,12 +270,20 @@ def shares(found: Found) -> str:
 
 
 def missing(found: Found) -> list[str]:
-    """The cells of the plan that are not there."""
+    """The cells of the plan that are not there, with the editors that they lack."""
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
-    there = {(row["model"], row["data"]) for row in found["rows"]}
-    models = [m if isinstance(m, str) else m["model"] for m in plan["models"]]
-    data = [
-        Path(d).stem if isinstance(d, str) else d.get("name", Path(d["data"]).stem)
-        for d in plan["data"]
-    ]
-    return [f"{m} × {d}" for m in models for d in data if (m, d) not in there]
+    there = {(row["model"], row["data"], row["editor"]) for row in found["rows"]}
+    editors = [one if isinstance(one, str) else one["editor"] for one in plan["editors"]]
+    lacking = []
+    for model in plan["models"]:
+        one = {"model": model} if isinstance(model, str) else model
+        for data in map(_stem, one.get("data", plan["data"])):
+            left = [e for e in editors if (one["model"], data, e) not in there]
+            if left:
+                every = "all editors" if left == editors else ", ".join(left)
+                lacking.append(f"- {one['model']} × {data}: {every}")
+    return lacking
+
+
+def _stem(data: str | dict[str, str]) -> str:
+    return Path(data).stem if isinstance(data, str) else data.get("name", Path(data["data"]).stem)
