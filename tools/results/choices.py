@@ -41,6 +41,7 @@ SPLITS = 60
 PUBLISHED, RANDOM, RACE = "published", "random layer", "race"
 ATLAS = "the atlas, by other kinds of facts"
 WITH_TRANSFER = "race with key transfer's layer"
+ON_STARTER = "race on starter facts"
 FINE_TUNED = ("ft-m", "ft-l")
 
 
@@ -65,6 +66,10 @@ def choices(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Callable[[lis
     if others:
         known = _atlas(others, one.layers[one.published])
         found[ATLAS] = _always(one.nearest(known))
+    for other in others:
+        if other.cell["data"] == "starter":  # what --layer auto does where no atlas helps
+            place = race(other, list(range(len(other.facts)))).place
+            found[ON_STARTER] = _always(one.nearest(other.layers[place]))
     for name, layer in one.cell["choices"].items():
         place = one.nearest(layer)
         found[name] = _always(place)
@@ -158,6 +163,7 @@ def judge(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Any]:
         "golden_in_resamples": one.truth.wins()[one.truth.golden_layer()],
         "published_layer": one.layers[one.published],
         "means": [plain(round(float(m), 2)) for m in nan_mean(one.hard)],
+        "ends": [[plain(round(float(end), 2)) for end in both] for both in one.truth.intervals()],
         "oracle_gap": figures(one.truth.gap()),
         "by_kind": by_kind(one),
         "noise_floor": noise_floor(one),
@@ -166,11 +172,7 @@ def judge(one: Swept, others: Sequence[Swept] = ()) -> dict[str, Any]:
         "promised": [float(m) for m in np.mean(promised, axis=0)] if promised else [],
         "regrets": {name: float(np.mean(values)) for name, values in lost.items()},
         "gains": {name: (total / judged).tolist() for name, total in gains.items()},
-        "chosen": {
-            name: one.layers[rule([])]
-            for name, rule in rules.items()
-            if name in one.cell["choices"]
-        },
+        "chosen": dict(one.cell["choices"]),
     }
 
 

@@ -25,6 +25,7 @@ from golden_tables import (
     missing,
     promises,
     shares,
+    sink_edits,
     sinks,
     wanted,
 )
@@ -65,6 +66,8 @@ def draw(found: Found, stem: Path) -> None:
                 layers, means = row["layers"], row["means"]
                 best = means[layers.index(golden)]
                 ax.plot(layers, means, color=colour, lw=1.2, label=row["editor"])
+                low, high = zip(*row["ends"], strict=True)
+                ax.fill_between(layers, low, high, color=colour, alpha=0.1, lw=0)
                 ax.plot([golden], [best], **STAR | {"markersize": 10})
             ax.axvline(rows[0]["published_layer"], color="#555555", lw=0.8, ls=":")
             ax.set_title(f"{model}, {data}", fontsize=8)
@@ -101,6 +104,20 @@ def halved(found: Found) -> str:
     return f" but in {'; '.join(told)}; a choice between layers stands for the nearest"
 
 
+def own_layers(found: Found) -> str:
+    """Why no more than that can be had by choosing for each fact."""
+    own = found["per_fact"]
+    alone, low, high = own["by_share"]["1.0"]
+    return (
+        f"The facts' own best layers lie {own['gap']:.1f} points above the fixed one, and "
+        f"{own['gap_share']:.0%} of that can be had. A fact's own evidence alone finds "
+        f"{alone:+.1f} ({low:+.1f} to {high:+.1f}): what one half of its probes says for a layer "
+        "the other half hardly repeats. So most of the gap is the luck of a few probes, or cannot be found by so "
+        "few; with the other facts' evidence beside it, a fifth is real. (Of rewrite, rephrase and "
+        "locality; portability has too few probes to halve.)"
+    )
+
+
 def page(found: Found) -> str:
     """The page."""
     facts = sorted({row["facts"] for row in found["rows"]})
@@ -122,7 +139,9 @@ def page(found: Found) -> str:
         "many judges from the cell's facts, as if these were all there are. LGA and transfer "
         "choose on 100 other facts. The race chooses by the mean of hits and expected hits, at the "
         "published depth and one and two thirds of the depth (fine-tuning: two thirds and the last "
-        "layer). Differences from "
+        "layer). Values were searched for by 10 steps with 2 prefixes (FT-M: 15 steps), half of "
+        "the defaults' work, and key statistics are of Wikipedia text, not the package's: whether "
+        "the layers rank alike by the defaults was not measured. Differences from "
         "the published depth are paired by fact; their intervals (95 %) draw the facts anew, for "
         "all editors of a cell alike. The rows are in `study/`, compressed; `python "
         "tools/results/choices.py` and `golden_layers.py` make this page.",
@@ -131,7 +150,7 @@ def page(found: Found) -> str:
         "*Golden in resamples*: how often the layer stays the best one when the facts are drawn "
         "anew. The last column is chosen and judged on the same probes, so it is flattered.",
         "![Overall by layer](study/curves.svg)",
-        "Dotted: the published depth. Stars: the golden layers.",
+        "Dotted: the published depth. Stars: the golden layers. Bands: 95 % over the facts.",
         "## Does it carry over?",
         "What the golden layer of one data set loses on another, same model and editor:",
         carried(found, "data", ("model", "editor")),
@@ -156,6 +175,12 @@ def page(found: Found) -> str:
         "The layers that LGA names when all tokens count, all but the first, the lookup token "
         "alone, and with the answer's loss.",
         sinks(found),
+        "Edits that take (%) at the layers which carry the first token's activations, and in the "
+        "mean of the two layers beside each:",
+        sink_edits(found),
+        "ROME, clear-rome and MEMIT take there about as often as beside them; at layer 28 they do "
+        "what the last layers do. AlphaEdit alone breaks down at layer 11, not at 2 and 9. So an edit there "
+        "does not fail because of the sink, but for AlphaEdit's at one layer.",
         "## What must stay decides the layer",
         "Locality asks two things: that the subject's other answers stay (ZsRE, wiki_counterfact), "
         "and that other subjects' answers do (CounterFact, starter); no data set asks both. "
@@ -167,9 +192,12 @@ def page(found: Found) -> str:
         f"facts. {NAMED_SHARE:.0%} was named beforehand. [Each](each.md) has the same with an "
         "editor and a strength for each fact.",
         shares(found),
+        own_layers(found),
         "## Other dials than the layer",
         "Overall against ROME at the published depth. The golden layers are chosen by the facts "
-        "they are judged on here, so their columns are flattered by about the noise floor.",
+        "they are judged on here, so their columns are flattered by about the noise floor. The "
+        "third dial, the strength of the change, stands in "
+        "[each](each.md#what-can-be-had-at-all-on-gemma3-270m); two layers at once were not measured.",
         dials(found),
     ]
     if left := missing(found):

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from choices import PUBLISHED, RACE, RANDOM
+from choices import ON_STARTER, PUBLISHED, RACE, RANDOM
 from render import RESULTS, table
 
 PLAN = RESULTS.parents[1] / "studies" / "golden-layers.yaml"
@@ -43,6 +43,20 @@ def wanted(found: Found) -> str:
             points(choice["worst_against_published"], sign=True),
         ]
     )
+    served = [row for row in found["rows"] if ON_STARTER in row["regrets"]]
+    if served:
+        lost = [row["regrets"][ON_STARTER] - row["regrets"][PUBLISHED] for row in served]
+        floor = sum(row["noise_floor"] for row in served) / len(served)
+        regret = sum(row["regrets"][ON_STARTER] for row in served) / len(served)
+        rows.append(
+            [
+                "`--layer auto` without an atlas: a race on starter facts, judged by other kinds",
+                "at most 1.0 above the noise floor, at most 1 point worse",
+                f"{regret:.1f}, noise floor {floor:.1f}: {regret - floor:+.1f}; over one sixth "
+                f"{between(found['against_published'][ON_STARTER])}, worst cell {max(lost):+.1f} "
+                f"({len(served)} cells)",
+            ]
+        )
     rows.append(
         [
             "its cost",
@@ -113,7 +127,10 @@ def existence(found: Found) -> str:
                 f"{row['model']}, {row['data']}, {row['editor']}",
                 str(row["golden_layer"]),
                 f"{row['golden_in_resamples']:.0%}",
-                points(best),
+                "{} ({} to {})".format(
+                    points(best),
+                    *map(points, row["ends"][row["layers"].index(row["golden_layer"])]),
+                ),
                 points(best - row["means"][row["layers"].index(row["published_layer"])]),
                 points(row["regrets"][RANDOM]),
                 f"{gap:.1f} ({low:.1f} to {high:.1f})",
@@ -210,6 +227,24 @@ def sinks(found: Found) -> str:
         layers = [str(row["chosen"].get(name, "–")) for name in names]
         rows[row["model"], row["data"]] = [f"{row['model']}, {row['data']}", *layers]
     return table(["cell", *names], list(rows.values()))
+
+
+SINKS = {"smollm2-135m": (2, 9, 11, 28)}  # layers that carry the first token's activations
+
+
+def sink_edits(found: Found) -> str:
+    """How many edits take at the sink's layers, and at the two layers beside each."""
+    rows = []
+    for row in found["rows"]:
+        sinks = SINKS.get(row["model"], ())
+        if not sinks or row["layers"] != list(range(row["n_layers"])):
+            continue
+        took = row["by_kind"]["rewrite"]
+        beside = [(took[one - 1] + took[one + 1]) / 2 for one in sinks]
+        there = [f"{took[s]:.0f} / {b:.0f}" for s, b in zip(sinks, beside, strict=True)]
+        rows.append([f"{row['model']}, {row['data']}, {row['editor']}", *there])
+    numbers = [f"layer {one}" for some in SINKS.values() for one in some]
+    return table(["cell", *numbers], rows)
 
 
 def cells_table(found: Found) -> str:

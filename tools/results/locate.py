@@ -17,12 +17,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from goldenlayers.locating.ranking import LayerRanking
+from goldenlayers.report.figures import ranking_figure
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "results" / "locate"
 MODELS = ("gemma3-270m", "smollm2-135m")
 DATA = (
     "counterfact/counterfact_500.json",
     "KnowEdit/ZsRE/ZsRE-test-all.json",
+)
+
+
+NOT_FIRM = (
+    "The choice is not firm (☆): it wins less than half of the resamples of the facts, or hardly "
+    "more than the next layer."
 )
 
 
@@ -54,7 +63,8 @@ def section(model: str, data: str) -> str:
     """The table of one run."""
     name = f"{model}-{Path(data).stem}"
     r: dict[str, Any] = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
-    golden = r["golden_layer"]
+    ranking = LayerRanking.from_json(r)
+    golden, star = r["golden_layer"], "★" if ranking.firm else "☆"
     lines = [
         f"## {model}, {Path(data).stem}",
         "",
@@ -62,7 +72,9 @@ def section(model: str, data: str) -> str:
         "",
         f"Golden layer **{golden}** of {len(r['layers'])}; candidates "
         f"{', '.join(map(str, r['candidates']))}; {r['n_facts']} facts in {r['seconds']:.0f} s.",
-        *(f"> {warning}" for warning in r["warnings"]),
+        "",
+        *(f"{note}" for note in ranking.notes),
+        *([] if ranking.firm else [NOT_FIRM]),
         "",
         f"![Scores by layer](locate/{name}.svg)",
         "",
@@ -70,12 +82,19 @@ def section(model: str, data: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in r["layers"]:
-        mark = " ★" if row["layer"] == golden else ""
+        mark = f" {star}" if row["layer"] == golden else ""
         lines.append(
             f"| {row['layer']}{mark} | {row['score']:.4g} | {'yes' if row['kept'] else 'no'} "
             f"| {row['cosine']:.3f} | {100 * row['wins']:.0f} % |"
         )
     return "\n".join(lines)
+
+
+def draw(model: str, data: str) -> None:
+    """The picture as it is drawn today."""
+    stem = KEPT / f"{model}-{Path(data).stem}"
+    text = stem.with_suffix(".json").read_text(encoding="utf-8")
+    ranking_figure(LayerRanking.from_json(text), stem, formats=("svg",))
 
 
 def page() -> str:
@@ -90,11 +109,14 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run LGA on public data and write the page.")
-    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--render", action="store_true", help="only draw and write the page")
     if not parser.parse_args().render:
         for model in MODELS:
             for data in DATA:
                 run(model, data)
+    for model in MODELS:
+        for data in DATA:
+            draw(model, data)
     (ROOT / "docs" / "results" / "locate.md").write_text(page(), encoding="utf-8")
 
 

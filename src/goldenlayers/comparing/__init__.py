@@ -31,7 +31,7 @@ from goldenlayers.errors import UserError, check_number, check_seed
 from goldenlayers.evaluation.bootstrap import resampled_means, spearman
 from goldenlayers.locating.methods import Fixed
 from goldenlayers.locating.ranking import LayerRanking
-from goldenlayers.truth import OVERALL, Interval, TransferMatrix, transfer_matrix
+from goldenlayers.truth import OVERALL, Interval, TransferMatrix, noise_floor, transfer_matrix
 from goldenlayers.truth.table import GAIN, eligible_means, ends, level, plain
 
 __all__ = [
@@ -116,6 +116,7 @@ class Choice:
 class Comparison:
     """All choices, the yardsticks first, and how the rules do with fewer proxy facts.
 
+    ``noise_floor`` is the regret that the truly best layer would show on as many other facts;
     ``transfer`` has the golden layer of every sweep judged on every other, this one first; None
     where no other sweep was given.
     """
@@ -130,6 +131,7 @@ class Comparison:
     metric: str
     n_facts: int
     sweep_seconds: float | None
+    noise_floor: float
     warnings: tuple[str, ...] = ()
     transfer: TransferMatrix | None = None
 
@@ -137,6 +139,7 @@ class Comparison:
         """The value of ``compare.json``."""
         return {"schema": SCHEMA, **vars(self)} | {
             "golden_score": plain(self.golden_score),
+            "noise_floor": plain(self.noise_floor),
             "oracle": self.oracle.to_json(),
             "layers": list(self.layers),
             "means": [plain(value) for value in self.means],
@@ -220,6 +223,7 @@ def compare(
         metric=metric,
         n_facts=len(truth.facts),
         sweep_seconds=sweep.seconds,
+        noise_floor=noise_floor(truth, metric),
         warnings=truth.warnings,
         transfer=_transfers([sweep, *sweeps], metric) if sweeps else None,
     )

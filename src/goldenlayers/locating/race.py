@@ -191,6 +191,8 @@ def _evidence(contest: Contest, found: Raced) -> Evidence:
         value, low, high = (plain(v) for v in (gain.value, gain.low, gain.high))
     sorts = [dataclasses.replace(contest.worth, subject=s, neighbour=1 - s) for s in (1.0, 0.0)]
     subject, neighbour = (contest.layer_by(found, worth) for worth in sorts)
+    metrics = {row["metric"] for row in contest.rows}
+    asked = tuple(s for s in ("subject", "neighbour") if f"locality_{s}" in metrics)
     return Evidence(
         editor=contest.editor.name,
         published=contest.home,
@@ -200,6 +202,7 @@ def _evidence(contest: Contest, found: Raced) -> Evidence:
         why=found.why,
         subject=subject,
         neighbour=neighbour,
+        asked=asked,
     )
 
 

@@ -156,6 +156,7 @@ class Evidence:
         why: the race ended.
         subject: the layer, if only other questions about the edited subject had to stay.
         neighbour: the layer, if only questions about other subjects had to.
+        asked: which of the two sorts of questions were asked, "subject" and "neighbour".
     """
 
     editor: str
@@ -166,6 +167,7 @@ class Evidence:
     why: str
     subject: int
     neighbour: int
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,8 @@ class LayerRanking:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``ranking.json``: ``json.dumps(..., allow_nan=False)`` accepts them."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        record = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"schema": SCHEMA, **record, "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | str | bytes) -> LayerRanking:
@@ -323,7 +326,10 @@ def _said(ranking: LayerRanking, known: Evidence) -> list[str]:
         found.append(f"It was ahead of {home} by {value:.1f} points{ends}.")
     if known.alike:
         found.append(f"It cannot be told from {_layers(known.alike)}.")
-    if known.subject != known.neighbour:
+    if len(known.asked) == 1:
+        about = "the edited subjects" if "subject" in known.asked else "other subjects"
+        found.append(f"Of what must stay only answers about {about} were asked.")
+    elif known.subject != known.neighbour:
         found.append(
             f"If only answers about the edited subject had to stay it were layer {known.subject}, "
             f"if only those about others layer {known.neighbour}."
