@@ -112,9 +112,9 @@ def own_layers(found: Found) -> str:
         f"The facts' own best layers lie {own['gap']:.1f} points above the fixed one, and "
         f"{own['gap_share']:.0%} of that can be had. A fact's own evidence alone finds "
         f"{alone:+.1f} ({low:+.1f} to {high:+.1f}): what one half of its probes says for a layer "
-        "the other half hardly repeats. So most of the gap is the luck of a few probes, or cannot be found by so "
-        "few; with the other facts' evidence beside it, a fifth is real. (Of rewrite, rephrase and "
-        "locality; portability has too few probes to halve.)"
+        "the other half hardly repeats. So most of the gap is the luck of a few probes, or cannot "
+        "be found by so few; the share that can be had needs the other facts' evidence beside it. "
+        "(Of rewrite, rephrase and locality; portability has too few probes to halve.)"
     )
 
 
@@ -179,8 +179,8 @@ def page(found: Found) -> str:
         "mean of the two layers beside each:",
         sink_edits(found),
         "ROME, clear-rome and MEMIT take there about as often as beside them; at layer 28 they do "
-        "what the last layers do. AlphaEdit alone breaks down at layer 11, not at 2 and 9. So an edit there "
-        "does not fail because of the sink, but for AlphaEdit's at one layer.",
+        "what the last layers do. AlphaEdit alone breaks down at layer 11, not at 2 and 9. So an "
+        "edit there does not fail because of the sink, but for AlphaEdit's at one layer.",
         "## What must stay decides the layer",
         "Locality asks two things: that the subject's other answers stay (ZsRE, wiki_counterfact), "
         "and that other subjects' answers do (CounterFact, starter); no data set asks both. "
@@ -197,7 +197,8 @@ def page(found: Found) -> str:
         "Overall against ROME at the published depth. The golden layers are chosen by the facts "
         "they are judged on here, so their columns are flattered by about the noise floor. The "
         "third dial, the strength of the change, stands in "
-        "[each](each.md#what-can-be-had-at-all-on-gemma3-270m); two layers at once were not measured.",
+        "[each](each.md#what-can-be-had-at-all-on-gemma3-270m); two layers at once were not "
+        "measured.",
         dials(found),
     ]
     if left := missing(found):
