@@ -347,7 +347,7 @@ def test_a_check_from_elsewhere_is_believed_in_nothing(tmp_path: Path) -> None:
 def test_advice_that_is_followed_already_is_not_given(
     method: str, settings: dict[str, Any], expected: list[str]
 ) -> None:
-    named = [dataclasses.replace(row, name=n) for row, n in zip(
+    named = [dataclasses.replace(row, name=n, prompt=n) for row, n in zip(
         probed("neighbours", 0, 2), ("Spain", "Peru"), strict=True)]  # fmt: skip
     damaging = Check(probes=(*probed("prompt", 1, 1), *named))
     delta = WeightDelta({}, method=method, settings=settings)
