@@ -21,6 +21,7 @@ from goldenlayers.commands import auto_layer
 from goldenlayers.datasets import load_facts, write_jsonl
 from goldenlayers.delta import WeightDelta
 from goldenlayers.editors import Rome
+from goldenlayers.editors.finetune import FtM
 from goldenlayers.errors import UserError
 from goldenlayers.racing import Contest, drawn
 from goldenlayers.store import RunFolder
@@ -48,6 +49,7 @@ def golden(
     """``golden(*arguments)``: exit status, and all that was said; a cache of its own."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("GOLDENLAYERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(FtM, "carries_over", True)  # as other editors, which take longer
 
     def run(*arguments: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -114,6 +116,16 @@ def test_auto_races_with_the_editor_once_and_keeps_the_choice(
     status, said = golden(*command, "--out", tmp_path / "third")
     assert status == 0 and "has changed since it was written" in said
     assert edited(tmp_path / "third") == chosen and len(raced) == 5
+
+
+def test_fine_tuning_takes_the_published_depth_where_the_atlas_has_none(
+    golden: Golden, place: Path, tmp_path: Path, raced: list[Contest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(FtM, "carries_over", False)
+    status, said = golden("edit", place / "model", *FLAGS, *QUICK, "--out", tmp_path / "run")
+    assert status == 0 and edited(tmp_path / "run") == 1 and not raced
+    assert "Layer 1: the published depth. By ft-m" in said
 
 
 def test_a_race_that_was_stopped_is_not_kept(

@@ -88,6 +88,16 @@ def pick_layer(
     if (known := found_for(model, editor, sha256)) is not None:
         say(f"Layer {known.advised}: {known.sentence()}")
         return known.advised
+    if not editor.carries_over:
+        from goldenlayers.locating import published_on
+
+        layer = published_on(model)
+        say(
+            f"Layer {layer}: the published depth. By {editor.name} the layer that suits one kind "
+            "of facts may harm another, so starter facts choose none: golden locate --method race "
+            "does, on facts of your own kind"
+        )
+        return layer
     return _raced(config, model, editor, facts)
 
 

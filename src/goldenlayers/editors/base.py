@@ -146,11 +146,13 @@ class Editor(Settings, ABC):
         edits_together: whether it can write many facts in one solve.
         race_depths: shares of the depth at which a race of layers tries it, beside the published
             depth (docs/results/golden-layers.md has the evidence).
+        carries_over: whether a layer that one kind of facts chose is no harm to another kind.
     """
 
     needs_statistics: ClassVar[bool] = False
     edits_together: ClassVar[bool] = False
     race_depths: ClassVar[tuple[float, ...]] = (1 / 3, 2 / 3)
+    carries_over: ClassVar[bool] = True
 
     def layers(self, layer: int) -> list[int]:
         """The layers that an edit at ``layer`` writes to, ascending."""

@@ -45,6 +45,7 @@ class FtM(Editor):
     name: ClassVar[str] = "ft-m"
     edits_together: ClassVar[bool] = True
     race_depths: ClassVar[tuple[float, ...]] = (2 / 3, 1)
+    carries_over: ClassVar[bool] = False
 
     steps: int = 25
     """Most optimisation steps per fact."""
