@@ -124,7 +124,7 @@ def smaller(command: str, options: Any) -> Any:
     less |= {name: value for name, value in {"bootstrap": 10, "workers": 1}.items() if name in has}
     if "overwrite" in has and getattr(options, "to", "") != "gguf-merged":
         less["overwrite"] = True
-    if getattr(options, "layer", "") == "auto":
+    if getattr(options, "layer", "") == "auto" and getattr(options, "method", "") != "none":
         less["layer"] = "published"  # the race has tests of its own
     if getattr(options, "layers", "all") not in ("all", []):
         less["layers"] = "0,2"  # the stand-ins have few

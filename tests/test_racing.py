@@ -235,7 +235,7 @@ def test_times() -> None:
 
 
 def untimed(ranking: LayerRanking) -> dict[str, Any]:
-    return ranking.to_json() | {"seconds": 0, "peak_memory_bytes": 0}
+    return ranking.to_json() | {"seconds": 0, "peak_memory_bytes": 0, "notes": []}
 
 
 def test_real_edits_agree_with_a_sweep() -> None:
