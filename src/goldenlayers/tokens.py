@@ -207,9 +207,8 @@ class TextEncoder:
             )
 
         before, whole = text(ids), text([*ids, *new])
-        return whole[_agreement(before, whole) :].replace(
-            "\0", "\ufffd"
-        )  # no file of ours holds it
+        # No file of ours holds a NUL.
+        return whole[_agreement(before, whole) :].replace("\0", "\ufffd")
 
     def encode(
         self, prompt: str, answer: str = "", subject: str | None = None, joint: Joint = "auto"

@@ -46,8 +46,8 @@ def wanted(found: Found) -> str:
     served = [row for row in found["rows"] if ON_STARTER in row["regrets"]]
     if served:
         lost = [row["regrets"][ON_STARTER] - row["regrets"][PUBLISHED] for row in served]
-        floor = sum(row["noise_floor"] for row in served) / len(served)
-        regret = sum(row["regrets"][ON_STARTER] for row in served) / len(served)
+        floor = mean(row["noise_floor"] for row in served)
+        regret = mean(row["regrets"][ON_STARTER] for row in served)
         rows.append(
             [
                 "`--layer auto` without an atlas: a race on starter facts, judged by other kinds",
@@ -120,17 +120,15 @@ def existence(found: Found) -> str:
     """Cell by cell: the golden layer, how sure it is, and what other layers lose."""
     rows = []
     for row in found["rows"]:
-        best = row["means"][row["layers"].index(row["golden_layer"])]
+        place = row["layers"].index(row["golden_layer"])
+        best, ends = row["means"][place], row["ends"][place]
         gap, low, high = row["oracle_gap"]
         rows.append(
             [
                 f"{row['model']}, {row['data']}, {row['editor']}",
                 str(row["golden_layer"]),
                 f"{row['golden_in_resamples']:.0%}",
-                "{} ({} to {})".format(
-                    points(best),
-                    *map(points, row["ends"][row["layers"].index(row["golden_layer"])]),
-                ),
+                "{} ({} to {})".format(*map(points, (best, *ends))),
                 points(best - row["means"][row["layers"].index(row["published_layer"])]),
                 points(row["regrets"][RANDOM]),
                 f"{gap:.1f} ({low:.1f} to {high:.1f})",

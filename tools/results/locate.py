@@ -73,7 +73,7 @@ def section(model: str, data: str) -> str:
         f"Golden layer **{golden}** of {len(r['layers'])}; candidates "
         f"{', '.join(map(str, r['candidates']))}; {r['n_facts']} facts in {r['seconds']:.0f} s.",
         "",
-        *(f"{note}" for note in ranking.notes),
+        *ranking.notes,
         *([] if ranking.firm else [NOT_FIRM]),
         "",
         f"![Scores by layer](locate/{name}.svg)",
@@ -110,12 +110,11 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run LGA on public data and write the page.")
     parser.add_argument("--render", action="store_true", help="only draw and write the page")
-    if not parser.parse_args().render:
-        for model in MODELS:
-            for data in DATA:
-                run(model, data)
+    render = parser.parse_args().render
     for model in MODELS:
         for data in DATA:
+            if not render:
+                run(model, data)
             draw(model, data)
     (ROOT / "docs" / "results" / "locate.md").write_text(page(), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from goldenlayers.durable import read_text_file, write_text
 from goldenlayers.errors import UserError
 from goldenlayers.evaluation.bootstrap import nan_mean
 from goldenlayers.records import json_text, made, parse_json
-from goldenlayers.truth.table import Interval, Truth
+from goldenlayers.truth.table import Interval, Truth, nearest
 
 if TYPE_CHECKING:
     from goldenlayers.comparing import SweepRun
@@ -131,8 +131,7 @@ class Known:
         """The published depth, or the swept layer that stands for it."""
         from goldenlayers.locating import published_layer
 
-        depth = published_layer(self.entries[0].n_layers)
-        return min(self.entries[0].layers, key=lambda one: (abs(one - depth), one))
+        return nearest(self.entries[0].layers, published_layer(self.entries[0].n_layers))
 
     @property
     def advised(self) -> int:

@@ -67,10 +67,9 @@ class Texts:
                 if not one.made:
                     raise
                 continue
-            places = tuple(range(whole.n_prompt - 1, len(whole) - 1))
             kept.append(one)
             rows.append(alone.ids)
-            readings.append(Reading(whole.ids[:-1], places, whole.answer_ids, nll=True))
+            readings.append(Reading.of_answer(whole))
         return cls(kept, rows, readings)
 
     def said(self, model: Model) -> list[Said]:

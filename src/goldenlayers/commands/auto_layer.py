@@ -72,12 +72,12 @@ def pick_layer(
     Raises:
         UserError: not a layer of the model, and no run that names one.
     """
+    from goldenlayers.locating import published_on
+
     text = config.layer
     if re.fullmatch("-?[0-9]{1,18}", text):
         return model.layers[int(text)].index
     if text == "published":
-        from goldenlayers.locating import published_on
-
         layer = published_on(model)
         say(f"Layer {layer}: the published depth")
         return layer
@@ -89,8 +89,6 @@ def pick_layer(
         say(f"Layer {known.advised}: {known.sentence()}")
         return known.advised
     if not editor.carries_over:
-        from goldenlayers.locating import published_on
-
         layer = published_on(model)
         say(
             f"Layer {layer}: the published depth. By {editor.name} the layer that suits one kind "

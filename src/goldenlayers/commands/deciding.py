@@ -56,7 +56,7 @@ def statistics_of(
 
 
 _LINES_BYTES = 1_000_000  # of a file of them
-_LINES = {"clear_of": "names", "keep": "prompts"}
+LINES = {"clear_of": "names", "keep": "prompts"}
 
 
 def with_lines(config: Any) -> Any:
@@ -70,10 +70,10 @@ def with_lines(config: Any) -> Any:
     from goldenlayers.editors.named import checked_names
 
     found: dict[str, Any] = {}
-    for name in _LINES:
+    for name in LINES:
         file = getattr(config, f"{name}_file")
         named = f"{flag(name)}-file"
-        more = [] if file is None else lines_of(file, named, _LINES[name])
+        more = [] if file is None else lines_of(file, named, LINES[name])
         found |= {
             name: [*getattr(config, name), *(line.strip() for line in more)],
             f"{name}_file": None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from goldenlayers.commands import call, options_of, shared
+from goldenlayers.commands.deciding import LINES
 from goldenlayers.commands.options import (
     RARE,
     Consent,
@@ -211,7 +212,7 @@ def run_run(config: RunConfig) -> int:
     for name in never_recorded(RunConfig):
         if name not in roles(kind) and given[name] != usual[name]:
             raise UserError(f"{flag(name)} means nothing to golden {command}", fix="Leave it out")
-    for name in ("keep_file", "clear_of_file"):  # what they held stands in keep and clear_of
+    for name in (f"{name}_file" for name in LINES):  # what they held stands in the lists
         if isinstance(record["settings"], dict) and record["settings"].get(name) is not None:
             raise UserError(
                 f"{folder / CONFIG} names a file to be read, {name} {record['settings'][name]!r}",

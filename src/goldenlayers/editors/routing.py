@@ -142,8 +142,9 @@ def statistics_for(
     for layer in layers:
         check_layers(model, editor, layer)
     needed = needed_layers(editor, layers)
-    more = {"seed": seed, "text": text, "cache_dir": cache_dir, "progress": progress}
-    return layer_statistics(model, needed, **more)
+    return layer_statistics(
+        model, needed, seed=seed, text=text, cache_dir=cache_dir, progress=progress
+    )
 
 
 def layer_statistics(

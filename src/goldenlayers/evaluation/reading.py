@@ -21,7 +21,7 @@ from torch import Tensor
 from goldenlayers.hooks import UNABLE, capture, final_hidden, resume_from, wide
 from goldenlayers.models.offload import runs_on
 from goldenlayers.progress import in_smaller_batches
-from goldenlayers.tokens import pad_ids
+from goldenlayers.tokens import Encoding, pad_ids
 
 if TYPE_CHECKING:
     from goldenlayers.delta import Selection
@@ -59,6 +59,12 @@ class Reading:
     keep_hidden: bool = False
     top: tuple[Top, ...] = ()
     keep_top: bool = False
+
+    @classmethod
+    def of_answer(cls, whole: Encoding) -> Reading:
+        """A prompt with an answer behind it: the arg-max along the answer, and its NLL."""
+        places = tuple(range(whole.n_prompt - 1, len(whole) - 1))
+        return cls(whole.ids[:-1], places, whole.answer_ids, nll=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -44,11 +44,7 @@ def greedy_answers(model: Model, facts: Sequence[Fact]) -> list[Answer]:
 
     encoder = model.encoder
     prompts = [encoder.fact(fact).ids for fact in facts]
-    wholes = [encoder.fact(fact, fact.target) for fact in facts]
-    readings = []
-    for one in wholes:
-        places = tuple(range(one.n_prompt - 1, len(one) - 1))
-        readings.append(Reading(one.ids[:-1], places, one.answer_ids, nll=True))
+    readings = [Reading.of_answer(encoder.fact(fact, fact.target)) for fact in facts]
     return [
         Answer(
             encoder.continuation(prompt, new),

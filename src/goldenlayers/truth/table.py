@@ -105,6 +105,11 @@ def plain_list(values: Floats) -> list[float | None]:
     return [plain(float(value)) for value in values]
 
 
+def nearest(layers: Iterable[int], layer: int) -> int:
+    """The one of some layers that is nearest to a layer, the earlier of two."""
+    return min(layers, key=lambda one: (abs(one - layer), one))
+
+
 OVERALL, GAIN = "overall", "gain"
 
 
@@ -181,7 +186,7 @@ class Truth:
 
     def nearest(self, layer: int) -> int:
         """The swept layer nearest to one, the earlier of two."""
-        return min(self.layers, key=lambda one: (abs(one - layer), one))
+        return nearest(self.layers, layer)
 
     @property
     def metrics(self) -> tuple[str, ...]:
